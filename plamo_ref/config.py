@@ -1,0 +1,287 @@
+"""What a checkpoint's config.json says, and everything that follows from it by arithmetic.
+
+Invariant: a `Plamo2Config` that exists is valid; every number derived from it is computed here once.
+Built in notebooks/01_plamo2_anatomy.ipynb.
+"""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+from plamo_ref.errors import PlamoRefError
+
+LayerKind = Literal["mamba", "sliding_window", "full"]
+
+VOCAB_ROW_MULTIPLE = 16  # lm_head rows are stored padded to a multiple of this
+MIN_MAX_POSITION = 10 * 1024 * 1024  # informative only: never size a buffer from it
+QK_NORM_EPS = 1e-6  # a constant of the architecture, independent of rms_norm_eps
+
+
+class ConfigError(PlamoRefError, ValueError):
+    """A config.json that does not describe a PLaMo 2; the message names the field."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plamo2Config:
+    """The shape of a PLaMo 2 model. Field names and defaults are those of its config.json.
+
+    Keys that have no effect on inference (`linear_type`, `image_*`, `eval_*`, expert settings …)
+    are dropped by `from_dict`.
+    """
+
+    hidden_size: int = 4096
+    num_hidden_layers: int = 32
+    rms_norm_eps: float = 1e-6
+    tie_word_embeddings: bool = True
+    num_attention_heads: int = 32
+    num_key_value_heads: int = 4
+    hidden_size_per_head: int = 128  # of attention heads and of Mamba heads
+    max_position_embeddings: int = MIN_MAX_POSITION
+    attention_window_size: int = 2048  # W: a query sees itself and W earlier keys
+    full_attention_idx: tuple[int, ...] = ()  # attention layers without a window
+    rope_theta: float = 10000.0  # of layers in full_attention_idx
+    rope_local_theta: float = 10000.0  # of all other attention layers
+    mamba_d_state: int = 64
+    mamba_d_conv: int = 4
+    mamba_num_heads: int = 64
+    mamba_step: int = 2
+    mamba_chunk_size: int = 256  # chunk of the parallel scan: no effect on the result
+    mamba_enabled: bool = True
+    intermediate_size: int = 13312
+    vocab_size: int = 32000
+    bos_token_id: int | None = 1
+    eos_token_id: int | None = 2
+    pad_token_id: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in _POSITIVE:
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise ConfigError(f"config.json: {name} must be a positive integer, not {value!r}")
+        for name in ("rms_norm_eps", "rope_theta", "rope_local_theta"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int | float):
+                raise ConfigError(f"config.json: {name} must be a number, not {value!r}")
+            if not (math.isfinite(value) and value > 0):
+                raise ConfigError(f"config.json: {name} must be finite and above 0, not {value!r}")
+        for name in ("tie_word_embeddings", "mamba_enabled"):
+            if not isinstance(getattr(self, name), bool):
+                raise ConfigError(
+                    f"config.json: {name} must be true or false, not {getattr(self, name)!r}"
+                )
+        for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+            value = getattr(self, name)
+            if value is not None and (not isinstance(value, int) or isinstance(value, bool)):
+                raise ConfigError(f"config.json: {name} must be an integer or null, not {value!r}")
+        if self.mamba_step < 2:
+            raise ConfigError(f"config.json: mamba_step must be 2 or more, not {self.mamba_step}")
+        if self.mamba_d_conv < 2:
+            raise ConfigError(f"config.json: mamba_d_conv must be 2 or more: {self.mamba_d_conv}")
+        if self.hidden_size_per_head % 2:
+            raise ConfigError("config.json: hidden_size_per_head must be even (RoPE pairs halves)")
+        if self.num_attention_heads % self.num_key_value_heads:
+            raise ConfigError(
+                f"config.json: num_attention_heads ({self.num_attention_heads}) must be a multiple "
+                f"of num_key_value_heads ({self.num_key_value_heads})"
+            )
+        for i in self.full_attention_idx:
+            if not isinstance(i, int) or not 0 <= i < self.num_hidden_layers:
+                raise ConfigError(
+                    f"config.json: full_attention_idx names layer {i!r}; "
+                    f"there are layers 0 to {self.num_hidden_layers - 1}"
+                )
+
+    # --- reading and writing -------------------------------------------------------------------
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any], *, where: str = "config.json") -> "Plamo2Config":
+        """Build from a parsed config.json. Unknown keys are ignored; null means the default.
+
+        Raises:
+            ConfigError: not a PLaMo 2, or a field with an impossible value.
+        """
+        if not isinstance(data, Mapping):
+            raise ConfigError(f"{where}: expected a JSON object, found {type(data).__name__}")
+        if data.get("model_type") != "plamo2":
+            raise ConfigError(
+                f"{where}: model_type is {data.get('model_type')!r}, expected 'plamo2'"
+            )
+        known = {f.name for f in fields(cls)}
+        given = {k: v for k, v in data.items() if k in known and v is not None}
+        # A null token id is meaningful (there is no such token); elsewhere null means "default".
+        given |= {k: None for k in _TOKEN_IDS if k in data and data[k] is None}
+        if not isinstance(given.get("full_attention_idx", []), list | tuple):
+            raise ConfigError(f"{where}: full_attention_idx must be a list of layer numbers")
+        given["full_attention_idx"] = tuple(given.get("full_attention_idx", ()))
+        # As in the makers' own loader: a config with only rope_theta means it for every layer.
+        given.setdefault("rope_local_theta", given.get("rope_theta", cls.rope_local_theta))
+        given["max_position_embeddings"] = max(
+            MIN_MAX_POSITION, given.get("max_position_embeddings", 0)
+        )
+        try:
+            return cls(**given)
+        except ConfigError as error:
+            raise ConfigError(str(error).replace("config.json", where, 1)) from None
+
+    @classmethod
+    def from_file(cls, path: str | Path) -> "Plamo2Config":
+        """Read a config.json.
+
+        Raises:
+            ConfigError: the file is missing, is not JSON, or does not describe a PLaMo 2.
+        """
+        path = Path(path)
+        try:
+            data = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise ConfigError(f"{path}: no such file") from None
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{path}: not valid JSON: {error}") from None
+        return cls.from_dict(data, where=str(path))
+
+    def to_dict(self) -> dict[str, Any]:
+        """The config.json of this model, with the names other engines look for."""
+        data = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+        return data | {
+            "model_type": "plamo2",
+            "architectures": ["Plamo2ForCausalLM"],
+            "tokenizer_class": "Plamo2Tokenizer",
+            "sliding_window": self.attention_window_size,
+        }
+
+    # --- layers --------------------------------------------------------------------------------
+
+    def is_mamba(self, layer: int) -> bool:
+        """Whether layer `layer` mixes tokens with Mamba rather than with attention."""
+        if not self.mamba_enabled:
+            return False
+        half = self.mamba_step // 2
+        if self.num_hidden_layers <= half:
+            return layer != self.num_hidden_layers - 1
+        return layer % self.mamba_step != half
+
+    @cached_property
+    def layer_kinds(self) -> tuple[LayerKind, ...]:
+        """The kind, which is also the memory group, of each layer."""
+        return tuple(
+            "mamba"
+            if self.is_mamba(i)
+            else ("full" if i in self.full_attention_idx else "sliding_window")
+            for i in range(self.num_hidden_layers)
+        )
+
+    def window(self, layer: int) -> int | None:
+        """W of a sliding-window layer (W + 1 visible keys); None: every earlier key is visible."""
+        return None if self.layer_kinds[layer] == "full" else self.attention_window_size
+
+    def theta(self, layer: int) -> float:
+        """RoPE base of an attention layer."""
+        return self.rope_theta if self.layer_kinds[layer] == "full" else self.rope_local_theta
+
+    def layers_of(self, kind: LayerKind) -> tuple[int, ...]:
+        return tuple(i for i, k in enumerate(self.layer_kinds) if k == kind)
+
+    # --- sizes ---------------------------------------------------------------------------------
+
+    @property
+    def dt_rank(self) -> int:
+        return max(64, self.hidden_size // 16)
+
+    @property
+    def mamba_inner_size(self) -> int:
+        return self.mamba_num_heads * self.hidden_size_per_head
+
+    @property
+    def q_size(self) -> int:
+        return self.num_attention_heads * self.hidden_size_per_head
+
+    @property
+    def kv_size(self) -> int:
+        """Width of the keys (and of the values) of one token in one attention layer."""
+        return self.num_key_value_heads * self.hidden_size_per_head
+
+    @property
+    def lm_head_rows(self) -> int:
+        return math.ceil(self.vocab_size / VOCAB_ROW_MULTIPLE) * VOCAB_ROW_MULTIPLE
+
+    @cached_property
+    def tensor_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Name and shape of every tensor of the checkpoint, in the order of the forward pass."""
+        shapes: dict[str, tuple[int, ...]] = {
+            "model.embed_tokens.weight": (self.vocab_size, self.hidden_size)
+        }
+        for i in range(self.num_hidden_layers):
+            mixer = self._mamba_shapes() if self.is_mamba(i) else self._attention_shapes()
+            layer = {f"mixer.{name}": shape for name, shape in mixer.items()}
+            layer["mlp.gate_up_proj.weight"] = (2 * self.intermediate_size, self.hidden_size)
+            layer["mlp.down_proj.weight"] = (self.hidden_size, self.intermediate_size)
+            for norm in ("pre_mixer_norm", "post_mixer_norm", "pre_mlp_norm", "post_mlp_norm"):
+                layer[f"{norm}.weight"] = (self.hidden_size,)
+            shapes |= {f"model.layers.layers.{i}.{name}": s for name, s in layer.items()}
+        shapes["model.norm.weight"] = (self.hidden_size,)
+        if not self.tie_word_embeddings:
+            shapes["lm_head.weight"] = (self.lm_head_rows, self.hidden_size)
+        return shapes
+
+    def _attention_shapes(self) -> dict[str, tuple[int, ...]]:
+        hidden, head = self.hidden_size, self.hidden_size_per_head
+        return {
+            "qkv_proj.weight": (self.q_size + 2 * self.kv_size, hidden),
+            "o_proj.weight": (hidden, self.q_size),
+            "q_weight": (self.num_attention_heads, head),
+            "k_weight": (self.num_key_value_heads, head),
+        }
+
+    def _mamba_shapes(self) -> dict[str, tuple[int, ...]]:
+        hidden, inner, state = self.hidden_size, self.mamba_inner_size, self.mamba_d_state
+        heads = self.mamba_num_heads
+        return {
+            "in_proj.weight": (2 * inner, hidden),
+            "conv1d.weight": (inner, 1, self.mamba_d_conv),
+            "bcdt_proj.weight": (self.dt_rank + 2 * state, inner),
+            "dt_proj.weight": (heads, self.dt_rank),
+            "dt_bias": (heads,),
+            "A_log": (heads,),
+            "D": (heads,),
+            "dt_norm_weight": (self.dt_rank,),
+            "B_norm_weight": (state,),
+            "C_norm_weight": (state,),
+            "out_proj.weight": (hidden, inner),
+        }
+
+    @cached_property
+    def num_parameters(self) -> int:
+        return sum(math.prod(shape) for shape in self.tensor_shapes.values())
+
+    def kv_bytes_per_token(self, kind: LayerKind, itemsize: int = 2) -> int:
+        """Bytes of keys and values that one token adds to all layers of attention group `kind`."""
+        return 2 * self.kv_size * itemsize * len(self.layers_of(kind)) if kind != "mamba" else 0
+
+    def state_bytes(self, itemsize: int = 2, state_itemsize: int = 4) -> int:
+        """Bytes of one state slot: conv (activation dtype) and SSM (float32) of all Mamba layers.
+
+        Constant: it does not depend on how many tokens the sequence has.
+        """
+        conv = self.mamba_inner_size * (self.mamba_d_conv - 1) * itemsize
+        ssm = self.mamba_inner_size * self.mamba_d_state * state_itemsize
+        return len(self.layers_of("mamba")) * (conv + ssm)
+
+    def request_bytes(self, length: int, itemsize: int = 2, state_itemsize: int = 4) -> int:
+        """Bytes that a sequence of `length` tokens must keep to go on decoding.
+
+        A window keeps the last W tokens: the next query is the (W + 1)-th key.
+        """
+        in_window = min(length, self.attention_window_size)
+        return (
+            self.state_bytes(itemsize, state_itemsize)
+            + length * self.kv_bytes_per_token("full", itemsize)
+            + in_window * self.kv_bytes_per_token("sliding_window", itemsize)
+        )
+
+
+_TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
+_POSITIVE = tuple(f.name for f in fields(Plamo2Config) if f.type is int)
