@@ -1,0 +1,1 @@
+"""The embedded model and the command that trained it."""

@@ -1,0 +1,170 @@
+"""One folder of weights: what it must hold, reading it tensor by tensor, writing the same format.
+
+Invariant: a `Checkpoint` that exists has exactly the tensors that its config.json calls for, each
+of the right shape and of a floating dtype; only safetensors is read, never a pickle, never code.
+Built in notebooks/01_plamo2_anatomy.ipynb.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm.auto import tqdm  # type: ignore[import-untyped]
+
+from plamo_ref.checkpoint_files import (
+    CONFIG_FILE,
+    DTYPES,
+    GENERATION_FILE,
+    INDEX_FILE,
+    LM_HEAD,
+    SINGLE_FILE,
+    CheckpointError,
+    TensorEntry,
+    check_entries,
+    fail,
+    open_file,
+    read_headers,
+    read_index,
+    read_json,
+)
+from plamo_ref.checkpoint_save import save
+from plamo_ref.config import Plamo2Config
+
+__all__ = ["Checkpoint", "CheckpointError", "save"]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checked folder. Only headers have been read: tensors leave the disk when asked for."""
+
+    folder: Path
+    config: Plamo2Config
+    generation_config: Mapping[str, Any]
+    entries: Mapping[str, TensorEntry]  # in the order of the forward pass
+
+    @classmethod
+    def open(cls, folder: str | Path) -> "Checkpoint":
+        """Read the headers in `folder` and hold them against its config.json.
+
+        Tied models may carry an `lm_head.weight` all the same: it is ignored.
+
+        Raises:
+            ConfigError: config.json is missing, broken, or not that of a PLaMo 2.
+            CheckpointError: any other defect.
+        """
+        folder = Path(folder)
+        if not folder.is_dir():
+            fail(folder, "", "a folder with config.json and safetensors files", "no such folder")
+        config = Plamo2Config.from_file(folder / CONFIG_FILE)
+        path = folder / GENERATION_FILE
+        generation = read_json(path) if path.is_file() else {}
+        index = read_index(folder)
+        found = read_headers(folder, index)
+        if config.tie_word_embeddings:
+            found.pop(LM_HEAD, None)
+        check_entries(folder / (SINGLE_FILE if index is None else INDEX_FILE), found, config)
+        checkpoint = cls(folder, config, generation, {n: found[n] for n in config.tensor_shapes})
+        _ = checkpoint.stop_token_ids  # refuses a broken list here rather than in mid-generation
+        return checkpoint
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(self.entries)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors as they are stored."""
+        return sum(self.shape(n).numel() * self.dtype(n).itemsize for n in self.entries)
+
+    def shape(self, name: str) -> torch.Size:
+        return torch.Size(self._entry(name).shape)
+
+    def dtype(self, name: str) -> torch.dtype:
+        """The dtype on disk."""
+        return DTYPES[self._entry(name).code]
+
+    @cached_property
+    def stop_token_ids(self) -> tuple[int, ...]:
+        """Ids that end a generation: generation_config.json's eos, else that of config.json."""
+        eos = self.generation_config.get("eos_token_id")
+        eos = self.config.eos_token_id if eos is None else eos
+        ids = eos if isinstance(eos, list) else [] if eos is None else [eos]
+        if any(not isinstance(i, int) or isinstance(i, bool) for i in ids):
+            fail(self.folder / GENERATION_FILE, "eos_token_id", "an id or a list of ids", repr(eos))
+        return tuple(ids)
+
+    def read(
+        self,
+        name: str,
+        *,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str = "cpu",
+        check_finite: bool = True,
+    ) -> torch.Tensor:
+        """A whole tensor, cast to `dtype` (None: as stored) and moved to `device`.
+
+        Raises:
+            CheckpointError: unknown name, or NaN or infinity in it (unless check_finite is false).
+        """
+        where = (slice(None),)
+        return self.read_slice(name, where, dtype=dtype, device=device, check_finite=check_finite)
+
+    def read_slice(
+        self,
+        name: str,
+        index: slice | tuple[slice, ...],
+        *,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str = "cpu",
+        check_finite: bool = True,
+    ) -> torch.Tensor:
+        """`tensor[index]` for slices of step 1, contiguous; the rest stays on the disk."""
+        entry = self._entry(name)
+        index = index if isinstance(index, tuple) else (index,)
+        plain = all(isinstance(part, slice) and part.step in (None, 1) for part in index)
+        if not plain or len(index) > len(entry.shape):
+            fail(entry.file, name, f"up to {len(entry.shape)} slices of step 1", f"{index}")
+        with open_file(entry.file) as file:
+            view = file.get_slice(name)[index]  # pages of the file, mapped, not yet read
+            # A copy, always: a view would keep the whole file mapped as long as it lives.
+            kind = dtype or view.dtype
+            tensor = view.to(kind, copy=True, memory_format=torch.contiguous_format)
+            if check_finite:
+                _check_finite(entry.file, name, tensor, view)
+        return tensor.to(device)
+
+    def tensors(
+        self,
+        *,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str = "cpu",
+        progress: bool = True,
+    ) -> Iterator[tuple[str, torch.Tensor]]:
+        """All tensors in the order of the forward pass, one in memory at a time."""
+        with tqdm(
+            total=self.nbytes, unit="B", unit_scale=True, desc="weights", disable=not progress
+        ) as bar:
+            for name in self.entries:
+                # Not bound to a local name: that would keep it alive while the next one is read.
+                yield name, self.read(name, dtype=dtype, device=device)
+                bar.update(self.shape(name).numel() * self.dtype(name).itemsize)
+
+    def _entry(self, name: str) -> TensorEntry:
+        if name not in self.entries:
+            fail(self.folder, name, f"one of the {len(self.entries)} tensors", "an unknown name")
+        return self.entries[name]
+
+
+def _check_finite(file: Path, name: str, tensor: torch.Tensor, source: torch.Tensor) -> None:
+    if not tensor.numel():
+        return
+    low, high = tensor.aminmax()  # NaN wins in both; one pass, no temporaries of the tensor's size
+    if low.isfinite() and high.isfinite():
+        return
+    bad = (~tensor.isfinite()).nonzero()
+    at, value = bad[0].tolist(), source[tuple(bad[0])].item()
+    asked = f"finite numbers in {tensor.dtype}"
+    fail(file, name, asked, f"{value} at {at} of the part read ({len(bad)} such in all)")
