@@ -1,6 +1,6 @@
 """What a checkpoint's config.json says, and everything that follows from it by arithmetic.
 
-Invariant: a `Plamo2Config` that exists is valid; every number derived from it is computed here once.
+Invariant: a `Plamo2Config` that exists is valid; what is derived from it is computed here, once.
 Built in notebooks/01_plamo2_anatomy.ipynb.
 """
 

@@ -57,9 +57,9 @@ def find(
     if model == EMBEDDED:
         return Path(__file__).parent / "models" / EMBEDDED
     folder = Path(model).expanduser()
-    if folder.is_dir():
+    if model and folder.is_dir():
         return folder
-    if not isinstance(model, str) or not HUB_ID.fullmatch(model) or model[0] in ".~":
+    if not isinstance(model, str) or not HUB_ID.fullmatch(model) or model[0] == ".":
         kind = "a file: give its folder" if folder.exists() else "nothing of that name"
         raise HubError(
             f'{str(model)!r}: expected "{EMBEDDED}", a folder, or a hub id "org/name"; found {kind}'

@@ -6,9 +6,12 @@ for safetensors (as the hub does for large files), byte ranges. Every request is
 
 import hashlib
 import json
+import socket
+import struct
 import threading
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -21,6 +24,7 @@ class Repo:
     refuse: int | None = None  # answer everything with this status and no explanation
     need_token: str | None = None
     cuts: dict[str, list[int]] = field(default_factory=dict)  # file → close after so many bytes
+    resets: set[str] = field(default_factory=set)  # files whose connection is reset half-way
 
 
 class HubServer(ThreadingHTTPServer):
@@ -39,7 +43,14 @@ class HubServer(ThreadingHTTPServer):
     def downloads(self) -> list[tuple[str, str | None]]:
         """(file name, Range) of each GET of a file's bytes since the log was last cleared."""
         gets = [(path, span) for method, path, span in self.requests if method == "GET"]
-        return [(p.rsplit("/", 1)[1], r) for p, r in gets if "/resolve/" in p or "/cdn/" in p]
+        return [(p.rsplit("/", 1)[1], r) for p, r in gets if "/resolve/" in p or p[:4] == "cdn/"]
+
+    def shutdown_request(self, request: Any) -> None:
+        """Close; without the farewell that the base class sends first if a reset is wanted."""
+        if request.getsockopt(socket.SOL_SOCKET, socket.SO_LINGER):
+            self.close_request(request)
+        else:
+            super().shutdown_request(request)
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -107,13 +118,19 @@ class _Handler(BaseHTTPRequestHandler):
             start = int(span.removeprefix("bytes=").split("-")[0])
             headers["Content-Range"] = f"bytes {start}-{len(data) - 1}/{len(data)}"
             status, data = 206, data[start:]
+        if self.command == "GET" and path in repo.resets:
+            no_wait = struct.pack("ii", 1, 0)  # close with a reset, not with a farewell
+            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, no_wait)
+            return self._send(status, headers, data, len(data) // 2)
         cut = repo.cuts.get(path) if self.command == "GET" else None
         return self._send(status, headers, data, cut.pop(0) if cut else None)
 
     def _error(self, status: int, code: str | None = None) -> None:
         self._send(status, {"X-Error-Code": code} if code else {}, b"")
 
-    def _send(self, status: int, headers: dict[str, str], body: bytes, cut: int | None = None):
+    def _send(
+        self, status: int, headers: dict[str, str], body: bytes, cut: int | None = None
+    ) -> None:
         self.send_response(status)
         for key, value in headers.items():
             self.send_header(key, value)

@@ -267,7 +267,8 @@ CHARACTER_IDS = st.characters(codec="utf-8").map(
     lambda character: [FIRST_BYTE_ID + value for value in character.encode()]
 )
 PART = st.lists(st.integers(0, TOKENIZER.vocab_size + 5), max_size=4) | CHARACTER_IDS
-IDS = st.lists(PART | st.lists(BYTE_IDS, max_size=4), max_size=12).map(lambda x: sum(x, []))
+PARTS = st.lists(PART | st.lists(BYTE_IDS, max_size=4), max_size=12)
+IDS = PARTS.map(lambda parts: [token_id for part in parts for token_id in part])
 
 
 @settings(deadline=None, max_examples=400)

@@ -11,8 +11,8 @@ import matplotlib.figure
 CARD = """# A tiny PLaMo 2
 
 A genuine PLaMo 2 checkpoint ({parameters:,} parameters, bfloat16): Mamba, sliding-window and
-full-attention layers in one small model, trained from scratch so that every path of the engine can
-be run, read and tested on a laptop. It is not made of, or derived from, any published PLaMo weights.
+full-attention layers in one small model, trained from scratch so that every path of the engine
+can be run, read and tested on a laptop. It is not derived from any published PLaMo weights.
 
 | | |
 |---|---|
@@ -25,9 +25,9 @@ be run, read and tested on a laptop. It is not made of, or derived from, any pub
 
 ![loss curve](loss.png)
 
-**What it is for**: lessons, tests, demonstrations. **What it is not for**: anything else. It writes
-in the manner of its books, knows nothing, and repeats phrases, and the prejudices, of texts that are
-more than a century old.
+**What it is for**: lessons, tests, demonstrations. **What it is not for**: anything else. It
+writes in the manner of its books, knows nothing, and repeats phrases, and the prejudices, of texts
+that are more than a century old.
 
 Made by `python -m plamo_ref.models.train TEXT… --out FOLDER` (options in training.json).
 """
