@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm.auto import tqdm  # type: ignore[import-untyped]
+from tqdm.auto import tqdm
 
 from plamo_ref.checkpoint_files import (
     CONFIG_FILE,
@@ -133,7 +133,7 @@ class Checkpoint:
             kind = dtype or view.dtype
             tensor = view.to(kind, copy=True, memory_format=torch.contiguous_format)
             if check_finite:
-                _check_finite(entry.file, name, tensor, view)
+                _check_finite(entry, name, index, tensor, view)
         return tensor.to(device)
 
     def tensors(
@@ -158,13 +158,22 @@ class Checkpoint:
         return self.entries[name]
 
 
-def _check_finite(file: Path, name: str, tensor: torch.Tensor, source: torch.Tensor) -> None:
+def _check_finite(
+    entry: TensorEntry,
+    name: str,
+    index: tuple[slice, ...],
+    tensor: torch.Tensor,
+    source: torch.Tensor,
+) -> None:
+    """Raise if `tensor`, which is `source` (the part `index` of the stored one) cast, is not."""
     if not tensor.numel():
         return
     low, high = tensor.aminmax()  # NaN wins in both; one pass, no temporaries of the tensor's size
     if low.isfinite() and high.isfinite():
         return
     bad = (~tensor.isfinite()).nonzero()
-    at, value = bad[0].tolist(), source[tuple(bad[0])].item()
-    asked = f"finite numbers in {tensor.dtype}"
-    fail(file, name, asked, f"{value} at {at} of the part read ({len(bad)} such in all)")
+    value, at = source[tuple(bad[0])].item(), bad[0].tolist()
+    for axis, part in enumerate(index):
+        at[axis] += part.indices(entry.shape[axis])[0]
+    asked, found = f"finite numbers in {tensor.dtype}", f"{value} at {at} ({len(bad)} such in all)"
+    fail(entry.file, name, asked, found)

@@ -14,8 +14,8 @@ class IncrementalDetokenizer:
     """The text of one growing sequence of ids.
 
     A character may be spread over several tokens (a BYTE row is one byte of it). Bytes that could
-    still become a character wait, at most three of them; whatever can no longer become one turns
-    into U+FFFD as soon as that is certain.
+    still become a character wait, at most three of them; once the bytes that follow settle that
+    they do not, they turn into U+FFFD.
     """
 
     def __init__(self, tokenizer: Plamo2Tokenizer, skip_special_tokens: bool = True) -> None:

@@ -116,8 +116,8 @@ class Plamo2Tokenizer:
         self.rows: tuple[Row, ...] = tuple(_checked_row(i, row) for i, row in enumerate(rows))
         self.vocab_size = len(self.rows)
         self.add_bos = add_bos
-        self._piece_of: dict[str, int] = {}
         self._costs = [-round(score * COST_PER_SCORE) for _, score, _ in self.rows]
+        self._piece_of: dict[str, int] = {}  # also what begins a piece: NO_PIECE
         self._byte_ids = [0] * 256  # 0, as with the makers: not found yet
         self._bytes: list[bytes] = []
         for token_id, (text, _, kind) in enumerate(self.rows):
@@ -127,20 +127,12 @@ class Plamo2Tokenizer:
             else:
                 self._add_piece(token_id, text)
                 self._bytes.append(text.encode())
-        missing = [value for value in range(256) if self._byte_ids[value] == 0]
-        if missing:
-            raise TokenizerError(
-                f"{len(missing)} of the 256 bytes have no BYTE row (id 0 does not count), the "
-                f"first is <0x{missing[0]:02X}>; expected a row for each of <0x00> to <0xFF>"
-            )
-        self.special_tokens = dict(
-            zip(SPECIAL_NAMES, (bos_token, eos_token, pad_token, unk_token), strict=True)
-        )
-        self.bos_token_id, self.eos_token_id, self.pad_token_id, self.unk_token_id = (
-            None if text is None else self.id_of(text) for text in self.special_tokens.values()
-        )
-        found = (self.bos_token_id, self.eos_token_id, self.pad_token_id, self.unk_token_id)
-        self.special_ids: frozenset[int] = frozenset(i for i in found if i is not None)
+        self._check_bytes()
+        texts = (bos_token, eos_token, pad_token, unk_token)
+        ids = [None if text is None else self.id_of(text) for text in texts]
+        self.special_tokens = dict(zip(SPECIAL_NAMES, texts, strict=True))
+        self.bos_token_id, self.eos_token_id, self.pad_token_id, self.unk_token_id = ids
+        self.special_ids: frozenset[int] = frozenset(i for i in ids if i is not None)
 
     def _add_piece(self, token_id: int, text: str) -> None:
         """Enter a piece and all that begins it. Of rows with the same text the last one counts."""
@@ -149,6 +141,14 @@ class Plamo2Tokenizer:
                 break
             self._piece_of[text[:end]] = NO_PIECE
         self._piece_of[text] = token_id
+
+    def _check_bytes(self) -> None:
+        missing = [value for value in range(256) if self._byte_ids[value] == 0]
+        if missing:
+            raise TokenizerError(
+                f"{len(missing)} of the 256 bytes have no BYTE row (id 0 does not count), the "
+                f"first is <0x{missing[0]:02X}>; expected a row for each of <0x00> to <0xFF>"
+            )
 
     def encode(self, text: str, add_bos: bool | None = None) -> list[int]:
         """Token ids of `text`. Takes time linear in its length.

@@ -9,6 +9,7 @@ import random
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -48,12 +49,14 @@ class Client:
         keep = {k: v for k, v in os.environ.items() if not k.startswith("HF_")}
         quiet = {"HF_HUB_DISABLE_PROGRESS_BARS": "1"}
         mine = {"HF_ENDPOINT": endpoint, "HF_HOME": str(home), "NO_PROXY": "127.0.0.1"}
+        # A file, not a pipe: nobody reads it before the end, and a full pipe would block.
+        self.stderr = tempfile.TemporaryFile("w+")  # noqa: SIM115  (closed in close)
         self.process = subprocess.Popen(
             [sys.executable, "-c", CLIENT],
             env=keep | quiet | mine | more,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            stderr=self.stderr,
             text=True,
         )
 
@@ -65,7 +68,11 @@ class Client:
         return json.loads(self.process.stdout.readline())
 
     def close(self) -> str:
-        return self.process.communicate(timeout=30)[1]
+        """End the process; everything that it wrote to its standard error."""
+        self.process.communicate(timeout=30)
+        with self.stderr:
+            self.stderr.seek(0)
+            return self.stderr.read()
 
 
 @pytest.fixture(scope="module")

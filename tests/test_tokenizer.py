@@ -15,7 +15,6 @@ from plamo_ref.detokenizer import IncrementalDetokenizer
 from plamo_ref.errors import PlamoRefError
 from plamo_ref.tokenizer import (
     NO_PIECE,
-    UNCOVERED_COST,
     Plamo2Tokenizer,
     Row,
     TokenizerError,
@@ -95,6 +94,8 @@ def test_cost_is_rounded_half_to_even_from_a_double() -> None:
     assert spelled(Plamo2Tokenizer(rows_with(tie)), "XY") == ["XY"]
     cheaper_parts = tie | {"Y": -7.1233}
     assert spelled(Plamo2Tokenizer(rows_with(cheaper_parts)), "XY") == ["X", "Y"]
+    rounded_up = {"X": -3, "Y": -4, "XY": -7.00006}  # 70001, not 70000
+    assert spelled(Plamo2Tokenizer(rows_with(rounded_up)), "XY") == ["X", "Y"]
 
 
 def test_of_rows_with_the_same_text_the_last_one_counts() -> None:
@@ -134,7 +135,7 @@ def brute_force(text: str, rows: list[Row]) -> list[int]:
             if rest.startswith(piece)
         ]
         byte_ids = [len(CONTROL_ROWS) + value for value in rest[0].encode()]
-        steps.append((UNCOVERED_COST, [(-1, True)], byte_ids))
+        steps.append((10_000_000, [(-1, True)], byte_ids))
         return [
             (cost + later_cost, key + later_key, found + later)
             for cost, key, found in steps
@@ -147,7 +148,7 @@ def brute_force(text: str, rows: list[Row]) -> list[int]:
 PIECES = st.dictionaries(
     st.text(alphabet="abあ", min_size=1, max_size=4),
     # Few values, so that ties are frequent; beyond -1000 bytes are cheaper than the piece.
-    st.sampled_from([0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -1500.0]),
+    st.sampled_from([0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -150.0, -1500.0]),
     max_size=10,
 )
 
@@ -278,9 +279,10 @@ def test_streamed_text_is_the_decoded_text(ids: list[int], skip: bool) -> None:
     shown = ""
     for count, token_id in enumerate(ids, 1):
         shown += detokenizer.push(token_id)
+        # What waits is one unfinished character. (The first two bytes of an encoded surrogate wait
+        # for the third, too; being invalid they count as two.)
         so_far = TOKENIZER.decode(ids[:count], skip)
-        # All that is certain has been shown: what waits is at most one unfinished character.
-        assert so_far in (shown, shown + "\ufffd")
+        assert so_far in (shown, shown + "\ufffd", shown + "\ufffd\ufffd")
     assert shown + detokenizer.finish() == TOKENIZER.decode(ids, skip)
 
 
@@ -288,6 +290,12 @@ def test_a_character_appears_with_its_last_byte() -> None:
     detokenizer = IncrementalDetokenizer(TOKENIZER)
     assert [detokenizer.push(FIRST_BYTE_ID + v) for v in "🙂".encode()] == ["", "", "", "🙂"]
     assert detokenizer.finish() == ""
+
+
+def test_bytes_of_a_surrogate_become_replacement_characters() -> None:
+    detokenizer = IncrementalDetokenizer(TOKENIZER)
+    ids = [FIRST_BYTE_ID + value for value in (0xED, 0xA0, 0x80)]
+    assert "".join(map(detokenizer.push, ids)) + detokenizer.finish() == "\ufffd" * 3
 
 
 def test_an_unfinished_character_becomes_a_replacement_character() -> None:

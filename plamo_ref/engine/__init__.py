@@ -1,0 +1,1 @@
+"""The machine: request → schedule → memory → batch → run → sample → output."""

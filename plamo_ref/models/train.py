@@ -33,9 +33,9 @@ RESUME_FILE = "training_state.safetensors"  # weights in float32 and both Adam m
 class Recipe:
     """Everything that decides a run besides the texts."""
 
-    steps: int = 2400
-    batch: int = 8
-    length: int = 512
+    steps: int = 2500
+    batch: int = 16
+    length: int = 256
     learning_rate: float = 3e-3
     warmup: int = 100
     weight_decay: float = 0.1

@@ -99,10 +99,9 @@ class Decoder(nn.Module):
     def __init__(self, config: Plamo2Config, *, chunked: bool) -> None:
         super().__init__()
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.layers = nn.Module()  # the checkpoint's names say "layers" twice
-        self.layers.layers = nn.ModuleList(
-            Layer(config, i, chunked=chunked) for i in range(config.num_hidden_layers)
-        )
+        layers = (Layer(config, i, chunked=chunked) for i in range(config.num_hidden_layers))
+        # The checkpoint's names say "layers" twice.
+        self.layers = nn.ModuleDict({"layers": nn.ModuleList(layers)})
         self.norm = RMSNorm(config.hidden_size, 1.0, config.rms_norm_eps)
 
 
@@ -156,7 +155,7 @@ class Plamo2Reference(nn.Module):
         state = state or SequenceState([None] * self.config.num_hidden_layers)
         hidden = self.model.embed_tokens(ids)  # [..., T, D]
         inputs, layers = [], []
-        for layer, old in zip(self.model.layers.layers, state.layers, strict=True):
+        for layer, old in zip(self.model.layers["layers"], state.layers, strict=True):
             inputs.append(hidden)
             hidden, new = layer(hidden, old, state.num_tokens)
             layers.append(new)

@@ -1,0 +1,60 @@
+# Everything runs in .venv, which is made on first use from python3 alone. The stamp files in it are
+# older than pyproject.toml only when something has to be installed again.
+#
+#   PYTHON=python3.12   the Python that makes .venv (else the first suitable one is taken)
+#   PIP_ARGS=…          more options for pip; its own settings (pip.conf, PIP_…) hold as well
+
+VENV := .venv
+RUN := $(VENV)/bin/python -m
+INSTALL = $(RUN) pip install --disable-pip-version-check $(PIP_ARGS)
+
+# Small products, as in Triton's interpreter, are slowed down by BLAS threads, not sped up.
+export OPENBLAS_NUM_THREADS ?= 1
+
+.PHONY: help demo test lab lint format clean
+
+help:
+	@echo "make demo    generate from the embedded model, in Japanese and in English"
+	@echo "make lab     open the lessons in JupyterLab"
+	@echo "make test    lint, then all tests, notebooks included"
+	@echo "make lint    ruff and mypy"
+	@echo "make format  let ruff mend what it can"
+	@echo "make clean   delete caches and builds (rm -r $(VENV) starts from nothing)"
+
+demo: $(VENV)/.installed
+	$(RUN) plamo_ref generate --model tiny --echo --prompt '吾輩は' --max-tokens 80 --seed 1 --stats
+	$(RUN) plamo_ref generate --model tiny --echo --prompt 'To be, or' --max-tokens 80 --seed 1 --stats
+
+lab: $(VENV)/.installed-notebooks
+	$(RUN) jupyter lab --LabApp.default_url=/lab/tree/notebooks $(if $(filter 0,$(shell id -u)),--allow-root)
+
+# Without Chromium the browser tests are left out; tools/chromium.sh has said why.
+test: lint
+	@if tools/chromium.sh; then marks=; else marks='not browser'; fi; \
+	$(RUN) pytest -m "$$marks"
+
+lint: $(VENV)/.installed-test
+	$(RUN) ruff check .
+	$(RUN) ruff format --check .
+	$(RUN) mypy
+
+format: $(VENV)/.installed-test
+	$(RUN) ruff check --fix .
+	$(RUN) ruff format .
+
+clean:
+	rm -rf build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find . -path ./$(VENV) -prune -o \( -name __pycache__ -o -name .ipynb_checkpoints \
+		-o -name '*.egg-info' \) -type d -prune -exec rm -rf {} +
+
+$(VENV)/bin/python:
+	@PYTHON="$(PYTHON)" tools/venv.sh $(VENV)
+
+$(VENV)/.installed: pyproject.toml $(VENV)/bin/python
+	$(INSTALL) -e .
+	@touch $@
+
+# An extra contains what the project itself needs.
+$(VENV)/.installed-%: pyproject.toml $(VENV)/bin/python
+	$(INSTALL) -e '.[$*]'
+	@touch $(VENV)/.installed $@

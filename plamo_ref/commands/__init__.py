@@ -1,0 +1,1 @@
+"""One module per command of `plamo-ref`; see plamo_ref/cli.py for the rule."""

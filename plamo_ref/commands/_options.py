@@ -1,0 +1,88 @@
+"""What several commands ask for: which model, how to sample, where the prompt is.
+
+Invariant: neither torch nor the hub library is imported here, so `plamo-ref NAME --help` is quick.
+"""
+
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+if TYPE_CHECKING:
+    import torch
+
+    from plamo_ref.sampling import SamplingParams
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+DTYPES = ("float32", "float64", "bfloat16", "float16")
+
+
+def model_options(command: Command) -> Command:
+    """--model, --revision, --offline: what `plamo_ref.hub.find` takes."""
+    for option in (
+        click.option("--offline", is_flag=True, help="Use what is in the hub cache, ask nobody."),
+        click.option("--revision", help="Branch, tag or commit of a hub id."),
+        click.option(
+            "--model",
+            default="tiny",
+            show_default=True,
+            metavar="NAME",
+            help='"tiny", a folder, or a hub id "org/name".',
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+def sampling_options(command: Command) -> Command:
+    """The fields of `SamplingParams` that make sense on a command line, same defaults but one."""
+    shown: dict[str, Any] = {"show_default": True}
+    for option in (
+        click.option("--stop", multiple=True, metavar="TEXT", help="End before TEXT; repeatable."),
+        click.option("--seed", type=int, help="The same seed gives the same text."),
+        click.option("--min-p", default=0.0, help="Drop p below MIN_P times the best.", **shown),
+        click.option("--top-p", default=1.0, help="Keep the likeliest that reach p.", **shown),
+        click.option("--top-k", default=0, help="Keep the k likeliest; 0: all.", **shown),
+        click.option("--temperature", default=1.0, help="0: always the likeliest.", **shown),
+        click.option("--max-tokens", default=128, help="Tokens at most.", **shown),
+    ):
+        command = option(command)
+    return command
+
+
+def dtype_option(default: str, what: str) -> Callable[[Command], Command]:
+    return click.option(
+        "--dtype", type=click.Choice(DTYPES), default=default, show_default=True, help=what
+    )
+
+
+def torch_dtype(name: str) -> "torch.dtype":
+    import torch
+
+    dtype = getattr(torch, name)
+    assert isinstance(dtype, torch.dtype)
+    return dtype
+
+
+def sampling_params(options: dict[str, Any]) -> "SamplingParams":
+    """The values of `sampling_options` as parameters.
+
+    Raises:
+        SamplingError: an impossible value.
+    """
+    from plamo_ref.sampling import SamplingParams
+
+    return SamplingParams(**options)
+
+
+def read_prompt(prompt: str) -> str:
+    """The text itself, or, for "-", standard input without its last newline."""
+    if prompt != "-":
+        return prompt
+    try:
+        text = sys.stdin.buffer.read().decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise click.BadParameter(f"standard input is not UTF-8: {error}") from None
+    return text.removesuffix("\n").removesuffix("\r")

@@ -1,0 +1,142 @@
+"""Say what of this project will run on this machine, what will not, and what to do about it.
+
+Invariant: the exit code is 0 exactly if the main job, generating with the embedded model, was done
+here and now. Every other line is advice.
+"""
+
+import os
+import platform
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib import metadata
+
+import click
+
+from plamo_ref.commands import _options as options
+from plamo_ref.errors import PlamoRefError
+
+PROJECT = "plamo-ref"
+PURPOSES = {  # extra → what it is for
+    "": "generating text",
+    "notebooks": "the lessons",
+    "server": "the HTTP server",
+    "train": "training a small model",
+    "test": "make test",
+}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line: whether something works, what it is, and what to do if it does not."""
+
+    ok: bool
+    what: str
+    todo: str = ""
+
+    def __str__(self) -> str:
+        return f"{'✓' if self.ok else '✗'} {self.what}" + (f": {self.todo}" if self.todo else "")
+
+
+def python() -> Finding:
+    wanted = metadata.metadata(PROJECT)["Requires-Python"]
+    from packaging.specifiers import SpecifierSet
+
+    version = platform.python_version()
+    ok = SpecifierSet(wanted).contains(version)
+    return Finding(ok, f"Python {version}", "" if ok else f"this project wants {wanted}")
+
+
+def packages() -> Iterator[Finding]:
+    """One finding for the dependencies of the project and one for those of each extra."""
+    from packaging.requirements import Requirement
+
+    requirements = [Requirement(line) for line in metadata.requires(PROJECT) or ()]
+    for extra, purpose in PURPOSES.items():
+        found, wrong = [], []
+        for requirement in requirements:
+            of_extra = "extra ==" in str(requirement.marker)
+            marker = requirement.marker
+            wanted = of_extra == bool(extra) and (
+                marker is None or marker.evaluate({"extra": extra})
+            )
+            if not wanted or requirement.name == PROJECT:
+                continue
+            version = _version(requirement.name)
+            if version is None or not requirement.specifier.contains(version, prereleases=True):
+                wrong.append(f"{requirement} (found {version or 'none'})".partition(" ;")[0])
+            else:
+                found.append(f"{requirement.name} {version}")
+        command = f"pip install '{PROJECT}[{extra}]'" if extra else f"pip install {PROJECT}"
+        todo = f"{command} for {', '.join(wrong)}" if wrong else ""
+        yield Finding(not wrong, f"packages for {purpose}: {', '.join(found) or 'none'}", todo)
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def memory() -> Finding:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    try:
+        nbytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (ValueError, OSError, AttributeError):  # Windows has no sysconf
+        return Finding(True, f"{platform.machine()}, {cores} cores")
+    return Finding(True, f"{platform.machine()}, {cores} cores, {nbytes / 2**30:.1f} GiB memory")
+
+
+def devices() -> Iterator[Finding]:
+    """The GPUs, and whether the Triton kernels run on them."""
+    import torch
+
+    if not torch.cuda.is_available():
+        built = "has no CUDA in it" if torch.version.cuda is None else "sees no GPU"
+        why = f"torch {torch.__version__} {built}; everything else runs on the CPU"
+        yield Finding(False, "GPU and its lessons", why)
+        yield Finding(True, "Triton kernels: small sizes only, in its interpreter")
+        return
+    for index in range(torch.cuda.device_count()):
+        gpu = torch.cuda.get_device_properties(index)
+        free, total = torch.cuda.mem_get_info(index)
+        size = f"{free / 2**30:.1f} of {total / 2**30:.1f} GiB free"
+        yield Finding(True, f"GPU {index}: {gpu.name}, sm_{gpu.major}{gpu.minor}, {size}")
+    triton = _version("triton")
+    yield Finding(triton is not None, "Triton kernels", "" if triton else "pip install triton")
+
+
+def main_job() -> Finding:
+    """Load the embedded model and generate one token."""
+    what = "generate with tiny"
+    try:
+        from plamo_ref.commands.generate import open_generator
+
+        generator = open_generator("tiny", None, True, "float32")
+        ids = generator.tokenizer.encode("吾輩は")
+        next(generator.stream(ids, options.sampling_params({"max_tokens": 1})))
+    except (PlamoRefError, OSError, ImportError) as error:
+        return Finding(False, what, " ".join(str(error).split()))
+    return Finding(True, what)
+
+
+@click.command()
+@click.pass_context
+def doctor(context: click.Context) -> None:
+    """Check this machine: versions, devices, what will run and what will not.
+
+    The exit code is 0 unless generating with the embedded model is impossible.
+    """
+    click.echo(python())
+    for finding in packages():
+        click.echo(finding)
+    click.echo(memory())
+    try:
+        for finding in devices():
+            click.echo(finding)
+    except ImportError as error:
+        click.echo(Finding(False, "torch", f"cannot be imported: {error}"))
+    job = main_job()
+    click.echo(job)
+    if not job.ok:
+        context.exit(1)

@@ -1,0 +1,102 @@
+"""From a schedule to the tensors of one step: one pass over the requests, one move to the device.
+
+Invariant: the batch says of each token where it stands and where its keys go, so the model needs
+to know nothing of requests. Built in notebooks/07_continuous_batching.ipynb.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from plamo_ref.batch import ForwardBatch, GroupBatch
+from plamo_ref.config import LayerKind
+from plamo_ref.engine.cache import HybridCache
+from plamo_ref.engine.pool import NULL_PLACE
+from plamo_ref.engine.request import Request
+from plamo_ref.engine.scheduler import Schedule
+
+
+@dataclass(frozen=True)
+class BatchPlan:
+    """A batch and whose it is."""
+
+    batch: ForwardBatch
+    requests: tuple[Request, ...]  # in the order of the batch: decodes, then prefills
+    sampled: tuple[Request, ...]  # those whose last known token is computed, in order
+
+
+def build_batch(schedule: Schedule, cache: HybridCache, device: torch.device) -> BatchPlan:
+    """Lay the scheduled tokens side by side and look up where their memory is."""
+    requests = sorted(schedule.tokens, key=lambda r: not _is_decode(r, schedule.tokens[r]))
+    counts = np.array([schedule.tokens[r] for r in requests])
+    pasts = np.array([r.num_computed_tokens for r in requests])
+    ends = pasts + counts
+    starts = np.concatenate(([0], np.cumsum(counts)))
+    token_ids = [t for r, s, e in zip(requests, pasts, ends, strict=True) for t in r.tokens(s, e)]
+    positions = np.arange(starts[-1]) - np.repeat(starts[:-1] - pasts, counts)
+    complete = [i for i, r in enumerate(requests) if ends[i] == r.num_tokens]
+    holdings = [cache.holdings[r.request_id] for r in requests]
+
+    columns: dict[str, np.ndarray] = {
+        "token_ids": np.array(token_ids),
+        "positions": positions,
+        "query_start_loc": starts,
+        "seq_lens": ends,
+        "has_past": pasts > 0,
+        "state_slots": np.array([held.slot or NULL_PLACE for held in holdings]),
+        "logits_rows": starts[1:][complete] - 1,
+    }
+    for kind in cache.groups:
+        tables = [held.tables[kind] for held in holdings]
+        first = np.array([table.first for table in tables])
+        padded = _pad([table.blocks for table in tables])
+        row = np.repeat(np.arange(len(requests)), counts)
+        block = padded[row, positions // cache.block_size - first[row]]
+        columns[f"{kind}/table"] = padded
+        columns[f"{kind}/first"] = first
+        columns[f"{kind}/mapping"] = block * cache.block_size + positions % cache.block_size
+
+    moved = _move(columns, device)
+    groups: dict[LayerKind, GroupBatch] = {
+        kind: GroupBatch(moved[f"{kind}/table"], moved[f"{kind}/first"], moved[f"{kind}/mapping"])
+        for kind in cache.groups
+    }
+    batch = ForwardBatch(
+        token_ids=moved["token_ids"],
+        positions=moved["positions"],
+        query_start_loc=moved["query_start_loc"],
+        seq_lens=moved["seq_lens"],
+        has_past=moved["has_past"].bool(),
+        state_slots=moved["state_slots"],
+        groups=groups,
+        logits_rows=moved["logits_rows"],
+        num_decodes=sum(_is_decode(r, schedule.tokens[r]) for r in requests),
+        num_requests=len(requests),
+    )
+    return BatchPlan(batch, tuple(requests), tuple(requests[i] for i in complete))
+
+
+def _is_decode(request: Request, new_tokens: int) -> bool:
+    """One token with a past: also the last token of a prompt that was cut just before it."""
+    return new_tokens == 1 and request.num_computed_tokens > 0
+
+
+def _pad(rows: Sequence[Sequence[int]]) -> np.ndarray:
+    """Block tables [R, M]; what is missing on the right is the null block."""
+    padded = np.full((len(rows), max(map(len, rows))), NULL_PLACE)
+    for i, row in enumerate(rows):
+        padded[i, : len(row)] = row
+    return padded
+
+
+def _move(columns: dict[str, np.ndarray], device: torch.device) -> dict[str, torch.Tensor]:
+    """All columns as int64 tensors on the device, in a single transfer."""
+    flat = np.concatenate([column.ravel() for column in columns.values()], dtype=np.int64)
+    moved = torch.from_numpy(flat).to(device, non_blocking=True)
+    parts = moved.split([column.size for column in columns.values()])
+    return {
+        name: part.view(column.shape)
+        for (name, column), part in zip(columns.items(), parts, strict=True)
+    }

@@ -1,0 +1,79 @@
+"""One generation, from arrival to its last token.
+
+Invariant: `num_computed_tokens` tokens of the request are in the cache, counted from its first;
+what is left to compute is always the tail of `prompt_ids + output_ids`.
+"""
+
+import time
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from typing import Literal
+
+from plamo_ref.sampling import SamplingParams
+
+Status = Literal["waiting", "running", "finished"]
+FinishReason = Literal["stop", "length", "abort"]
+
+
+@dataclass
+class RequestTimes:
+    """Seconds on one monotonic clock; None: has not happened."""
+
+    queued: float
+    first_token: float | None = None
+    finished: float | None = None
+
+
+@dataclass(eq=False)
+class Request:
+    """What the scheduler moves through the engine."""
+
+    request_id: str
+    prompt_ids: tuple[int, ...]
+    params: SamplingParams
+    stop_ids: Collection[int]
+    seed: int
+    arrival: int  # order of arrival, which decides who goes first
+    output_ids: list[int] = field(default_factory=list)
+    num_computed_tokens: int = 0
+    num_preemptions: int = 0
+    status: Status = "waiting"
+    finish_reason: FinishReason | None = None
+    times: RequestTimes = field(default_factory=lambda: RequestTimes(time.perf_counter()))
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.prompt_ids) + len(self.output_ids)
+
+    @property
+    def num_uncomputed_tokens(self) -> int:
+        """1 while decoding; the rest of the prompt (and, once preempted, of the output) before."""
+        return self.num_tokens - self.num_computed_tokens
+
+    @property
+    def is_decoding(self) -> bool:
+        return bool(self.output_ids) and self.num_uncomputed_tokens == 1 < self.num_tokens
+
+    def tokens(self, start: int, end: int) -> list[int]:
+        """Token ids at positions start to end - 1."""
+        prompt = len(self.prompt_ids)
+        return [
+            *self.prompt_ids[start:end],
+            *self.output_ids[max(0, start - prompt) : max(0, end - prompt)],
+        ]
+
+    def append(self, token: int) -> None:
+        """Take a sampled token; it is computed in a later step."""
+        if not self.output_ids:
+            self.times.first_token = time.perf_counter()
+        self.output_ids.append(token)
+
+    def reset(self) -> None:
+        """Preempted: nothing is in the cache any more; the output so far is kept."""
+        self.num_computed_tokens = 0
+        self.num_preemptions += 1
+        self.status = "waiting"
+
+    def finish(self, reason: FinishReason) -> None:
+        self.status, self.finish_reason = "finished", reason
+        self.times.finished = time.perf_counter()

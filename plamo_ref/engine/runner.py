@@ -1,0 +1,43 @@
+"""Owns the memory that the plan describes and runs the model over it.
+
+Invariant: the cache tensors are allocated once, and only the model writes them.
+"""
+
+import torch
+from torch import Tensor
+
+from plamo_ref.batch import AttentionCache, ForwardBatch, LayerCache, MambaCache
+from plamo_ref.engine.planner import MemoryPlan
+from plamo_ref.model import Plamo2Model
+
+
+class ModelRunner:
+    """A model and the caches of its layers."""
+
+    def __init__(self, model: Plamo2Model, plan: MemoryPlan, state_dtype: torch.dtype) -> None:
+        self.model = model
+        config, weight = model.config, model.embedding
+        heads, size = config.mamba_num_heads, config.hidden_size_per_head
+        caches: list[LayerCache] = []
+        for kind in config.layer_kinds:
+            if kind == "mamba":
+                conv = (plan.num_slots, config.mamba_inner_size, config.mamba_d_conv - 1)
+                ssm = (plan.num_slots, heads, size, config.mamba_d_state)
+                caches.append(
+                    MambaCache(weight.new_zeros(conv), weight.new_zeros(ssm, dtype=state_dtype))
+                )
+            else:
+                blocks = plan.num_blocks[kind]
+                shape = (blocks, plan.block_size, config.num_key_value_heads, size)
+                caches.append(AttentionCache(weight.new_zeros(shape), weight.new_zeros(shape)))
+        self.caches = tuple(caches)
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.embedding.device
+
+    @torch.inference_mode()
+    def run(self, batch: ForwardBatch) -> Tensor:
+        """Compute the batch's tokens. Returns logits [n, V] of its `logits_rows`."""
+        hidden = self.model.forward(batch, self.caches)  # [T, D]
+        return self.model.logits(hidden[batch.logits_rows])

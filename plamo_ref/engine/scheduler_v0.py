@@ -1,0 +1,54 @@
+"""Prefill and decode in different steps, prefill first.
+
+Invariant: a step holds only prefills or only decodes. Without `chunk_size` a prompt is computed in
+one step (hence requests must fit the budget, see `EngineCore.add`); with it, in pieces of exactly
+that size and a rest. Built in notebooks/07_continuous_batching.ipynb.
+"""
+
+from plamo_ref.engine.request import Request
+from plamo_ref.engine.scheduler import Queues, Schedule
+
+
+class V0Scheduler:
+    """Prefill whatever can be prefilled; only when there is nothing of it, decode."""
+
+    def __init__(self, queues: Queues) -> None:
+        self.queues = queues
+
+    def schedule(self) -> Schedule:
+        schedule = Schedule()
+        self._prefill(schedule)
+        if not schedule:
+            self._decode(schedule)
+        return schedule
+
+    def _prefill(self, schedule: Schedule) -> None:
+        queues = self.queues
+        budget = queues.config.max_num_batched_tokens
+        for request in [r for r in queues.running if not r.is_decoding]:
+            chunk = self._chunk(request)
+            if chunk > budget:
+                return
+            if request.status == "running":
+                budget -= queues.grant(request, chunk, schedule)
+
+        while queues.can_admit and not schedule.preempted:
+            chunk = self._chunk(queues.waiting[0])
+            if chunk > budget:
+                return
+            granted = queues.admit(chunk, schedule)
+            if not granted:
+                return
+            budget -= granted
+
+    def _decode(self, schedule: Schedule) -> None:
+        queues = self.queues
+        budget = queues.config.max_num_batched_tokens
+        for request in [r for r in queues.running if r.is_decoding][:budget]:
+            if request.status == "running":
+                queues.grant(request, 1, schedule)
+
+    def _chunk(self, request: Request) -> int:
+        """Tokens of the request's next prefill step."""
+        size = self.queues.config.chunk_size or request.num_uncomputed_tokens
+        return min(request.num_uncomputed_tokens, size)

@@ -1,0 +1,52 @@
+"""The short causal convolution in front of the scan, with its memory in state slots.
+
+    y_t = silu( Σ_k w[:, k] · u_{t-K+1+k} )        u_s for s < 0 comes from the slot (or is 0)
+
+Glossary: T tokens, R requests, C channels (heads · head size), K taps, the last for the newest
+input; a slot keeps the newest K-1 inputs, oldest first: [C, K-1].
+
+Invariant: only the given slots are written; a request without a past starts from zeros whatever
+its slot holds.
+Built in notebooks/03_mamba_mixer.ipynb.
+"""
+
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def conv_update(u: Tensor, weight: Tensor, cache: Tensor, slots: Tensor) -> Tensor:
+    """One token a request. u [R, C], weight [C, K], cache [S, C, K-1], slots [R] → [R, C]."""
+    inputs = torch.cat((cache[slots], u[..., None]), dim=-1)  # [R, C, K]
+    cache[slots] = inputs[..., 1:]
+    return F.silu((inputs * weight).sum(-1))
+
+
+def conv_prefill(
+    u: Tensor,
+    weight: Tensor,
+    cache: Tensor,
+    slots: Tensor,
+    query_start_loc: Tensor,
+    has_past: Tensor,
+) -> Tensor:
+    """Several tokens a request, one request after the other.
+
+    Args:
+        u: [T, C]; weight [C, K]; cache [S, C, K-1], changed in place.
+        slots: [R]; query_start_loc: [R + 1]; has_past: [R] bool, whether the slot's content counts.
+
+    Returns:
+        [T, C].
+    """
+    taps, out = weight.shape[-1], torch.empty_like(u)
+    starts = query_start_loc.tolist()
+    past = cache[slots].masked_fill(~has_past[:, None, None], 0)  # [R, C, K-1]
+    for row, (start, end) in enumerate(pairwise(starts)):
+        padded = torch.cat((past[row], u[start:end].T), dim=-1)  # [C, K-1+Q]
+        windows = padded.unfold(-1, taps, 1)  # [C, Q, K]
+        out[start:end] = F.silu((windows * weight[:, None, :]).sum(-1)).T
+        cache[slots[row]] = padded[:, end - start :]
+    return out

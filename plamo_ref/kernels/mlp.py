@@ -1,0 +1,13 @@
+"""SwiGLU: silu(gate) · up.
+
+y = g / (1 + exp(-g)) · u          [g | u] = x [T, 2F], y [T, F]
+"""
+
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def swiglu(x: Tensor) -> Tensor:
+    """x [T, 2F], gate first → [T, F]."""
+    gate, up = x.chunk(2, dim=-1)
+    return F.silu(gate) * up

@@ -1,0 +1,200 @@
+"""The served model: the tokens of many requests in, hidden states out.
+
+Invariant: it holds weights and nothing else; the requests' memory, and where each token belongs in
+it, are arguments. It computes what `plamo_ref.reference` computes.
+Built in notebooks/07_continuous_batching.ipynb.
+
+Shape letters: T tokens of the step, R requests, D hidden, H heads, G KV heads, P head size, N state
+size, K conv width.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from plamo_ref.batch import AttentionCache, ForwardBatch, LayerCache, MambaCache, join
+from plamo_ref.config import LayerKind, Plamo2Config
+from plamo_ref.kernels.qk_norm_rope import rope_tables
+from plamo_ref.kernels.ssm import ScanInputs, ScanParams
+from plamo_ref.kernels.table import Kernels
+from plamo_ref.linear import Linear
+
+
+@dataclass(frozen=True)
+class Attention:
+    """QK-norm, RoPE, and attention over the blocks of the layer's group."""
+
+    kind: LayerKind
+    window: int | None
+    qkv_proj: Linear
+    o_proj: Linear
+    q_gain: Tensor  # [H, P]
+    k_gain: Tensor  # [G, P]
+
+    def __call__(
+        self, x: Tensor, batch: ForwardBatch, cache: LayerCache, tables: Tensor, ops: Kernels
+    ) -> Tensor:
+        """x [T, D] → [T, D]; writes the new keys and values into the cache."""
+        assert isinstance(cache, AttentionCache)
+        group, keys, values = batch.groups[self.kind], cache.keys, cache.values
+        q = ops.qk_norm_rope_write(
+            self.qkv_proj(x), self.q_gain, self.k_gain, tables, keys, values, group.slot_mapping
+        )  # [T, H, P]
+        decoded = prefilled = None
+        if batch.num_decodes:
+            rows = batch.decodes
+            decoded = ops.paged_decode(
+                q[rows],
+                keys,
+                values,
+                group.block_table[rows],
+                group.first_block[rows],
+                batch.seq_lens[rows],
+                self.window,
+            )
+        if batch.has_prefills:
+            rows = batch.prefills
+            prefilled = ops.paged_prefill(
+                q[batch.num_decodes :],
+                keys,
+                values,
+                group.block_table[rows],
+                group.first_block[rows],
+                batch.seq_lens[rows],
+                batch.prefill_start_loc,
+                self.window,
+            )
+        return self.o_proj(join(decoded, prefilled).flatten(1))
+
+
+@dataclass(frozen=True)
+class Mamba:
+    """Convolution and scan, each continuing from the requests' state slots."""
+
+    head_size: int
+    d_state: int
+    eps: float
+    in_proj: Linear
+    conv_weight: Tensor  # [H·P, K]
+    bcdt_proj: Linear
+    dt_proj: Linear
+    B_gain: Tensor  # [N]
+    C_gain: Tensor  # [N]
+    dt_gain: Tensor  # [dt rank]
+    scan: ScanParams
+    out_proj: Linear
+
+    def __call__(
+        self, x: Tensor, batch: ForwardBatch, cache: LayerCache, tables: Tensor, ops: Kernels
+    ) -> Tensor:
+        """x [T, D] → [T, D]; moves the states of the batch's slots forward."""
+        assert isinstance(cache, MambaCache)
+        # Interleaved per head: P gate channels z, then P input channels.
+        z, u = self.in_proj(x).unflatten(-1, (-1, 2, self.head_size)).unbind(-2)  # [T, H, P]
+        u = self._convolve(u.flatten(1), batch, cache.conv, ops)  # [T, H·P]
+        sizes = (self.d_state, self.d_state, self.dt_gain.shape[0])
+        B, C, dt = self.bcdt_proj(u).split(sizes, dim=-1)
+        inputs = ScanInputs(
+            u=u.unflatten(-1, (-1, self.head_size)),
+            z=z,
+            dt=self.dt_proj(ops.rms_norm(dt, self.dt_gain, self.eps)),  # [T, H]
+            B=ops.rms_norm(B, self.B_gain, self.eps),  # [T, N]
+            C=ops.rms_norm(C, self.C_gain, self.eps),
+        )
+        return self.out_proj(self._scan(inputs, batch, cache.ssm, ops).flatten(1))
+
+    def _convolve(self, u: Tensor, batch: ForwardBatch, cache: Tensor, ops: Kernels) -> Tensor:
+        decoded = prefilled = None
+        first = batch.num_decodes
+        if first:
+            slots = batch.state_slots[batch.decodes]
+            decoded = ops.conv_update(u[:first], self.conv_weight, cache, slots)
+        if batch.has_prefills:
+            rows = batch.prefills
+            prefilled = ops.conv_prefill(
+                u[first:],
+                self.conv_weight,
+                cache,
+                batch.state_slots[rows],
+                batch.prefill_start_loc,
+                batch.has_past[rows],
+            )
+        return join(decoded, prefilled)
+
+    def _scan(self, inputs: ScanInputs, batch: ForwardBatch, cache: Tensor, ops: Kernels) -> Tensor:
+        decoded = prefilled = None
+        first = batch.num_decodes
+        if first:
+            slots = batch.state_slots[batch.decodes]
+            decoded = ops.state_update(inputs.rows(slice(0, first)), self.scan, cache, slots)
+        if batch.has_prefills:
+            rows = batch.prefills
+            prefilled = ops.scan_prefill(
+                inputs.rows(slice(first, None)),
+                self.scan,
+                cache,
+                batch.state_slots[rows],
+                batch.prefill_start_loc,
+                batch.has_past[rows],
+            )
+        return join(decoded, prefilled)
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A mixer and an MLP. Gains have their offsets added."""
+
+    mixer: Attention | Mamba
+    gate_up_proj: Linear
+    down_proj: Linear
+    pre_mixer_gain: Tensor  # [D], as the other three
+    post_mixer_gain: Tensor
+    pre_mlp_gain: Tensor
+    post_mlp_gain: Tensor
+
+
+class Plamo2Model:
+    """Embedding, layers, last norm and the vocabulary projection."""
+
+    def __init__(
+        self,
+        config: Plamo2Config,
+        embedding: Tensor,
+        layers: Sequence[Layer],
+        norm_gain: Tensor,
+        lm_head: Linear,
+        ops: Kernels,
+    ) -> None:
+        self.config, self.ops = config, ops
+        self.embedding, self.layers = embedding, tuple(layers)
+        self.norm_gain, self.lm_head = norm_gain, lm_head
+
+    def forward(self, batch: ForwardBatch, caches: Sequence[LayerCache]) -> Tensor:
+        """The batch's tokens through all layers → [T, D] after the last norm."""
+        ops, eps = self.ops, self.config.rms_norm_eps
+        tables = self._rope_tables(batch.positions)
+        residual = self.embedding[batch.token_ids]  # [T, D]
+        # Each layer ends where the next one's first norm begins: one fused step does both.
+        next_gains = [layer.pre_mixer_gain for layer in self.layers[1:]] + [self.norm_gain]
+        x = ops.rms_norm(residual, self.layers[0].pre_mixer_gain, eps)
+        for index, layer in enumerate(self.layers):
+            theta = self.config.theta(index)
+            mixed = layer.mixer(x, batch, caches[index], tables[theta], ops)
+            residual, x = ops.add_norm(
+                residual, mixed, layer.post_mixer_gain, layer.pre_mlp_gain, eps
+            )
+            x = layer.down_proj(ops.swiglu(layer.gate_up_proj(x)))
+            residual, x = ops.add_norm(residual, x, layer.post_mlp_gain, next_gains[index], eps)
+        return x
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """[n, D] → [n, V]."""
+        return self.lm_head(hidden)[:, : self.config.vocab_size]
+
+    def _rope_tables(self, positions: Tensor) -> dict[float, Tensor]:
+        """cos and sin for each RoPE base of the model."""
+        config = self.config
+        thetas = {config.theta(i) for i in range(config.num_hidden_layers)}
+        size, dtype = config.hidden_size_per_head, self.embedding.dtype
+        return {theta: rope_tables(positions, size, theta, dtype) for theta in thetas}

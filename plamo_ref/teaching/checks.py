@@ -1,0 +1,204 @@
+"""check(): one line when a step is right, and where to look when it is not.
+
+Invariant: what it prints depends on the claim alone (the tolerance, never the rounding error that
+was measured), so a notebook's output is the same on every machine.
+Used by every notebook.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from plamo_ref.errors import PlamoRefError
+
+_TOLERANCE = {8: 1e-10, 4: 1e-5}  # by bytes per element of the coarser side; the rest is 16 bit
+_HALF_TOLERANCE = 2e-2
+_KINDS = {"b": "bool", "i": "integer", "u": "integer", "f": "float", "c": "complex"}
+
+
+class CheckFailed(PlamoRefError, AssertionError):  # noqa: N818 (as in AssertionError's family)
+    """A step does not give what the reference gives; the message says where they part."""
+
+
+def check(
+    name: str,
+    got: Any,
+    expected: Any,
+    *,
+    atol: float | None = None,
+    rtol: float | None = None,
+    hint: str = "",
+) -> None:
+    """Print "✓ name" when `got` is `expected`, else raise.
+
+    Tensors, arrays, numbers, and nested lists, tuples and dicts of them; anything else by `==`.
+    Floats may differ by atol + rtol · |expected|. Both default to 1e-10 in float64, 1e-5 in
+    float32, 2e-2 in 16 bits; giving only one of them sets the other to 0.
+
+    Raises:
+        CheckFailed: with shape, dtype, first differing index, both values, largest difference, and
+            `hint`.
+    """
+    problem, bound = _compare(got, expected, atol, rtol)
+    if problem:
+        raise CheckFailed(_message(name, problem, hint))
+    print(f"✓ {name}" + (f" (within {bound:.0e})" if bound else " (equal)"))
+
+
+def check_that(name: str, condition: Any, hint: str = "") -> None:
+    """Print "✓ name" when the condition holds, else raise CheckFailed with the hint."""
+    if not bool(condition):
+        raise CheckFailed(_message(name, "the claim does not hold", hint))
+    print(f"✓ {name}")
+
+
+def check_exercise(
+    name: str,
+    answer: Any,
+    expected: Any,
+    *,
+    atol: float | None = None,
+    rtol: float | None = None,
+    hint: str = "",
+) -> None:
+    """`check` for an exercise's stub: an answer still `...` is reported as open, not as wrong.
+
+    `answer` is a value, or a function of no arguments (called here) that returns `...` or raises
+    NotImplementedError as long as the reader has not written it.
+    """
+    try:
+        value = answer() if isinstance(answer, Callable) else answer  # type: ignore[arg-type]
+    except NotImplementedError:
+        value = ...
+    if value is ...:
+        print(f"○ {name}: yours to do")
+    else:
+        check(name, value, expected, atol=atol, rtol=rtol, hint=hint)
+
+
+def _message(name: str, problem: str, hint: str) -> str:
+    return f"✗ {name}: {problem}" + (f"\n  Look at: {hint}" if hint else "")
+
+
+def _compare(
+    got: Any, expected: Any, atol: float | None, rtol: float | None
+) -> tuple[str, float | None]:
+    """("" or what differs, the bound that was applied: None for exact comparison)."""
+    if _is_nested(expected) or _is_nested(got):
+        return _compare_nested(got, expected, atol, rtol)
+    a, b = _array(got), _array(expected)
+    if a is None or b is None:
+        if (a is None) != (b is None) or type(got) is not type(expected) or got != expected:
+            return f"got {got!r}, expected {expected!r}", None
+        return "", None
+    return _compare_arrays(a, b, got, expected, atol, rtol)
+
+
+def _is_nested(value: Any) -> bool:
+    """A container that is no rectangular block of numbers."""
+    return isinstance(value, Mapping) or (isinstance(value, list | tuple) and _array(value) is None)
+
+
+def _compare_nested(
+    got: Any, expected: Any, atol: float | None, rtol: float | None
+) -> tuple[str, float | None]:
+    pairs: list[tuple[Any, Any, Any]]
+    if isinstance(got, Mapping) and isinstance(expected, Mapping):
+        if got.keys() != expected.keys():
+            missing = sorted(map(str, expected.keys() - got.keys()))
+            extra = sorted(map(str, got.keys() - expected.keys()))
+            return f"keys missing: {missing}, keys too many: {extra}", None
+        pairs = [(key, got[key], expected[key]) for key in expected]
+    elif (
+        isinstance(got, Sequence)
+        and isinstance(expected, Sequence)
+        and not (isinstance(got, str) or isinstance(expected, str))
+    ):
+        pairs = [(i, a, b) for i, (a, b) in enumerate(zip(got, expected, strict=False))]
+    else:
+        return f"got {got!r}, expected {expected!r}", None
+    bounds: list[float] = []
+    for key, a, b in pairs:
+        problem, bound = _compare(a, b, atol, rtol)
+        if problem:
+            return f"at [{key!r}]: {problem}", None
+        bounds += [bound] if bound else []
+    if len(got) != len(expected):
+        return f"got {len(got)} items, expected {len(expected)}; the first ones agree", None
+    return "", max(bounds, default=None)
+
+
+def _array(value: Any) -> np.ndarray | None:
+    """As a numpy array (16-bit floats widened to float32), or None when it is no number."""
+    if isinstance(value, torch.Tensor):
+        value = value.detach().cpu()
+        return (value.float() if value.dtype == torch.bfloat16 else value).numpy()
+    if isinstance(value, list | tuple):
+        if any(isinstance(v, torch.Tensor | np.ndarray | str | bytes) for v in value):
+            return None
+        try:
+            array = np.asarray(value)
+        except (ValueError, TypeError, RuntimeError):
+            return None  # ragged
+        return array if array.dtype.kind in _KINDS else None
+    if isinstance(value, np.ndarray | np.generic | bool | int | float | complex):
+        array = np.asarray(value)
+        return array if array.dtype.kind in _KINDS else None
+    return None
+
+
+def _dtype(value: Any) -> str:
+    return str(getattr(value, "dtype", type(value).__name__)).removeprefix("torch.")
+
+
+def _itemsize(value: Any) -> int:
+    dtype = getattr(value, "dtype", None)
+    return int(dtype.itemsize) if dtype is not None else 8
+
+
+def _compare_arrays(
+    a: np.ndarray, b: np.ndarray, got: Any, expected: Any, atol: float | None, rtol: float | None
+) -> tuple[str, float | None]:
+    if a.shape != b.shape:
+        return f"shape {list(a.shape)}, expected {list(b.shape)}", None
+    typed = hasattr(got, "dtype") and hasattr(expected, "dtype")
+    if (typed and _KINDS[a.dtype.kind] != _KINDS[b.dtype.kind]) or (
+        (a.dtype.kind == "b") != (b.dtype.kind == "b")
+    ):
+        return f"dtype {_dtype(got)}, expected {_dtype(expected)}", None
+    if a.dtype.kind in "biu" and b.dtype.kind in "biu" and atol is None and rtol is None:
+        differs, bound = a != b, None
+    else:
+        if atol is None and rtol is None:
+            size = min(_itemsize(got), _itemsize(expected))
+            atol = rtol = _TOLERANCE.get(size, _HALF_TOLERANCE)
+        atol, rtol = atol or 0.0, rtol or 0.0
+        with np.errstate(invalid="ignore"):  # inf - inf: settled by the equality below
+            close = np.abs(a - b) <= atol + rtol * np.abs(np.where(np.isfinite(b), b, 0))
+        differs, bound = ~(close | (a == b)), max(atol, rtol)
+    return (_where(a, b, differs), None) if np.any(differs) else ("", bound)
+
+
+def _where(a: np.ndarray, b: np.ndarray, differs: np.ndarray) -> str:
+    """First differing index with both values, how many differ, and the largest difference."""
+    if a.ndim == 0:
+        return f"got {a.item()!r}, expected {b.item()!r}"
+    index = tuple(int(i) for i in np.argwhere(differs)[0])
+    place = ", ".join(map(str, index))
+    text = f"first at [{place}]: got {_show(a[index])}, expected {_show(b[index])}"
+    text += f"; {int(differs.sum())} of {a.size} differ"
+    if a.dtype.kind == "b":
+        return text
+    wide = np.complex128 if "c" in a.dtype.kind + b.dtype.kind else np.float64
+    with np.errstate(invalid="ignore"):
+        gap = np.abs(a.astype(wide) - b.astype(wide))
+    finite = gap[np.isfinite(gap)]
+    largest = f"{finite.max():.3g}" if finite.size else "not finite"
+    bad = int(np.isnan(a).sum()) if a.dtype.kind in "fc" else 0
+    return text + f"; largest difference {largest}" + (f"; {bad} are NaN" if bad else "")
+
+
+def _show(value: np.generic) -> str:
+    return f"{value:.6g}" if value.dtype.kind == "f" else str(value.item())
