@@ -74,8 +74,8 @@ def test_jupyterlab_of_conda_is_also_a_dependency_of_what_pip_installs(environme
 
 
 def test_every_dependency_has_a_lower_bound(project):
-    lines = [*project["dependencies"], *sum(project["optional-dependencies"].values(), [])]
-    requirements = [Requirement(line) for line in lines]
+    groups = [project["dependencies"], *project["optional-dependencies"].values()]
+    requirements = [Requirement(line) for group in groups for line in group]
     free = [
         r.name
         for r in requirements

@@ -1,4 +1,4 @@
-"""Say what of this project will run on this machine, what will not, and what to do about it.
+"""Check what will run on this machine, what will not, and why.
 
 Invariant: the exit code is 0 exactly if the main job, generating with the embedded model, was done
 here and now. Every other line is advice.
@@ -63,7 +63,9 @@ def packages() -> Iterator[Finding]:
                 continue
             version = _version(requirement.name)
             if version is None or not requirement.specifier.contains(version, prereleases=True):
-                wrong.append(f"{requirement} (found {version or 'none'})".partition(" ;")[0])
+                wrong.append(
+                    f"{requirement.name}{requirement.specifier} (found {version or 'none'})"
+                )
             else:
                 found.append(f"{requirement.name} {version}")
         command = f"pip install '{PROJECT}[{extra}]'" if extra else f"pip install {PROJECT}"

@@ -45,11 +45,11 @@ class ScanInputs:
 def state_update(inputs: ScanInputs, params: ScanParams, cache: Tensor, slots: Tensor) -> Tensor:
     """One token a request: cache [S, H, P, N] changed in place at slots [R] → y [R, H, P]."""
     u, dt, B, C, A, D = _widen(inputs, params)
-    state = cache[slots].to(u.dtype)  # [R, H, P, N]
-    decay = torch.exp(dt * A)[..., None, None]
-    state = decay * state + (dt[..., None] * u)[..., None] * B[:, None, None, :]
+    state = cache[slots].to(u.dtype)  # [R, H, P, N], a copy: from here on in place
+    state.mul_(torch.exp(dt * A)[..., None, None])
+    state.addcmul_((dt[..., None] * u)[..., None], B[:, None, None, :])
     cache[slots] = state.to(cache.dtype)
-    y = (state @ C[:, None, :, None])[..., 0]  # [R, H, P]
+    y = (state.flatten(1, 2) @ C[..., None]).view_as(u)  # [R, H·P, N] · [R, N, 1]
     return _gate(y, u, D, inputs.z)
 
 

@@ -10,7 +10,7 @@ Networks' own Hugging Face code. Shape letters: T tokens, D hidden, H heads, P h
 size, K conv width, W window, V vocabulary.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -104,6 +104,10 @@ class Decoder(nn.Module):
         self.layers = nn.ModuleDict({"layers": nn.ModuleList(layers)})
         self.norm = RMSNorm(config.hidden_size, 1.0, config.rms_norm_eps)
 
+    def blocks(self) -> Iterator[nn.Module]:
+        """The layers, first to last."""
+        yield from self.layers["layers"].children()
+
 
 class Plamo2Reference(nn.Module):
     """`model(ids)` → logits; `model.run(ids, state)` → also layer inputs and the state.
@@ -155,7 +159,7 @@ class Plamo2Reference(nn.Module):
         state = state or SequenceState([None] * self.config.num_hidden_layers)
         hidden = self.model.embed_tokens(ids)  # [..., T, D]
         inputs, layers = [], []
-        for layer, old in zip(self.model.layers["layers"], state.layers, strict=True):
+        for layer, old in zip(self.model.blocks(), state.layers, strict=True):
             inputs.append(hidden)
             hidden, new = layer(hidden, old, state.num_tokens)
             layers.append(new)

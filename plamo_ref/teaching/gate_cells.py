@@ -118,13 +118,17 @@ def no_history(notebook: NotebookNode) -> Iterator[str]:
             continue
         own = "_" if _assigned(tree, "_") else None  # `for _ in …` is no history
         for node in ast.walk(tree):
-            reads = isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)
-            if reads and node.id != own and _HISTORY.fullmatch(node.id):
-                yield f"{name}: reads {node.id}, which is history"
+            reads = node.id if isinstance(node, ast.Name) and _loads(node) else ""
+            if reads != own and _HISTORY.fullmatch(reads):
+                yield f"{name}: reads {reads}, which is history"
             used = getattr(node, "attr", getattr(node, "id", getattr(node, "name", "")))
             if used in ("clear_output", "update_display"):
                 yield f"{name}: {used}"
                 break
+
+
+def _loads(node: ast.Name) -> bool:
+    return isinstance(node.ctx, ast.Load)
 
 
 def _assigned(tree: ast.AST, name: str) -> bool:

@@ -72,7 +72,7 @@ def arc(notebook: NotebookNode) -> Iterator[str]:
     text = text_of(notebook)
     if not re.search(r"(?i)predict first", text):
         yield 'no question to "Predict first"'
-    summary = re.search(r"^## .*summary.*$(.*)", text, re.IGNORECASE | re.MULTILINE | re.DOTALL)
+    summary = re.search(r"(?ims)^## [^\n]*summary[^\n]*\n(.*)", text)
     if summary is None:
         yield "no H2 with the Summary"
         return
