@@ -3,6 +3,7 @@
 import ast
 import dataclasses
 import inspect
+import io
 import json
 import math
 import os
@@ -11,7 +12,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 import tomllib
 from pathlib import Path
 
@@ -41,13 +41,12 @@ def run(capsys, *args: object) -> tuple[int, str, str]:
     return code, out, err
 
 
-def start(*args: object, **more) -> subprocess.Popen[bytes]:
+def start(*args: object) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
         [sys.executable, "-m", "plamo_ref", *map(str, args)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
-        **more,
     )
 
 
@@ -222,22 +221,21 @@ def test_speeds_leave_the_first_token_to_prefill():
     assert speeds(1, 0.0, [1.0]).endswith("decode: 0 tokens in 0.000 s")
 
 
-def test_prompt_from_stdin_loses_one_newline_and_a_stop_string_ends_the_text():
+def test_prompt_from_stdin_loses_one_newline_and_a_stop_string_ends_the_text(capsys, monkeypatch):
     text = generated("吾輩は\n", max_tokens=12, temperature=0)
     stop = text[3:5]
-    args = ["--model", MODEL, "--prompt", "-", "--temperature", "0", "--max-tokens", "12"]
-    process = start("generate", *args, "--stop", stop, stdin=subprocess.PIPE)
-    out, err = process.communicate("吾輩は\n\n".encode())
-    assert (process.returncode, err) == (0, b"")
-    assert out.decode() == text[: text.index(stop)] + "\n"
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO("吾輩は\n\n".encode())))
+    args = ["--model", MODEL, "--prompt", "-", "--temperature", 0, "--max-tokens", 12]
+    code, out, err = run(capsys, "generate", *args, "--stop", stop)
+    assert (code, out, err) == (0, text[: text.index(stop)] + "\n", "")
 
 
-def test_stdin_that_is_not_utf_8_is_a_mistake():
-    process = start("generate", "--model", MODEL, "--prompt", "-", stdin=subprocess.PIPE)
-    out, err = process.communicate(b"\xff\xfe")
-    assert (process.returncode, out) == (2, b"")
-    assert b"UTF-8" in err
-    assert err.count(b"\n") == 1
+def test_stdin_that_is_not_utf_8_is_a_mistake(capsys, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"\xff\xfe")))
+    code, out, err = run(capsys, "generate", "--model", MODEL, "--prompt", "-")
+    assert (code, out) == (2, "")
+    assert "UTF-8" in err
+    assert err.count("\n") == 1
 
 
 def test_an_interrupt_ends_with_130_and_no_traceback():
@@ -256,23 +254,16 @@ def test_a_closed_pipe_is_silent():
     process.stdout.read(1)
     process.stdout.close()
     process.stdout = None
-    started = time.monotonic()
     _, err = process.communicate(timeout=30)
     assert (process.returncode, err) == (141, b"")
-    assert time.monotonic() - started < 30
 
 
-def test_a_terminal_without_japanese_gets_question_marks():
-    environment = os.environ | {"PYTHONIOENCODING": "ascii", "OMP_NUM_THREADS": "1"}
-    args = ["generate", "--model", MODEL, "--prompt", "吾輩は", "--max-tokens", "1", "--echo"]
-    process = subprocess.run(
-        [sys.executable, "-m", "plamo_ref", *args],
-        capture_output=True,
-        env=environment,
-        check=False,
-    )
-    assert (process.returncode, process.stderr) == (0, b"")
-    assert process.stdout.startswith(b"???")
+def test_a_terminal_without_japanese_gets_question_marks(monkeypatch):
+    shown = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(shown, encoding="latin-1"))
+    args = ["--model", str(MODEL), "--prompt", "吾輩は", "--max-tokens", "1", "--echo"]
+    assert cli.main(["generate", *args]) == 0
+    assert shown.getvalue().startswith(b"???")
 
 
 # --- info ----------------------------------------------------------------------------------------
@@ -431,7 +422,8 @@ def test_doctor_says_what_to_install_for_a_missing_or_old_package(capsys, monkey
     found = [str(finding) for finding in doctor.packages()]
     (line,) = [text for text in found if server in text]
     assert line.startswith("✗ packages for the HTTP server")
-    assert "fastapi>=" in line
+    assert "fastapi" in line
+    assert "found none" in line
     (line,) = [text for text in found if lessons in text]
     assert "found 4.0.0" in line
 

@@ -78,14 +78,16 @@ class HybridCache:
 
     def fit(self, request_id: str, computed: int, wanted: int) -> int:
         """How many new tokens, at most `wanted`, there is room for now, behind `computed` ones."""
-        if request_id not in self.holdings and self.slots is not None and not self.slots.num_free:
+        holding = self.holdings.get(request_id)
+        if holding is None and self.slots is not None and not self.slots.num_free:
             return 0
         for kind, pool in self.blocks.items():
-            table = self._table(request_id, kind)
-            # Blocks that `allocate` will free first because they have left the window.
-            leaving = max(0, self._first_needed(kind, computed) - table.first)
-            room = (table.end + pool.num_free + leaving) * self.block_size - computed
-            wanted = min(wanted, room)
+            table = BlockTable() if holding is None else holding.tables[kind]
+            room = table.end * self.block_size - computed  # in the blocks it has already
+            if room < wanted:
+                # Blocks that `allocate` will free first, because they have left the window, count.
+                leaving = max(0, self._first_needed(kind, computed) - table.first)
+                wanted = min(wanted, room + (pool.num_free + leaving) * self.block_size)
         return max(0, wanted)
 
     def allocate(self, request_id: str, computed: int, new: int) -> None:
@@ -102,7 +104,7 @@ class HybridCache:
             self.holdings[request_id] = Holding(tables, slot)
         for kind, table in self.holdings[request_id].tables.items():
             self._drop_before(kind, table, self._first_needed(kind, computed))
-            missing = math.ceil((computed + new) / self.block_size) - table.end
+            missing = -(-(computed + new) // self.block_size) - table.end  # rounded up
             if missing > 0:
                 table.blocks += self.blocks[kind].take(missing)
 
@@ -139,14 +141,11 @@ class HybridCache:
 
     def _drop_before(self, kind: LayerKind, table: BlockTable, first: int) -> None:
         # Never the last block: `first` is at most the block of the newest computed token.
-        leaving = max(0, first - table.first)
-        self.blocks[kind].give_back(table.blocks[:leaving])
-        del table.blocks[:leaving]
-        table.first += leaving
-
-    def _table(self, request_id: str, kind: LayerKind) -> BlockTable:
-        holding = self.holdings.get(request_id)
-        return BlockTable() if holding is None else holding.tables[kind]
+        leaving = first - table.first
+        if leaving > 0:
+            self.blocks[kind].give_back(table.blocks[:leaving])
+            del table.blocks[:leaving]
+            table.first = first
 
     # --- the audit -----------------------------------------------------------------------------
 

@@ -178,7 +178,9 @@ def _compare_arrays(
         with np.errstate(invalid="ignore"):  # inf - inf: settled by the equality below
             close = np.abs(a - b) <= atol + rtol * np.abs(np.where(np.isfinite(b), b, 0))
         differs, bound = ~(close | (a == b)), max(atol, rtol)
-    return (_where(a, b, differs), None) if np.any(differs) else ("", bound)
+    if np.any(differs):
+        return _where(a, b, differs), None
+    return "", (bound if a.size else None)
 
 
 def _where(a: np.ndarray, b: np.ndarray, differs: np.ndarray) -> str:

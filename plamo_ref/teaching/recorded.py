@@ -59,18 +59,7 @@ def recorded(name: str, folder: str | Path | None = None) -> Recorded:
         raise RecordedError(f"{path}: no such recorded result; there are: {there}") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise RecordedError(f"{path}: not valid JSON: {error}") from None
-    if not isinstance(content, dict):
-        raise RecordedError(f"{path}: expected a JSON object, found {type(content).__name__}")
-    missing = [key for key in _REQUIRED if not content.get(key)]
-    if missing:
-        raise RecordedError(f"{path}: {', '.join(missing)} missing or empty; measure it again")
-    if not isinstance(content["versions"], dict):
-        raise RecordedError(f"{path}: versions must map a library to its version")
-    try:
-        date.fromisoformat(content["date"])
-    except (TypeError, ValueError):
-        raise RecordedError(f"{path}: date must be YYYY-MM-DD, not {content['date']!r}") from None
-    return Recorded(name, **{key: content[key] for key in _REQUIRED})
+    return _checked(name, path, content)
 
 
 def write_recorded(
@@ -93,11 +82,24 @@ def write_recorded(
     path = place / f"{name}.json"
     values = (machine, dict(versions), command, date, data)
     content = dict(zip(_REQUIRED, values, strict=True))
-    if not all(content.values()):
-        raise RecordedError(f"{path}: {', '.join(k for k, v in content.items() if not v)} missing")
+    _checked(name, path, content)
     path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    recorded(name, place)
     return path
+
+
+def _checked(name: str, path: Path, content: Any) -> Recorded:
+    if not isinstance(content, dict):
+        raise RecordedError(f"{path}: expected a JSON object, found {type(content).__name__}")
+    missing = [key for key in _REQUIRED if not content.get(key)]
+    if missing:
+        raise RecordedError(f"{path}: {', '.join(missing)} missing or empty; measure it again")
+    if not isinstance(content["versions"], dict):
+        raise RecordedError(f"{path}: versions must map a library to its version")
+    try:
+        date.fromisoformat(content["date"])
+    except (TypeError, ValueError):
+        raise RecordedError(f"{path}: date must be YYYY-MM-DD, not {content['date']!r}") from None
+    return Recorded(name, **{key: content[key] for key in _REQUIRED})
 
 
 def _folder() -> Path:

@@ -5,6 +5,7 @@ whether or not widgets work here; so GitHub, nbval and screen readers all get th
 Used by every notebook with a slider.
 """
 
+import importlib.util
 from collections.abc import Callable
 from html import escape
 from typing import Any
@@ -38,9 +39,9 @@ def interactive(draw: Draw, **controls: Control) -> None:
     show(*draw(**{name: default_of(control) for name, control in controls.items()}))
     described = ", ".join(f"{name} {_describe(c)}" for name, c in controls.items())
     bundle: dict[str, Any] = {"text/plain": f"[controls, with a live kernel] {described}"}
-    panel = _panel(draw, controls)
-    if panel is not None:
-        view = {"version_major": 2, "version_minor": 0, "model_id": panel.model_id}
+    if _widgets_can_live():
+        view: dict[str, Any] = {"version_major": 2, "version_minor": 0}
+        view["model_id"] = panel(draw, **controls).model_id
         bundle["application/vnd.jupyter.widget-view+json"] = view
     display(bundle, raw=True)
 
@@ -72,15 +73,16 @@ def _describe(control: Control) -> str:
     return f"{control[0]} to {control[1]}"
 
 
-def _panel(draw: Draw, controls: dict[str, Control]) -> Any:
-    """The box of controls with the image below it, or None where widgets cannot live."""
-    shell = get_ipython()
-    if shell is None or getattr(shell, "kernel", None) is None:
-        return None
-    try:
-        import ipywidgets as widgets
-    except ImportError:
-        return None
+def _widgets_can_live() -> bool:
+    """Whether a kernel runs this code and ipywidgets is installed."""
+    live = getattr(get_ipython(), "kernel", None) is not None
+    return live and importlib.util.find_spec("ipywidgets") is not None
+
+
+def panel(draw: Draw, **controls: Control) -> Any:
+    """The ipywidgets box of controls; image and caption below them stay empty until one moves."""
+    import ipywidgets as widgets  # here, because notebooks also work without it
+
     inputs = {name: _widget(widgets, name, control) for name, control in controls.items()}
     # An Image, not an Output: Output's content would land in the cell under nbval and nbconvert.
     image = widgets.Image(format="png", layout={"display": "none", "max_width": "100%"})
