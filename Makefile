@@ -28,10 +28,13 @@ demo: $(VENV)/.installed
 lab: $(VENV)/.installed-notebooks
 	$(RUN) jupyter lab --LabApp.default_url=/lab/tree/notebooks $(if $(filter 0,$(shell id -u)),--allow-root)
 
-# Without Chromium the browser tests are left out; tools/chromium.sh has said why.
-test: lint
-	@if tools/chromium.sh; then marks=; else marks='not browser'; fi; \
-	$(RUN) pytest -m "$$marks"
+# Both parts run, and either can fail. Without Chromium the browser tests are left out, and
+# tools/chromium.sh has said why.
+test: $(VENV)/.installed-test
+	@status=0; $(MAKE) --no-print-directory lint || status=1; \
+	if tools/chromium.sh; then marks=; else marks='not browser'; fi; \
+	$(RUN) pytest -m "$$marks" || status=1; \
+	exit $$status
 
 lint: $(VENV)/.installed-test
 	$(RUN) ruff check .

@@ -8,6 +8,8 @@ from plamo_ref.errors import PlamoRefError
 from plamo_ref.sampling import SamplingParams
 from plamo_ref.tokenizer import Plamo2Tokenizer
 
+__version__ = "0.1.0"
+
 __all__ = [
     "LLM",
     "CompletionOutput",

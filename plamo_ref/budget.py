@@ -39,8 +39,9 @@ def _part(name: str, config: Plamo2Config) -> str:
 
 
 def head_flops(config: Plamo2Config) -> int:
-    """FLOPs of the logits of one token."""
-    return 2 * config.lm_head_rows * config.hidden_size
+    """FLOPs of the logits of one token; an lm_head has padding rows, a tied embedding has none."""
+    rows = config.vocab_size if config.tie_word_embeddings else config.lm_head_rows
+    return 2 * rows * config.hidden_size
 
 
 def linear_flops(config: Plamo2Config) -> int:

@@ -364,6 +364,22 @@ def test_linear_flops_are_two_for_each_weight_of_a_matrix():
     assert budget.linear_flops(EIGHT_B) == 2 * sum(a * b for a, b in matrices)
 
 
+def test_recurrence_and_head_counted_by_hand():
+    config = Plamo2Config(
+        num_hidden_layers=3,  # Mamba, attention, Mamba
+        hidden_size_per_head=2,
+        mamba_num_heads=3,  # 6 inner channels
+        mamba_d_state=5,
+        mamba_d_conv=4,
+        hidden_size=10,
+        vocab_size=17,  # 32 rows in an lm_head
+    )
+    assert budget.recurrence_flops(config) == 2 * 6 * (5 * 5 + 2 * 4)
+    assert budget.head_flops(config) == 2 * 17 * 10
+    untied = dataclasses.replace(config, tie_word_embeddings=False)
+    assert budget.head_flops(untied) == 2 * 32 * 10
+
+
 def test_a_window_bounds_what_decode_costs():
     far, farther = (budget.cost_at(EIGHT_B, n, bandwidth=1e12) for n in (5_000, 50_000))
     assert far.decode_flops_per_token == farther.decode_flops_per_token

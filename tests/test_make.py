@@ -17,6 +17,8 @@ TARGETS = {"demo", "test", "lab", "lint", "format", "clean"}
 
 needs_make = pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
 
+BROWSER_TEST = "@pytest.mark" + ".browser\n"  # in two: the script searches this file as well
+
 # A Python of version $VERSION; `-m venv` puts itself in place, everything is written down.
 FAKE_PYTHON = """#!/bin/sh
 echo "$*" >>"$LOG"
@@ -26,6 +28,7 @@ case "$1 $2" in
     "-c "*ensurepip*) [ -z "${NO_VENV:-}" ] ;;
     "-m venv") mkdir -p "$4/bin" && cp "$0" "$4/bin/python" ;;
     "--version "*) echo "Python $VERSION" ;;
+    "-m ${BROKEN:-nothing}") exit 1 ;;
 esac
 """
 
@@ -114,6 +117,13 @@ def test_test_lints_first_and_then_runs_pytest_once(clone):
 
 
 @needs_make
+@pytest.mark.parametrize("tool", ["ruff", "mypy", "pytest"])
+def test_test_fails_with_any_tool_and_runs_pytest_all_the_same(clone, tool):
+    assert call(clone, "make", "test", BROKEN=tool).returncode != 0
+    assert "-m pytest -m " in (clone.parent / "log").read_text(encoding="utf-8").splitlines()
+
+
+@needs_make
 def test_test_leaves_browser_tests_out_without_chromium(clone):
     program(clone / "tools" / "chromium.sh", "#!/bin/sh\nexit 1\n")
     assert calls_of(clone, "make", "test")[-1] == "-m pytest -m not browser"
@@ -190,7 +200,7 @@ def test_the_script_and_pyproject_agree_on_the_versions():
 # --- chromium ------------------------------------------------------------------------------------
 
 
-def chromium(clone: Path, *, uid: int = 0, tests: str = "@pytest.mark.browser\n", **programs: str):
+def chromium(clone: Path, *, uid: int = 0, tests: str = BROWSER_TEST, **programs: str):
     """Run the script where only `programs` and the plainest tools exist."""
     box = clone.parent / "box"
     box.mkdir()

@@ -13,15 +13,12 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from plamo_ref.checkpoint import Checkpoint
+from plamo_ref.engine.build import build_core
 from plamo_ref.engine.config import EngineConfig, EngineError
-from plamo_ref.engine.core import EngineCore
 from plamo_ref.engine.outputs import CompletionOutput, RequestOutput, StreamPiece
-from plamo_ref.engine.planner import MemoryPlan, cache_budget, plan_memory
 from plamo_ref.engine.record import StepRecord
 from plamo_ref.engine.request import FinishReason, Request
-from plamo_ref.engine.runner import ModelRunner
 from plamo_ref.hub import find
-from plamo_ref.kernels.table import select
 from plamo_ref.loading import load_model
 from plamo_ref.sampling import SamplingParams
 from plamo_ref.text_stream import TextStream
@@ -91,16 +88,11 @@ class LLM:
         self.model_config = checkpoint.config
         self.tokenizer = Plamo2Tokenizer.from_folder(folder)
         self.stop_token_ids: Collection[int] = checkpoint.stop_token_ids
-        device = self.config.resolve_device()
-        dtype = self.config.resolve_dtype(device)
-        state_dtype = self.config.resolve_state_dtype(dtype)
-        ops = select(self.config.kernels)
-        loaded = load_model(checkpoint, ops, dtype=dtype, device=device)
-        budget = cache_budget(self.config, device, checkpoint.config, dtype.itemsize)
-        self.plan: MemoryPlan = plan_memory(
-            checkpoint.config, self.config, budget, dtype=dtype, state_dtype=state_dtype
+        self.core, self.plan = build_core(
+            checkpoint.config,
+            self.config,
+            lambda ops, dtype, device: load_model(checkpoint, ops, dtype=dtype, device=device),
         )
-        self.core = EngineCore(ModelRunner(loaded, self.plan, state_dtype), self.plan, self.config)
         self.records: list[StepRecord] = []  # filled only with record=True
         if self.config.record:
             self.core.observers.append(lambda record, *_: self.records.append(record))

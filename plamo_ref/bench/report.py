@@ -1,0 +1,55 @@
+"""What every result says besides its numbers, and the file it is written to.
+
+Invariant: a result can be redone from what it says: machine, versions, command.
+"""
+
+import datetime
+import json
+import os
+import platform
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy
+import torch
+
+import plamo_ref
+
+
+def machine() -> str:
+    """The processor, or the GPU if there is one, in words."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    model = platform.processor() or platform.machine()
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        model = next(x.split(":", 1)[1].strip() for x in lines if x.startswith("model name"))
+    except (OSError, StopIteration):
+        pass  # not Linux: the platform's word must do
+    return f"{model}, {os.cpu_count()} cores, torch uses {torch.get_num_threads()}"
+
+
+def report(name: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """A result: `rows` of measurements under the name of the benchmark."""
+    return {
+        "name": name,
+        "machine": machine(),
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "numpy": numpy.__version__,
+            "plamo_ref": plamo_ref.__version__,
+        },
+        "command": shlex.join(["plamo-ref", *sys.argv[1:]]),
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "data": rows,
+    }
+
+
+def write(result: dict[str, Any], path: Path) -> None:
+    """Write a result as JSON, replacing the file in one move."""
+    partial = path.with_suffix(path.suffix + ".partial")
+    partial.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    partial.replace(path)

@@ -1,0 +1,171 @@
+"""Measure the engine on this machine.
+
+Invariant: every number printed was measured in this call; --json keeps it with what redoes it.
+"""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from plamo_ref.commands._bench_options import engine_options, result_option
+
+if TYPE_CHECKING:
+    from plamo_ref.bench.workloads import Job
+
+
+@click.group()
+def bench() -> None:
+    """Measure the engine on this machine."""
+
+
+@bench.command()
+@engine_options
+@click.option("--requests", default=32, show_default=True, help="Requests, all at once.")
+@click.option("--prompt-len", default=64, show_default=True)
+@click.option("--output-len", default=64, show_default=True)
+@result_option
+def throughput(requests: int, prompt_len: int, output_len: int, **options: Any) -> None:
+    """Tokens per second of equal requests, together and one after the other."""
+    from plamo_ref.bench.workloads import run, uniform
+
+    core, finish = _open(options)
+    jobs = uniform(requests, prompt_len, output_len)
+    run(core, jobs[:1])  # the first run pays for what later ones find ready
+    together = run(core, jobs).row()
+    alone = [run(core, jobs[:1]) for _ in range(min(4, requests))]
+    seconds = sum(one.seconds for one in alone) / len(alone)
+    speed = output_len / seconds
+    together |= {
+        "one_after_the_other_tokens_per_s": round(speed, 1),
+        "gain_of_batching": round(together["output_tokens_per_s"] / speed, 2),
+    }
+    finish("throughput", [{"requests": requests} | together])
+
+
+@bench.command()
+@engine_options
+@click.option("--prompt-len", default=64, show_default=True)
+@click.option("--output-len", default=64, show_default=True)
+@click.option("--repeat", default=5, show_default=True, help="Requests, one after the other.")
+@result_option
+def latency(prompt_len: int, output_len: int, repeat: int, **options: Any) -> None:
+    """Time to the first token and between tokens of a single request."""
+    from plamo_ref.bench.workloads import percentiles, run, uniform
+
+    core, finish = _open(options)
+    jobs = uniform(1, prompt_len, output_len)
+    run(core, jobs)
+    runs = [run(core, jobs) for _ in range(repeat)]
+    rows = {
+        "prompt_len": prompt_len,
+        "output_len": output_len,
+        "ttft_ms": percentiles([r.ttft[0] for r in runs]),
+        "itl_ms": percentiles([gap for r in runs for gap in r.itl]),
+    }
+    finish("latency", [rows])
+
+
+@bench.command()
+@engine_options
+@click.option("--requests", default=256, show_default=True)
+@click.option("--scale", default=1.0, show_default=True, help="Of all prompt and output lengths.")
+@click.option("--both", is_flag=True, help="Run it with both schedulers.")
+@result_option
+def mixed(requests: int, scale: float, both: bool, **options: Any) -> None:
+    """The mixed workload: prompts of 64-1024 tokens, outputs of 32-512, all at once."""
+    from plamo_ref.bench import workloads
+
+    _race(workloads.mixed(requests, scale), both, options)
+
+
+@bench.command()
+@engine_options
+@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--both", is_flag=True, help="Run it with both schedulers.")
+@result_option
+def trace(file: Path, both: bool, **options: Any) -> None:
+    """Run the requests of FILE: JSON [{"arrival": s, "prompt_len": n, "output_len": n}, …]."""
+    _race(_read_trace(file), both, options)
+
+
+@bench.command()
+@click.option("--running", default="1,64,256,1024", show_default=True, help="Numbers of requests.")
+@result_option
+def scheduler(running: str, **options: Any) -> None:
+    """CPU time of a scheduling decision, without a model."""
+    from plamo_ref.bench.scheduling import time_decisions
+
+    try:
+        counts = [int(part) for part in running.split(",")]
+    except ValueError:
+        raise click.BadParameter(f"--running {running}: expected numbers, as in 1,64,256") from None
+    _finish("scheduler", [time_decisions(count) for count in counts], options["json_file"])
+
+
+def _race(jobs: "list[Job]", both: bool, options: dict[str, Any]) -> None:
+    """Run the same jobs with one scheduler or with both."""
+    from plamo_ref.bench.workloads import run
+
+    rows = []
+    for name in ("v0", "v1") if both else (options["scheduler"],):
+        core, finish = _open(options | {"scheduler": name})
+        run(core, jobs[:1])
+        rows.append({"scheduler": name} | run(core, jobs).row())
+    finish(click.get_current_context().info_name or "", rows)
+
+
+def _open(options: dict[str, Any]) -> tuple[Any, Any]:
+    """A core with the options, and what to call with its result."""
+    from plamo_ref.bench.shapes import open_core
+    from plamo_ref.engine.config import EngineConfig
+
+    options = dict(options)
+    model, shape, json_file = (options.pop(k) for k in ("model", "shape", "json_file"))
+    if options["scheduler"] == "v1":
+        options["chunk_size"] = None
+    core, _ = open_core(model, shape, EngineConfig(**options))
+    described = {"model": shape or model, **{k: v for k, v in options.items() if v is not None}}
+    return core, lambda name, rows: _finish(name, [described | row for row in rows], json_file)
+
+
+def _finish(name: str, rows: list[dict[str, Any]], json_file: Path | None) -> None:
+    """Print a table; write the report."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from plamo_ref.bench.report import report, write
+
+    result = report(name, rows)
+    table = Table(
+        "", *[f"run {i + 1}" for i in range(len(rows))], title=f"{name} on {result['machine']}"
+    )
+    for key in rows[0]:
+        table.add_row(key, *[_text(row[key]) for row in rows])
+    Console().print(table)
+    if json_file is not None:
+        write(result, json_file)
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, dict):
+        return "  ".join(f"{key} {number}" for key, number in value.items())
+    return f"{value:,}" if isinstance(value, int | float) else str(value)
+
+
+def _read_trace(file: Path) -> "list[Job]":
+    """The jobs of a trace file, or one line about what is wrong with it."""
+    from plamo_ref.bench.workloads import Job
+
+    try:
+        rows = json.loads(file.read_text(encoding="utf-8"))
+        jobs = [Job(float(r["arrival"]), int(r["prompt_len"]), int(r["output_len"])) for r in rows]
+    except (ValueError, KeyError, TypeError) as error:
+        raise click.BadParameter(f"{file}: not a trace: {type(error).__name__} {error}") from None
+    for number, job in enumerate(jobs):
+        if job.arrival < 0 or job.prompt_len < 1 or job.output_len < 1:
+            raise click.BadParameter(f"{file}: request {number} has an impossible value: {job}")
+    if not jobs:
+        raise click.BadParameter(f"{file}: the trace has no requests")
+    return jobs

@@ -1,0 +1,36 @@
+"""Put an engine together: device, kernels, weights, plan, runner, core.
+
+Invariant: this is the only place that knows the order; everything it makes is passed on, nothing
+is kept.
+"""
+
+from collections.abc import Callable
+
+import torch
+
+from plamo_ref.config import Plamo2Config
+from plamo_ref.engine.config import EngineConfig
+from plamo_ref.engine.core import EngineCore
+from plamo_ref.engine.planner import MemoryPlan, cache_budget, plan_memory
+from plamo_ref.engine.runner import ModelRunner
+from plamo_ref.kernels.table import Kernels, select
+from plamo_ref.model import Plamo2Model
+
+ModelLoader = Callable[[Kernels, torch.dtype, torch.device], Plamo2Model]
+
+
+def build_core(
+    model: Plamo2Config, engine: EngineConfig, load: ModelLoader
+) -> tuple[EngineCore, MemoryPlan]:
+    """Load the weights with `load`, then divide the memory that is left.
+
+    Raises:
+        EngineError: the settings do not work on this machine, or the cache is too small.
+    """
+    device = engine.resolve_device()
+    dtype = engine.resolve_dtype(device)
+    state_dtype = engine.resolve_state_dtype(dtype)
+    loaded = load(select(engine.kernels), dtype, device)
+    budget = cache_budget(engine, device, model, dtype.itemsize)
+    plan = plan_memory(model, engine, budget, dtype=dtype, state_dtype=state_dtype)
+    return EngineCore(ModelRunner(loaded, plan, state_dtype), plan, engine), plan

@@ -1,0 +1,256 @@
+"""The equivalence law, run on a trace: the tokens of a request depend on the request alone.
+
+Invariant: what is expected comes from the reference and from arithmetic written down here, never
+from the engine that is being watched. Three checks look on, each with its own error:
+
+    audit      after every step: each block and slot has one owner, and every running request
+               holds exactly the blocks that its last step could see, no more and no fewer
+    schedule   after every step: budget, seats, first come first served, no idle step
+    law        at the end: logits and ids of every request are those of the reference
+
+All memory that nobody owns is filled with NaN, so that reading it shows.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from plamo_ref.batch import MambaCache
+from plamo_ref.engine.cache import IntegrityError
+from plamo_ref.engine.core import EngineCore
+from plamo_ref.engine.record import ScheduledTokens, StepRecord
+from plamo_ref.engine.request import Request
+from plamo_ref.engine.runner import ModelRunner
+from plamo_ref.engine.scheduler import Schedule
+from plamo_ref.errors import PlamoRefError
+from plamo_ref.reference import Plamo2Reference
+from plamo_ref.sampling import sample, uniform
+from plamo_ref.teaching.lab import Pair, Trace
+
+TOLERANCE = 1e-10  # of logits, in float64
+
+
+class LawError(PlamoRefError, AssertionError):
+    """A request's tokens depend on something else than the request."""
+
+
+class ScheduleError(PlamoRefError, AssertionError):
+    """A scheduler did what it must not, or did nothing."""
+
+
+@dataclass
+class TraceResult:
+    """What happened, so that one can see whether the traces are worth anything."""
+
+    records: list[StepRecord] = field(default_factory=list)
+    requests: list[Request] = field(default_factory=list)
+    largest_error: float = 0.0  # of a logit
+
+    @property
+    def num_preemptions(self) -> int:
+        """Those for want of memory; the trace's own are not counted."""
+        return sum(len(record.preempted) for record in self.records)
+
+
+def run_trace(trace: Trace, pair: Pair) -> TraceResult:
+    """Let the engine live through `trace` and look at it from all sides.
+
+    Raises:
+        LawError, ScheduleError, IntegrityError, PoolError: it did something wrong.
+    """
+    runner = ModelRunner(pair.served, trace.plan, pair.served.embedding.dtype)
+    core = EngineCore(runner, trace.plan, trace.engine)
+    result, logits = TraceResult(), dict[str, list[Tensor]]()
+
+    def observe(record: StepRecord, sampled: Sequence[Request], rows: Tensor) -> None:
+        result.records.append(record)
+        for request, row in zip(sampled, rows, strict=True):
+            logits.setdefault(request.request_id, []).append(row.clone())
+
+    core.observers.append(observe)
+    poison(core)
+    for request in trace.requests:
+        assert len(request.prompt) < core.max_model_len, "the trace asks for what cannot run"
+    for step in range(_most_steps(trace)):
+        _happen(step, trace, core, result)
+        audit(core)
+        if core.has_work:
+            _one_step(core, result)
+        elif all(request.arrival <= step for request in trace.requests):
+            break
+    else:
+        raise ScheduleError(f"{_most_steps(trace)} steps were not enough: somebody starves")
+    _check_all_free(core)
+    for request in result.requests:
+        error = check_law(request, logits.get(request.request_id, []), pair.reference, core)
+        result.largest_error = max(result.largest_error, error)
+    return result
+
+
+def _most_steps(trace: Trace) -> int:
+    """Each step, somebody computes a token; a token is computed again only after a preemption,
+    which needs somebody older to have got one."""
+    tokens = sum(len(r.prompt) + r.params.max_tokens for r in trace.requests)
+    last = max(request.arrival for request in trace.requests)
+    return last + 2 + tokens * (1 + len(trace.requests) + len(trace.preemptions))
+
+
+def _happen(step: int, trace: Trace, core: EngineCore, result: TraceResult) -> None:
+    """Arrivals, preemptions and aborts before a step."""
+    for number, request in enumerate(trace.requests):
+        if request.arrival == step:
+            added = core.add(request.prompt, request.params, request_id=f"r{number}")
+            result.requests.append(added)
+    for _ in range(min(trace.preemptions.get(step, 0), len(core.queues.running))):
+        core.queues.preempt(core.queues.running[-1], Schedule())
+    for number, request in enumerate(trace.requests):
+        if request.abort == step:
+            core.finish(f"r{number}", "abort")
+
+
+def _one_step(core: EngineCore, result: TraceResult) -> None:
+    before = len(result.records)
+    core.step()
+    if len(result.records) == before:
+        raise ScheduleError(f"step {core.num_steps}: there is work, but nobody computed anything")
+    record = result.records[-1]
+    audit(core, record.scheduled)
+    check_schedule(core, record)
+    poison(core)
+
+
+def poison(core: EngineCore) -> None:
+    """Fill every place that nobody owns, the null places too, with NaN."""
+    kinds = core.runner.model.config.layer_kinds
+    for kind, cache in zip(kinds, core.runner.caches, strict=True):
+        if isinstance(cache, MambaCache):
+            tensors, pool = (cache.conv, cache.ssm), core.cache.slots
+        else:
+            tensors, pool = (cache.keys, cache.values), core.cache.blocks[kind]
+        assert pool is not None
+        free = [0, *pool.free_places()]
+        for tensor in tensors:
+            tensor[free] = math.nan
+
+
+# --- audit -----------------------------------------------------------------------------------------
+
+
+def audit(core: EngineCore, scheduled: Sequence[ScheduledTokens] = ()) -> None:
+    """The cache's own audit, and what the cache cannot know: who is entitled to memory.
+
+    Raises:
+        IntegrityError: memory is lost, shared by mistake, missing, or kept for too long.
+    """
+    cache, running = core.cache, {r.request_id: r for r in core.queues.running}
+    cache.check_integrity()
+    if cache.holdings.keys() != running.keys():
+        raise IntegrityError(
+            f"memory is held by {sorted(cache.holdings)}, but running are {sorted(running)}"
+        )
+    for request in running.values():
+        cache.check_covers(request.request_id, request.num_computed_tokens)
+    for share in scheduled:
+        if share.request_id in running:
+            _audit_tables(core, share)
+
+
+def _audit_tables(core: EngineCore, share: ScheduledTokens) -> None:
+    """After computing tokens start to end - 1, blocks reach from the first visible key to end."""
+    size, end = core.cache.block_size, share.start + share.num_tokens
+    for kind, table in core.cache.holdings[share.request_id].tables.items():
+        window = core.runner.model.config.attention_window_size
+        visible = 0 if kind == "full" else max(0, share.start - window)
+        expected = (visible // size, math.ceil(end / size))
+        if (table.first, table.end) != expected:
+            raise IntegrityError(
+                f"request {share.request_id}, group {kind}, after tokens {share.start} to "
+                f"{end - 1}: holds blocks {table.first} to {table.end - 1}, "
+                f"should hold {expected[0]} to {expected[1] - 1}"
+            )
+
+
+def _check_all_free(core: EngineCore) -> None:
+    audit(core)
+    pools = [*core.cache.blocks.values(), *([core.cache.slots] if core.cache.slots else [])]
+    used = {pool.name: pool.num_used for pool in pools if pool.num_used}
+    if used or core.requests or core.queues.waiting:
+        raise IntegrityError(f"everybody is gone, but in use are {used or core.requests}")
+
+
+# --- schedule --------------------------------------------------------------------------------------
+
+
+def check_schedule(core: EngineCore, record: StepRecord) -> None:
+    """What holds for every step of either scheduler.
+
+    Raises:
+        ScheduleError: names the step and the rule.
+    """
+    config, queues = core.config, core.queues
+    prefills = [share for share in record.scheduled if share.kind != "decode"]
+    order = [request.arrival for request in (*queues.running, *queues.waiting)]
+    served = [core.requests[s.request_id] for s in record.scheduled if s.request_id in core.requests]
+    last = max((request.arrival for request in served), default=-1)
+    passed_over = [r for r in queues.running if r not in served and r.arrival < last]
+    is_v0, chunk = config.scheduler == "v0", config.chunk_size
+    rules = {
+        "the token budget is exceeded": record.num_tokens > config.max_num_batched_tokens,
+        "more requests run than there are seats": len(queues.running) > queues.max_num_seqs,
+        "not first come, first served": order != sorted(order),
+        "a running request was passed over": not is_v0 and bool(passed_over),
+        "prefills and decodes in one step": is_v0 and 0 < len(prefills) < len(record.scheduled),
+        "a chunk is too long": is_v0
+        and chunk is not None
+        and any(share.num_tokens > chunk for share in prefills),
+    }
+    broken = [rule for rule, is_broken in rules.items() if is_broken]
+    if broken:
+        raise ScheduleError(f"step {record.step}: {'; '.join(broken)}: {record}")
+
+
+# --- law -------------------------------------------------------------------------------------------
+
+
+def check_law(
+    request: Request, logits: Sequence[Tensor], reference: Plamo2Reference, core: EngineCore
+) -> float:
+    """Compare what a request got with one pass of the reference; returns the largest error.
+
+    Raises:
+        LawError: names the request and the token.
+    """
+    outputs, name = request.output_ids, f"request {request.request_id}"
+    if len(logits) != len(outputs):
+        raise LawError(f"{name}: {len(outputs)} tokens from {len(logits)} rows of logits")
+    error = 0.0
+    if outputs:
+        ids = torch.tensor([*request.prompt_ids, *outputs[:-1]])
+        with torch.inference_mode():
+            truth = reference.run(ids).logits[len(request.prompt_ids) - 1 :]
+        errors = (torch.stack(list(logits)) - truth).abs().amax(-1)
+        for index, error in enumerate(errors.tolist()):
+            if not error <= TOLERANCE:  # NaN is not
+                raise LawError(f"{name}, token {index}: a logit is off by {error:.3g}")
+        uniforms = [uniform(request.seed, index) for index in range(len(outputs))]
+        expected = sample(truth, [request.params] * len(outputs), uniforms).tolist()
+        if outputs != expected:
+            raise LawError(f"{name}: drew {outputs}, the reference draws {expected}")
+        error = float(errors.max())
+    _check_end(request, core.max_model_len, name)
+    return error
+
+
+def _check_end(request: Request, max_model_len: int, name: str) -> None:
+    outputs, stops = request.output_ids, set(request.params.stop_token_ids)
+    stopped = [token in stops for token in outputs]
+    full = len(outputs) == request.params.max_tokens or request.num_tokens == max_model_len
+    expected = "stop" if any(stopped[-1:]) else ("length" if full else "abort")
+    if any(stopped[:-1]) or request.finish_reason != expected:
+        raise LawError(
+            f"{name}: ended by {request.finish_reason!r} with {len(outputs)} tokens {outputs}, "
+            f"stop tokens {sorted(stops)}; expected {expected!r} and no stop token before the end"
+        )
