@@ -1,12 +1,19 @@
-"""plamo_ref: how a modern engine for a hybrid language model works, small enough to read."""
+"""plamo_ref: how a modern engine for a hybrid language model works, small enough to read.
 
-from plamo_ref.config import Plamo2Config
-from plamo_ref.engine.config import EngineConfig
-from plamo_ref.engine.llm import LLM
-from plamo_ref.engine.outputs import CompletionOutput, RequestOutput, StreamPiece
-from plamo_ref.errors import PlamoRefError
-from plamo_ref.sampling import SamplingParams
-from plamo_ref.tokenizer import Plamo2Tokenizer
+Invariant: importing it imports nothing heavy; a public name brings its module when it is used.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from plamo_ref.config import Plamo2Config
+    from plamo_ref.engine.config import EngineConfig
+    from plamo_ref.engine.llm import LLM
+    from plamo_ref.engine.outputs import CompletionOutput, RequestOutput, StreamPiece
+    from plamo_ref.errors import PlamoRefError
+    from plamo_ref.sampling import SamplingParams
+    from plamo_ref.tokenizer import Plamo2Tokenizer
 
 __version__ = "0.1.0"
 
@@ -21,3 +28,25 @@ __all__ = [
     "SamplingParams",
     "StreamPiece",
 ]
+
+_HOMES = {
+    "LLM": "engine.llm",
+    "CompletionOutput": "engine.outputs",
+    "EngineConfig": "engine.config",
+    "Plamo2Config": "config",
+    "Plamo2Tokenizer": "tokenizer",
+    "PlamoRefError": "errors",
+    "RequestOutput": "engine.outputs",
+    "SamplingParams": "sampling",
+    "StreamPiece": "engine.outputs",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -142,10 +142,13 @@ def _write_weights(
 
 def _move_into_place(staging: Path, folder: Path) -> None:
     """Replace the checkpoint in `folder`. config.json goes first and comes last: it is the seal."""
+    # The safetensors library makes its files private; they get the mode that a new file has here.
+    mode = (staging / CONFIG_FILE).stat().st_mode
     (folder / CONFIG_FILE).unlink(missing_ok=True)
     for old in (folder / SINGLE_FILE, folder / INDEX_FILE, *folder.glob(SHARD_PATTERN)):
         old.unlink(missing_ok=True)
     for new in sorted(staging.iterdir(), key=lambda path: path.name == CONFIG_FILE):
+        new.chmod(mode)
         os.replace(new, folder / new.name)
 
 

@@ -3,6 +3,7 @@
 Invariant: neither torch nor the hub library is imported here, so `plamo-ref NAME --help` is quick.
 """
 
+import re
 import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
-DTYPES = ("float32", "float64", "bfloat16", "float16")
+DTYPES = ("float32", "float64", "bfloat16")  # float16 overflows in this model
 
 
 def model_options(command: Command) -> Command:
@@ -50,6 +51,13 @@ def sampling_options(command: Command) -> Command:
     ):
         command = option(command)
     return command
+
+
+def compute_options(command: Command) -> Command:
+    """--dtype and --device: where and in what to compute."""
+    auto: dict[str, Any] = {"default": "auto", "show_default": True}
+    device = click.option("--device", help="cpu, cuda, cuda:1 …", **auto)
+    return device(click.option("--dtype", type=click.Choice(["auto", *DTYPES]), **auto)(command))
 
 
 def dtype_option(default: str, what: str) -> Callable[[Command], Command]:
@@ -86,3 +94,24 @@ def read_prompt(prompt: str) -> str:
     except UnicodeDecodeError as error:
         raise click.BadParameter(f"standard input is not UTF-8: {error}") from None
     return text.removesuffix("\n").removesuffix("\r")
+
+
+class ByteSize(click.ParamType):
+    """A number of bytes: 24GB, 1.5GiB, 800MB, or plain digits."""
+
+    name = "bytes"
+    UNITS = {"": 1, "B": 1, "KB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12} | {
+        "KIB": 2**10,
+        "MIB": 2**20,
+        "GIB": 2**30,
+        "TIB": 2**40,
+    }
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Raises `click.BadParameter` for what is not a size."""
+        match = re.fullmatch(r"\s*([0-9.]+)\s*([A-Za-z]*)\s*", str(value))
+        try:
+            assert match is not None
+            return int(float(match[1]) * self.UNITS[match[2].upper()])
+        except (AssertionError, KeyError, ValueError):
+            self.fail(f"{value!r} is not a size; examples: 24GB, 1.5GiB, 800MB", param, ctx)

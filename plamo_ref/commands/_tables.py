@@ -75,3 +75,12 @@ def length_table(facts: Mapping[str, Any]) -> Table:
             f"{cost['decode_floor_ms']:.3g} ms",
         )
     return table
+
+
+def plan_table(plan: Mapping[str, Any]) -> Table:
+    table = _table(f"Cache in {human_bytes(plan['memory'])}", "place", "number", "each", "together")
+    rows = [(f"{kind} block", n, plan["block_bytes"][kind]) for kind, n in plan["blocks"].items()]
+    for name, count, size in [*rows, ("state slot", plan["slots"], plan["slot_bytes"])]:
+        table.add_row(name, f"{count:,}", human_bytes(size), human_bytes(count * size))
+    table.add_row("budget", "", "", human_bytes(plan["budget"]), style="bold")
+    return table

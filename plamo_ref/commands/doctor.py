@@ -12,7 +12,6 @@ from importlib import metadata
 
 import click
 
-from plamo_ref.commands import _options as options
 from plamo_ref.errors import PlamoRefError
 
 PROJECT = "plamo-ref"
@@ -112,11 +111,10 @@ def main_job() -> Finding:
     """Load the embedded model and generate one token."""
     what = "generate with tiny"
     try:
-        from plamo_ref.commands.generate import open_generator
+        from plamo_ref.engine.llm import LLM
+        from plamo_ref.sampling import SamplingParams
 
-        generator = open_generator("tiny", None, True, "float32")
-        ids = generator.tokenizer.encode("吾輩は")
-        next(generator.stream(ids, options.sampling_params({"max_tokens": 1})))
+        LLM("tiny").generate("吾輩は", SamplingParams(max_tokens=1), use_tqdm=False)
     except (PlamoRefError, OSError, ImportError) as error:
         return Finding(False, what, " ".join(str(error).split()))
     return Finding(True, what)

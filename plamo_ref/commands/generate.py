@@ -4,49 +4,19 @@ Invariant: stdout has the text and nothing else; what is said about it goes to s
 """
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import Any
 
 import click
 
 from plamo_ref.commands import _options as options
-
-if TYPE_CHECKING:
-    from plamo_ref.reference import Piece
-    from plamo_ref.sampling import SamplingParams
-    from plamo_ref.tokenizer import Plamo2Tokenizer
-
-
-@dataclass(frozen=True)
-class Generator:
-    """A loaded model: its tokenizer, and a stream of pieces for prompt ids and parameters."""
-
-    tokenizer: "Plamo2Tokenizer"
-    stream: "Callable[[Sequence[int], SamplingParams], Iterator[Piece]]"
-
-
-def open_generator(model: str, revision: str | None, offline: bool, dtype: str) -> Generator:
-    """The one place that decides what generates: the reference."""
-    from plamo_ref.checkpoint import Checkpoint
-    from plamo_ref.hub import find
-    from plamo_ref.reference import Plamo2Reference, generate_text
-    from plamo_ref.tokenizer import Plamo2Tokenizer
-
-    folder = find(model, revision=revision, offline=offline)
-    stop_ids = Checkpoint.open(folder).stop_token_ids
-    tokenizer = Plamo2Tokenizer.from_folder(folder)
-    reference = Plamo2Reference.from_pretrained(folder, options.torch_dtype(dtype))
-    return Generator(
-        tokenizer, lambda ids, params: generate_text(reference, tokenizer, ids, params, stop_ids)
-    )
 
 
 @click.command()
 @options.model_options
 @click.option("--prompt", required=True, metavar="TEXT", help="The text; - reads it from stdin.")
 @options.sampling_options
-@options.dtype_option("float32", "What to compute in.")
+@options.compute_options
 @click.option("--echo", is_flag=True, help="Print the prompt before its continuation.")
 @click.option("--stats", is_flag=True, help="Print token counts and speeds on stderr.")
 def generate(
@@ -55,21 +25,24 @@ def generate(
     offline: bool,
     prompt: str,
     dtype: str,
+    device: str,
     echo: bool,
     stats: bool,
     **sampling: Any,
 ) -> None:
     """Continue a text with a model, printing it as it comes."""
+    from plamo_ref.engine.llm import LLM
+
     text = options.read_prompt(prompt)
     params = options.sampling_params(sampling)
     started = time.perf_counter()
-    generator = open_generator(model, revision, offline, dtype)
-    prompt_ids = generator.tokenizer.encode(text)
+    llm = LLM(model, revision=revision, offline=offline, dtype=dtype, device=device)
+    prompt_ids = llm.tokenizer.encode(text)
     loaded = time.perf_counter()
     if echo:
         _put(text)
     arrivals, finish = [], None
-    for piece in generator.stream(prompt_ids, params):
+    for piece in llm.stream(prompt_ids, params):
         arrivals.append(time.perf_counter())
         finish = piece.finish_reason
         _put(piece.text)

@@ -115,6 +115,14 @@ def describe(
     metavar="GB/S",
     help="Of the memory, for the floor of a decode step.",
 )
+@click.option(
+    "--memory",
+    type=options.ByteSize(),
+    metavar="SIZE",
+    help="Plan the cache of a device with so much memory, as in 24GB.",
+)
+@click.option("--max-num-seqs", default=64, show_default=True, help="For --memory.")
+@click.option("--max-num-batched-tokens", default=2048, show_default=True, help="For --memory.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def info(
     model: str,
@@ -123,6 +131,9 @@ def info(
     length: int | None,
     dtype: str,
     bandwidth: float,
+    memory: int | None,
+    max_num_seqs: int,
+    max_num_batched_tokens: int,
     as_json: bool,
 ) -> None:
     """Read a model's config.json as layers, bytes and FLOPs.
@@ -134,10 +145,39 @@ def info(
     lengths = tuple(sorted({*LENGTHS, *([length] if length else [])}))
     facts = {"model": model, "stored": stored_weights(path, config)}
     facts |= describe(config, lengths, dtype, bandwidth * 1e9)
+    if memory is not None:
+        facts["plan"] = plan(config, memory, dtype, max_num_seqs, max_num_batched_tokens)
     if as_json:
         click.echo(json.dumps(facts, indent=2))
     else:
         show(facts)
+
+
+def plan(
+    config: Plamo2Config, memory: int, dtype: str, max_num_seqs: int, max_num_batched_tokens: int
+) -> dict[str, Any]:
+    """How the engine would divide a device of `memory` bytes, and why.
+
+    Raises:
+        EngineError: the model, or one request beside it, does not fit.
+    """
+    from plamo_ref.engine.config import EngineConfig
+    from plamo_ref.engine.planner import plan_device
+
+    engine = EngineConfig(
+        dtype=dtype, max_num_seqs=max_num_seqs, max_num_batched_tokens=max_num_batched_tokens
+    )
+    planned = plan_device(config, engine, memory, options.torch_dtype(dtype))
+    return {
+        "memory": memory,
+        "budget": planned.budget,
+        "blocks": dict(planned.num_blocks),
+        "block_bytes": dict(planned.block_bytes),
+        "slots": planned.num_slots,
+        "slot_bytes": planned.slot_bytes,
+        "seats": planned.max_num_seqs,
+        "reasons": list(planned.reasons),
+    }
 
 
 def show(facts: Mapping[str, Any]) -> None:
@@ -145,7 +185,12 @@ def show(facts: Mapping[str, Any]) -> None:
     from rich.console import Console, Group
     from rich.text import Text
 
-    from plamo_ref.commands._tables import length_table, memory_table, parameter_table
+    from plamo_ref.commands._tables import (
+        length_table,
+        memory_table,
+        parameter_table,
+        plan_table,
+    )
 
     strip = Text("layers     ")
     legend = Text("           ")
@@ -156,5 +201,7 @@ def show(facts: Mapping[str, Any]) -> None:
     for kind, (letter, colour) in KINDS.items():
         count = len(facts["groups"][kind]["layers"])
         legend.append(f"{letter} {kind} ×{count}   ", style=colour)
-    tables = (parameter_table(facts), memory_table(facts), length_table(facts))
+    tables: tuple[Any, ...] = (parameter_table(facts), memory_table(facts), length_table(facts))
+    if "plan" in facts:
+        tables = (*tables, plan_table(facts["plan"]), Text("\n".join(facts["plan"]["reasons"])))
     Console(highlight=False).print(Group(strip, legend, "", *tables))

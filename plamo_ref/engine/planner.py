@@ -87,21 +87,7 @@ def plan_memory(
             "Raise memory_bytes or gpu_memory_utilization, or lower block_size"
         )
     left = budget - reserved - seats * seat_bytes
-    num_blocks = {g.kind: 1 + seats * span for g in groups}
-    if "sliding_window" in num_blocks:
-        wanted = math.ceil(engine.max_num_batched_tokens / size)
-        affordable = left // block_bytes["sliding_window"] // (2 if "full" in num_blocks else 1)
-        num_blocks["sliding_window"] += min(wanted, affordable)
-        left -= min(wanted, affordable) * block_bytes["sliding_window"]
-    if "full" in num_blocks:
-        most = (
-            seats * math.ceil((engine.max_model_len or math.inf) / size)
-            if (engine.max_model_len)
-            else left
-        )
-        more = min(left // block_bytes["full"], max(0, most - seats * span))
-        num_blocks["full"] += more
-        left -= more * block_bytes["full"]
+    num_blocks, left = _divide(engine, block_bytes, seats, span, left)
     return MemoryPlan(
         groups=groups,
         num_blocks=num_blocks,
@@ -113,6 +99,26 @@ def plan_memory(
         budget=budget,
         reasons=_reasons(config, engine, seats, seat_bytes, span, num_blocks, left),
     )
+
+
+def _divide(
+    engine: EngineConfig, block_bytes: Mapping[LayerKind, int], seats: int, span: int, left: int
+) -> tuple[dict[LayerKind, int], int]:
+    """Blocks of each group, and the bytes that nobody can use, once every seat has its window."""
+    size = engine.block_size
+    blocks = dict.fromkeys(block_bytes, 1 + seats * span)
+    most: dict[LayerKind, float] = {
+        "sliding_window": math.ceil(engine.max_num_batched_tokens / size),
+        "full": math.inf,
+    }
+    if engine.max_model_len is not None:
+        most["full"] = max(0, seats * (math.ceil(engine.max_model_len / size) - span))
+    for kind in block_bytes:  # windows come before full attention, which takes whatever is left
+        share = 2 if kind == "sliding_window" and "full" in block_bytes else 1
+        more = int(min(left // block_bytes[kind] // share, most[kind]))
+        blocks[kind] += more
+        left -= more * block_bytes[kind]
+    return blocks, left
 
 
 def _reasons(
@@ -145,6 +151,26 @@ def _reasons(
     else:
         lines.append("no full-attention layer: a request's memory does not grow with its length")
     return (*lines, f"{left:,} bytes unused")
+
+
+def plan_device(
+    config: Plamo2Config, engine: EngineConfig, memory: int, dtype: torch.dtype
+) -> MemoryPlan:
+    """The plan for a device of `memory` bytes that has nothing else to hold.
+
+    Raises:
+        EngineError: the weights, or one request beside them, do not fit.
+    """
+    weights = config.num_parameters * dtype.itemsize
+    usable = int(memory * engine.gpu_memory_utilization)
+    needed = weights + activation_bytes(engine, config, dtype.itemsize)
+    if usable <= needed:
+        raise EngineError(
+            f"{usable:,} usable bytes ({engine.gpu_memory_utilization:.0%} of {memory:,}) do not "
+            f"hold the weights ({weights:,}) and one step ({needed - weights:,})"
+        )
+    state_dtype = engine.resolve_state_dtype(dtype)
+    return plan_memory(config, engine, usable - needed, dtype=dtype, state_dtype=state_dtype)
 
 
 def cache_budget(

@@ -218,7 +218,8 @@ def thermometer(labels: Sequence[str], errors: Sequence[float], mark: int | None
         colour, hatch = (VERMILION, "//") if hot else (BLUE, "")
         ax.barh(-y, max(error, floor), left=floor, color=colour, hatch=hatch)
         arrow = " ← first" if y == mark else ""
-        ax.text(max(error, floor) * 1.6, -y, f"{error:.0e}{arrow}", va="center", fontsize=11)
+        number = f"{error:.0e}" if error else "0"
+        ax.text(max(error, 2 * floor) * 1.6, -y, number + arrow, va="center", fontsize=11)
     ax.set_yticks([-y for y in range(len(labels))], labels)
     ax.set(xscale="log", xlim=(floor, 1e4), xlabel="relative error")
     return fig

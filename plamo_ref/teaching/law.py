@@ -193,7 +193,9 @@ def check_schedule(core: EngineCore, record: StepRecord) -> None:
     config, queues = core.config, core.queues
     prefills = [share for share in record.scheduled if share.kind != "decode"]
     order = [request.arrival for request in (*queues.running, *queues.waiting)]
-    served = [core.requests[s.request_id] for s in record.scheduled if s.request_id in core.requests]
+    served = [
+        core.requests[s.request_id] for s in record.scheduled if s.request_id in core.requests
+    ]
     last = max((request.arrival for request in served), default=-1)
     passed_over = [r for r in queues.running if r not in served and r.arrival < last]
     is_v0, chunk = config.scheduler == "v0", config.chunk_size

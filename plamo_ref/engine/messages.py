@@ -1,0 +1,154 @@
+"""What the engine process and its front say to each other, and how it is put into bytes.
+
+Invariant: a message is a frozen struct of plain values with one encoding (MessagePack), and its
+type names itself: no pickle, no code, nothing that only one of the two sides could understand.
+
+    front → engine   Add, Abort, Audit, Shutdown
+    engine → front   Ready or Failed (once), then Step, Refused, Audited
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from plamo_ref.engine.request import FinishReason
+from plamo_ref.sampling import SamplingParams
+
+
+class EngineSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """What an engine process needs to start: the arguments of `LLM`, and where to talk."""
+
+    model: str = "tiny"
+    revision: str | None = None
+    cache_dir: str | None = None
+    offline: bool = False
+    engine: Mapping[str, Any] = {}  # fields of EngineConfig
+    inbox: str = ""  # address that the engine reads from
+    outbox: str = ""  # … and the one it writes to
+
+
+class Message(msgspec.Struct, frozen=True, tag=True):
+    """One thing said."""
+
+
+# --- front → engine ------------------------------------------------------------------------------
+
+
+class Add(Message, frozen=True):
+    """Queue a request; answered by Step or Refused."""
+
+    request_id: str
+    prompt_ids: list[int]
+    params: SamplingParams
+
+
+class Abort(Message, frozen=True):
+    """End these requests now. Unknown ones are ignored: they may have ended meanwhile."""
+
+    request_ids: list[str]
+
+
+class Audit(Message, frozen=True):
+    """Check the integrity of the cache; answered by Audited."""
+
+    number: int
+
+
+class Shutdown(Message, frozen=True):
+    """Leave the loop; whatever still runs is dropped."""
+
+
+# --- engine → front ------------------------------------------------------------------------------
+
+
+class Ready(Message, frozen=True):
+    """The model is loaded."""
+
+    max_model_len: int
+    max_num_seqs: int
+    vocab_size: int
+    pid: int
+
+
+class Failed(Message, frozen=True):
+    """The engine could not start; the message is for the user."""
+
+    message: str
+
+
+class Refused(Message, frozen=True):
+    """A request that can never run."""
+
+    request_id: str
+    message: str
+
+
+class Score(msgspec.Struct, frozen=True, array_like=True):
+    """A token's log-probability among all tokens, and its rank (1: the likeliest)."""
+
+    token_id: int
+    logprob: float
+    rank: int
+
+
+class Token(msgspec.Struct, frozen=True, array_like=True):
+    """What one step did for one request."""
+
+    request_id: str
+    token_id: int
+    finish_reason: FinishReason | None = None
+    # The token itself and the likeliest ones, where the request asked for them.
+    logprobs: list[Score] | None = None
+    # With the first token only: the same for every token of the prompt; None for its first.
+    prompt_logprobs: list[list[Score] | None] | None = None
+
+
+class Stats(msgspec.Struct, frozen=True, array_like=True):
+    """The state of the engine between two steps."""
+
+    num_waiting: int = 0
+    num_running: int = 0
+    num_steps: int = 0
+    num_preemptions: int = 0  # since the engine started
+    blocks_used: dict[str, int] = {}  # of each attention group
+    slots_used: int = 0
+    usage: dict[str, float] = {}  # used share of each pool, 0 to 1
+
+
+class Step(Message, frozen=True):
+    """What came out of one or more steps."""
+
+    tokens: list[Token]
+    stats: Stats | None = None  # not with every step
+
+
+class Audited(Message, frozen=True):
+    """The books of the cache: `problem` is None if every block and slot has its right owners."""
+
+    number: int
+    num_requests: int
+    stats: Stats
+    problem: str | None
+
+
+ToEngine = Add | Abort | Audit | Shutdown
+ToFront = Ready | Failed | Refused | Step | Audited
+
+
+class Codec:
+    """Messages to bytes and back. One for each side; it keeps buffers, so not across threads."""
+
+    def __init__(self) -> None:
+        self._encoder = msgspec.msgpack.Encoder()
+        self._to_engine = msgspec.msgpack.Decoder(ToEngine)
+        self._to_front = msgspec.msgpack.Decoder(ToFront)
+
+    def encode(self, message: ToEngine | ToFront) -> bytes:
+        return self._encoder.encode(message)
+
+    def for_engine(self, data: bytes) -> ToEngine:
+        return self._to_engine.decode(data)
+
+    def for_front(self, data: bytes) -> ToFront:
+        return self._to_front.decode(data)

@@ -1,0 +1,207 @@
+"""The engine in a process of its own: messages in, steps, messages out. It knows token ids, no text.
+
+Invariant: it holds no request that its front has not asked for, and it ends with its front: its
+standard input is a pipe that the front never writes to again and that closes when the front dies,
+however it dies. An error that is no refusal ends the process (crash only): the front sees the exit
+and decides; no half-broken engine goes on.
+
+`python -m plamo_ref.engine.process` reads one line of JSON from standard input, an `EngineSpec`.
+"""
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Sequence
+
+import msgspec
+import zmq
+
+from plamo_ref.checkpoint import Checkpoint
+from plamo_ref.engine.build import build_core
+from plamo_ref.engine.cache import IntegrityError
+from plamo_ref.engine.config import EngineConfig, EngineError
+from plamo_ref.engine.core import EngineCore
+from plamo_ref.engine.messages import (
+    Abort,
+    Add,
+    Audit,
+    Audited,
+    Codec,
+    EngineSpec,
+    Failed,
+    Ready,
+    Refused,
+    Shutdown,
+    Stats,
+    Step,
+    ToEngine,
+    ToFront,
+    Token,
+)
+from plamo_ref.engine.request import Request
+from plamo_ref.errors import PlamoRefError
+from plamo_ref.hub import find
+from plamo_ref.loading import load_model
+
+STATS_SECONDS = 0.05  # between two reports while the engine is busy
+LINGER_MS = 1000  # to get the last words out
+
+
+def load_core(spec: EngineSpec) -> tuple[EngineCore, Sequence[int]]:
+    """The core of a spec, and the ids that end a generation.
+
+    Raises:
+        PlamoRefError: the model or a setting cannot be used.
+    """
+    try:
+        config = EngineConfig(**spec.engine)
+    except TypeError as error:
+        raise EngineError(f"engine settings: {error}") from None
+    folder = find(
+        spec.model, revision=spec.revision, cache_dir=spec.cache_dir, offline=spec.offline
+    )
+    checkpoint = Checkpoint.open(folder)
+    core, _ = build_core(
+        checkpoint.config,
+        config,
+        lambda ops, dtype, device: load_model(checkpoint, ops, dtype=dtype, device=device),
+    )
+    return core, checkpoint.stop_token_ids
+
+
+class EngineLoop:
+    """Between the channel and the core: reads what has come, then makes one step."""
+
+    def __init__(
+        self, core: EngineCore, stop_ids: Sequence[int], inbox: zmq.Socket, outbox: zmq.Socket
+    ) -> None:
+        self.core, self._stop_ids = core, stop_ids
+        self._inbox, self._outbox, self._codec = inbox, outbox, Codec()
+        self._poller = zmq.Poller()
+        self._poller.register(inbox, zmq.POLLIN)
+        self._poller.register(sys.stdin.fileno(), zmq.POLLIN)
+        self._open = True
+        self._preemptions_ended = 0  # of requests that are gone
+        self._reported = 0.0
+
+    def run(self) -> None:
+        """Serve until told to stop, or until the front is gone."""
+        while self._open:
+            self._receive()
+            if self._open and self.core.has_work:
+                self._step()
+
+    # --- in ------------------------------------------------------------------------------------
+
+    def _receive(self) -> None:
+        """Take everything that has come; without work, wait for something."""
+        ready = dict(self._poller.poll(0 if self.core.has_work else None))
+        if sys.stdin.fileno() in ready:
+            self._open = False  # the front is gone: nobody else holds the other end
+            return
+        while self._open:
+            try:
+                data = self._inbox.recv(zmq.NOBLOCK)
+            except zmq.Again:
+                return
+            self._handle(self._codec.for_engine(data))
+
+    def _handle(self, message: ToEngine) -> None:
+        match message:
+            case Add(request_id, prompt_ids, params):
+                try:
+                    self.core.add(prompt_ids, params, self._stop_ids, request_id)
+                except PlamoRefError as error:
+                    self._send(Refused(request_id, str(error)))
+            case Abort(request_ids):
+                for request_id in request_ids:
+                    request = self.core.requests.get(request_id)
+                    if request is not None:
+                        self._preemptions_ended += request.num_preemptions
+                        self.core.finish(request_id, "abort")
+                if not self.core.has_work:
+                    self._send(Step([], self.stats()))
+            case Audit(number):
+                self._send(Audited(number, len(self.core.requests), self.stats(), self._problem()))
+            case Shutdown():
+                self._open = False
+
+    def _problem(self) -> str | None:
+        try:
+            self.core.cache.check_integrity()
+        except IntegrityError as error:
+            return str(error)
+        return None
+
+    # --- out -----------------------------------------------------------------------------------
+
+    def _step(self) -> None:
+        moved = self.core.step()
+        tokens = [self._token(request) for request in moved]
+        now = time.monotonic()
+        due = now - self._reported >= STATS_SECONDS or not self.core.has_work
+        if due:
+            self._reported = now
+        if tokens or due:
+            self._send(Step(tokens, self.stats() if due else None))
+
+    def _token(self, request: Request) -> Token:
+        if request.status == "finished":
+            self._preemptions_ended += request.num_preemptions
+        return Token(request.request_id, request.output_ids[-1], request.finish_reason)
+
+    def stats(self) -> Stats:
+        queues, cache = self.core.queues, self.core.cache
+        pools = {str(kind): pool for kind, pool in cache.blocks.items()}
+        usage = {kind: pool.num_used / max(1, pool.capacity) for kind, pool in pools.items()}
+        slots = 0
+        if cache.slots is not None:
+            slots = cache.slots.num_used
+            usage["state_slots"] = slots / max(1, cache.slots.capacity)
+        live = sum(request.num_preemptions for request in self.core.requests.values())
+        return Stats(
+            num_waiting=len(queues.waiting),
+            num_running=len(queues.running),
+            num_steps=self.core.num_steps,
+            num_preemptions=self._preemptions_ended + live,
+            blocks_used={kind: pool.num_used for kind, pool in pools.items()},
+            slots_used=slots,
+            usage=usage,
+        )
+
+    def _send(self, message: ToFront) -> None:
+        self._outbox.send(self._codec.encode(message))
+
+
+def serve(spec: EngineSpec) -> int:
+    """Load, say so, run. Returns the exit code: 0, or 1 after a `Failed`."""
+    context = zmq.Context()
+    inbox, outbox = context.socket(zmq.PULL), context.socket(zmq.PUSH)
+    for box, address in ((inbox, spec.inbox), (outbox, spec.outbox)):
+        box.set_hwm(0)  # the front bounds what is under way; a dropped or stuck message would not
+        box.linger = LINGER_MS
+        box.connect(address)
+    try:
+        core, stop_ids = load_core(spec)
+    except (PlamoRefError, OSError) as error:
+        outbox.send(Codec().encode(Failed(str(error))))
+        return 1
+    else:
+        vocabulary = core.runner.model.config.vocab_size
+        ready = Ready(core.max_model_len, core.queues.max_num_seqs, vocabulary, os.getpid())
+        outbox.send(Codec().encode(ready))
+        EngineLoop(core, stop_ids, inbox, outbox).run()
+        return 0
+    finally:
+        context.destroy()
+
+
+def main() -> int:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # ctrl-C is for the front, which tells us
+    spec = msgspec.json.decode(sys.stdin.buffer.raw.readline(), type=EngineSpec)  # type: ignore[attr-defined]
+    return serve(spec)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,20 @@
+"""Bugs planted on purpose, one switch each: what a serving engine can get wrong, and who notices.
+
+Invariant: on some small trace, `law.run_trace` ends with the error of the check in `caught_by`
+while a fault is planted, and without an error when it is not.
+"""
+
+from plamo_ref.teaching.faults_compute import COMPUTE_FAULTS
+from plamo_ref.teaching.faults_memory import MEMORY_FAULTS, SCHEDULE_FAULTS
+from plamo_ref.teaching.planting import Fault
+
+FAULTS: tuple[Fault, ...] = (*MEMORY_FAULTS, *SCHEDULE_FAULTS, *COMPUTE_FAULTS)
+
+
+def fault(name: str) -> Fault:
+    """A fault by its name.
+
+    Raises:
+        KeyError: there is no such fault.
+    """
+    return {each.name: each for each in FAULTS}[name]

@@ -1,0 +1,85 @@
+"""What a planted fault is made of: one thing of the real engine, replaced for a while.
+
+Invariant: when a patch's block ends, however it ends, everything is as it was before.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from torch import Tensor
+
+from plamo_ref.batch import ForwardBatch
+from plamo_ref.engine import core as core_module
+from plamo_ref.engine.batching import BatchPlan
+from plamo_ref.model import Plamo2Model
+
+Check = Literal["audit", "schedule", "law"]
+Patch = Callable[[], AbstractContextManager[None]]
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One bug: its name, its story in a sentence or two, the check that catches it.
+
+    `with fault.planted(): …` is the engine with the bug in it.
+    """
+
+    name: str
+    story: str
+    caught_by: Check
+    planted: Patch
+
+
+def patch(owner: Any, name: str, wrong: Callable[..., Any]) -> Patch:
+    """Replace a method or function by `wrong`, which gets the healthy one as first argument."""
+
+    @contextmanager
+    def planted() -> Iterator[None]:
+        healthy = vars(owner)[name]
+        setattr(owner, name, lambda *args, **kwargs: wrong(healthy, *args, **kwargs))
+        try:
+            yield
+        finally:
+            setattr(owner, name, healthy)
+
+    return planted
+
+
+def patch_op(name: str, wrong: Callable[..., Any]) -> Patch:
+    """Replace one kernel in whatever table the model has."""
+
+    def forward(healthy: Any, model: Plamo2Model, batch: ForwardBatch, caches: Any) -> Tensor:
+        ops, op = model.ops, getattr(model.ops, name)
+        model.ops = replace(ops, **{name: lambda *args: wrong(op, *args)})
+        try:
+            hidden: Tensor = healthy(model, batch, caches)
+            return hidden
+        finally:
+            model.ops = ops
+
+    return patch(Plamo2Model, "forward", forward)
+
+
+def patch_batch(wrong: Callable[[BatchPlan], ForwardBatch]) -> Patch:
+    """Change what the model is told about a step."""
+
+    def build(healthy: Any, *args: Any) -> BatchPlan:
+        plan: BatchPlan = healthy(*args)
+        return replace(plan, batch=wrong(plan))
+
+    return patch(core_module, "build_batch", build)
+
+
+def together(*patches: Patch) -> Patch:
+    """One fault that shows in several places."""
+
+    @contextmanager
+    def planted() -> Iterator[None]:
+        with ExitStack() as stack:
+            for each in patches:
+                stack.enter_context(each())
+            yield
+
+    return planted

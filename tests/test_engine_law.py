@@ -1,0 +1,85 @@
+"""The equivalence law: the tokens of a request depend on the request alone.
+
+Invariant tested: whatever the company, the arrival times, the chunks, the scheduler, the size of
+the memory and the preemptions, each request's logits are the reference's within 1e-10 and its ids
+the same; memory is audited and the schedule checked after every step.
+
+HYPOTHESIS_PROFILE=nightly runs 10,000 traces.
+"""
+
+import random
+from pathlib import Path
+
+import pytest
+from engines import CONFIGS, pair
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+
+from plamo_ref import LLM, SamplingParams
+from plamo_ref.teaching.lab import Trace, draw_trace
+from plamo_ref.teaching.law import run_trace
+
+GOLDEN = Path(__file__).parent / "golden"
+TRACES = max(240, settings.default.max_examples)
+
+
+@st.composite
+def traces(draw: st.DrawFn) -> tuple[str, Trace]:
+    name = draw(st.sampled_from(list(CONFIGS)))
+    return name, draw_trace(lambda low, high: draw(st.integers(low, high)), CONFIGS[name])
+
+
+@settings(max_examples=TRACES)
+@given(traces())
+def test_the_tokens_of_a_request_depend_on_the_request_alone(drawn):
+    name, trace = drawn
+    run_trace(trace, pair(name))
+
+
+def test_the_traces_are_worth_something():
+    """Among them are preemptions for want of memory, cut prompts, mixed steps, aborts, waiting."""
+    seen = dict.fromkeys(("preempted", "cut", "mixed", "aborted", "waited", "cut short"), 0)
+    for seed in range(40):
+        name = list(CONFIGS)[seed % len(CONFIGS)]
+        trace = draw_trace(random.Random(seed).randint, CONFIGS[name])
+        result = run_trace(trace, pair(name))
+        shares = [share for record in result.records for share in record.scheduled]
+        kinds = [{share.kind for share in record.scheduled} for record in result.records]
+        seen["preempted"] += result.num_preemptions
+        seen["cut"] += sum(s.kind == "prefill" and not s.sampled for s in shares)
+        seen["mixed"] += sum("decode" in kind and len(kind) > 1 for kind in kinds)
+        seen["aborted"] += sum(r.finish_reason == "abort" for r in result.requests)
+        seen["waited"] += sum(record.num_waiting > 0 for record in result.records)
+        seen["cut short"] += sum(
+            r.finish_reason == "length" and len(r.output_ids) < r.params.max_tokens
+            for r in result.requests
+        )
+    assert min(seen.values()) >= 3, seen
+
+
+# --- the same in float32, against independent implementations --------------------------------------
+
+
+@pytest.mark.parametrize("case", sorted(p.name for p in GOLDEN.glob("c*")))
+@pytest.mark.parametrize(
+    "engine",
+    [
+        {},
+        {"max_num_batched_tokens": 7, "block_size": 3},
+        {"scheduler": "v0"},
+        {"scheduler": "v0", "chunk_size": 5, "block_size": 5, "max_num_seqs": 2},
+    ],
+    ids=["v1", "v1, 7 tokens a step", "v0", "v0 in chunks of 5"],
+)
+def test_golden_greedy_ids_are_exact_in_any_company(case, engine):
+    expected = load_file(GOLDEN / case / "expected.safetensors")
+    prompt, answer = expected["prompt_ids"].tolist(), expected["greedy_ids"].tolist()
+    llm = LLM(GOLDEN / case, dtype="float32", device="cpu", memory_bytes=1 << 27, **engine)
+    golden = SamplingParams(temperature=0, max_tokens=len(answer), ignore_eos=True)
+    other = SamplingParams(seed=1, max_tokens=20, ignore_eos=True)
+    results = llm.generate(
+        [prompt[:9], prompt, prompt[5:40], prompt], [other, golden, other, golden], use_tqdm=False
+    )
+    assert [list(results[i].outputs[0].token_ids) for i in (1, 3)] == [answer, answer]
+    llm.core.cache.check_integrity()
