@@ -21,13 +21,19 @@ class TextStream:
         self._detokenizer = IncrementalDetokenizer(tokenizer, params.skip_special_tokens)
         self._stops = tuple(params.stop)
         self._include_stop = params.include_stop_str_in_output
+        self._free = params.min_tokens  # so many tokens are not looked at for stop strings
         self._held = ""  # could still become part of a stop string
         self.text = ""
         self.stopped_by: str | None = None
 
     def push(self, token_id: int) -> str:
         """The text that this token makes certain; look at `stopped_by` afterwards."""
-        return self._release(self._detokenizer.push(token_id), last=False)
+        new = self._detokenizer.push(token_id)
+        if self._free > 0:
+            self._free -= 1
+            self.text += new
+            return new
+        return self._release(new, last=False)
 
     def finish(self) -> str:
         """What was held back, once it is known that no token follows."""

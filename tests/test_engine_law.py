@@ -58,7 +58,7 @@ def test_the_traces_are_worth_something():
     assert min(seen.values()) >= 3, seen
 
 
-# --- the same in float32, against independent implementations --------------------------------------
+# --- the same in float32, against independent implementations -------------------------------------
 
 
 @pytest.mark.parametrize("case", sorted(p.name for p in GOLDEN.glob("c*")))

@@ -12,7 +12,7 @@ import torch
 
 from plamo_ref.batch import ForwardBatch, GroupBatch
 from plamo_ref.config import LayerKind
-from plamo_ref.engine.cache import HybridCache
+from plamo_ref.engine.cache import BlockTable, HybridCache
 from plamo_ref.engine.pool import NULL_PLACE
 from plamo_ref.engine.request import Request
 from plamo_ref.engine.scheduler import Schedule
@@ -25,6 +25,7 @@ class BatchPlan:
     batch: ForwardBatch
     requests: tuple[Request, ...]  # in the order of the batch: decodes, then prefills
     sampled: tuple[Request, ...]  # those whose last known token is computed, in order
+    scored: tuple[tuple[Request, range], ...]  # prompt positions whose successors get a logprob
 
 
 def build_batch(schedule: Schedule, cache: HybridCache, device: torch.device) -> BatchPlan:
@@ -37,6 +38,8 @@ def build_batch(schedule: Schedule, cache: HybridCache, device: torch.device) ->
     token_ids = [t for r, s, e in zip(requests, pasts, ends, strict=True) for t in r.tokens(s, e)]
     positions = np.arange(starts[-1]) - np.repeat(starts[:-1] - pasts, counts)
     complete = [i for i, r in enumerate(requests) if ends[i] == r.num_tokens]
+    scored = [(i, r.unscored(pasts[i], ends[i])) for i, r in enumerate(requests)]
+    scored_rows = [starts[i] - pasts[i] + place for i, places in scored for place in places]
     holdings = [cache.holdings[r.request_id] for r in requests]
 
     columns: dict[str, np.ndarray] = {
@@ -46,17 +49,11 @@ def build_batch(schedule: Schedule, cache: HybridCache, device: torch.device) ->
         "seq_lens": ends,
         "has_past": pasts > 0,
         "state_slots": np.array([held.slot or NULL_PLACE for held in holdings]),
-        "logits_rows": starts[1:][complete] - 1,
+        "logits_rows": np.array([*(starts[1:][complete] - 1), *scored_rows], dtype=np.int64),
     }
     for kind in cache.groups:
         tables = [held.tables[kind] for held in holdings]
-        first = np.array([table.first for table in tables])
-        padded = _pad([table.blocks for table in tables])
-        row = np.repeat(np.arange(len(requests)), counts)
-        block = padded[row, positions // cache.block_size - first[row]]
-        columns[f"{kind}/table"] = padded
-        columns[f"{kind}/first"] = first
-        columns[f"{kind}/mapping"] = block * cache.block_size + positions % cache.block_size
+        columns |= _group_columns(kind, tables, cache.block_size, counts, positions)
 
     moved = _move(columns, device)
     groups: dict[LayerKind, GroupBatch] = {
@@ -75,7 +72,28 @@ def build_batch(schedule: Schedule, cache: HybridCache, device: torch.device) ->
         num_decodes=sum(_is_decode(r, schedule.tokens[r]) for r in requests),
         num_requests=len(requests),
     )
-    return BatchPlan(batch, tuple(requests), tuple(requests[i] for i in complete))
+    return BatchPlan(
+        batch,
+        tuple(requests),
+        sampled=tuple(requests[i] for i in complete),
+        scored=tuple((requests[i], places) for i, places in scored if places),
+    )
+
+
+def _group_columns(
+    kind: LayerKind,
+    tables: Sequence[BlockTable],
+    block_size: int,
+    counts: np.ndarray,
+    positions: np.ndarray,
+) -> dict[str, np.ndarray]:
+    """Block table, first block and slot mapping of one attention group."""
+    first = np.array([table.first for table in tables])
+    padded = _pad([table.blocks for table in tables])
+    row = np.repeat(np.arange(len(tables)), counts)
+    block = padded[row, positions // block_size - first[row]]
+    mapping = block * block_size + positions % block_size
+    return {f"{kind}/table": padded, f"{kind}/first": first, f"{kind}/mapping": mapping}
 
 
 def _is_decode(request: Request, new_tokens: int) -> bool:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection, Sequence
 from torch import Tensor
 
 from plamo_ref.engine.batching import BatchPlan, build_batch
+from plamo_ref.engine.choosing import choose, finish_reason, score_prompts
 from plamo_ref.engine.config import EngineConfig, EngineError
 from plamo_ref.engine.planner import MemoryPlan
 from plamo_ref.engine.record import ScheduledTokens, StepRecord, memory_in_use
@@ -19,7 +20,7 @@ from plamo_ref.engine.runner import ModelRunner
 from plamo_ref.engine.scheduler import Queues, Schedule, Scheduler
 from plamo_ref.engine.scheduler_v0 import V0Scheduler
 from plamo_ref.engine.scheduler_v1 import V1Scheduler
-from plamo_ref.sampling import SamplingParams, sample, uniform
+from plamo_ref.sampling import Guide, SamplingParams
 
 # Called after a step with its record, the requests that got a token, and their logits [n, V].
 Observer = Callable[[StepRecord, Sequence[Request], Tensor], None]
@@ -50,19 +51,21 @@ class EngineCore:
         params: SamplingParams,
         stop_ids: Collection[int] = (),
         request_id: str | None = None,
+        guide: Guide | None = None,
     ) -> Request:
-        """Queue a request.
+        """Queue a request. `guide` is the grammar of `params.guided`, at its beginning.
 
         Raises:
             EngineError: it could never run: empty, too long, or not made of known tokens.
         """
         request_id = str(self._arrivals) if request_id is None else request_id
-        self._check(request_id, prompt_ids)
+        self._check(request_id, prompt_ids, params)
         stops = {*params.stop_token_ids, *(() if params.ignore_eos else stop_ids)}
         # Requests without a seed still must not share their random numbers.
         seed = params.seed if params.seed is not None else (self.config.seed << 32) + self._arrivals
+        arrival = self._arrivals
         request = Request(
-            request_id, tuple(prompt_ids), params, frozenset(stops), seed, self._arrivals
+            request_id, tuple(prompt_ids), params, frozenset(stops), seed, arrival, guide
         )
         self._arrivals += 1
         self.requests[request_id] = request
@@ -91,7 +94,8 @@ class EngineCore:
             return []
         plan = build_batch(schedule, self.cache, self.runner.device)
         logits = self.runner.run(plan.batch)
-        tokens = self._sample(plan.sampled, logits)
+        tokens = choose(plan.sampled, logits[: len(plan.sampled)])
+        score_prompts(plan.scored, logits[len(plan.sampled) :])
         shares = _shares(plan, schedule) if self.observers else ()
         memory = memory_in_use(self.cache) if self.observers else ({}, 0)
         finished = self._update(plan, schedule, tokens)
@@ -111,19 +115,9 @@ class EngineCore:
                 total_seconds=time.perf_counter() - started,
             )
             for observer in self.observers:
-                observer(record, plan.sampled, logits)
+                observer(record, plan.sampled, logits[: len(plan.sampled)])
         self.num_steps += 1
         return list(plan.sampled)
-
-    def _sample(self, requests: Sequence[Request], logits: Tensor) -> list[int]:
-        """A token for each request, from its row of logits."""
-        if not requests:
-            return []
-        params = [r.params for r in requests]
-        uniforms = [
-            0.0 if r.params.greedy else uniform(r.seed, len(r.output_ids)) for r in requests
-        ]
-        return sample(logits, params, uniforms).tolist()
 
     def _update(
         self, plan: BatchPlan, schedule: Schedule, tokens: Sequence[int]
@@ -134,17 +128,11 @@ class EngineCore:
         finished = []
         for request, token in zip(plan.sampled, tokens, strict=True):
             request.append(token)
-            reason = self._finish_reason(request, token)
+            reason = finish_reason(request, self.max_model_len)
             if reason is not None:
                 self.finish(request.request_id, reason)
                 finished.append(request.request_id)
         return tuple(finished)
-
-    def _finish_reason(self, request: Request, token: int) -> FinishReason | None:
-        if token in request.stop_ids:
-            return "stop"
-        full = request.num_tokens >= self.max_model_len
-        return "length" if full or len(request.output_ids) >= request.params.max_tokens else None
 
     # --- limits --------------------------------------------------------------------------------
 
@@ -163,7 +151,7 @@ class EngineCore:
             longest = min(longest, config.max_num_batched_tokens)  # a prompt is one step's work
         return longest
 
-    def _check(self, request_id: str, prompt_ids: Sequence[int]) -> None:
+    def _check(self, request_id: str, prompt_ids: Sequence[int], params: SamplingParams) -> None:
         if request_id in self.requests:
             raise EngineError(f"request {request_id} is already running")
         if not prompt_ids:
@@ -173,6 +161,12 @@ class EngineCore:
             if not 0 <= token < size:
                 raise EngineError(
                     f"request {request_id}: prompt token {place} is {token}; "
+                    f"the vocabulary has ids 0 to {size - 1}"
+                )
+        for token in (*params.logit_bias, *params.stop_token_ids):
+            if not 0 <= token < size:
+                raise EngineError(
+                    f"request {request_id}: logit_bias or stop_token_ids names token {token}; "
                     f"the vocabulary has ids 0 to {size - 1}"
                 )
         if len(prompt_ids) >= self.max_model_len:

@@ -4,9 +4,8 @@ Invariant: the engine is clean after every call, however it ended: a request liv
 the `generate` or `stream` that made it. Built in notebooks/07_continuous_batching.ipynb.
 """
 
-from collections import deque
-from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,48 +13,17 @@ from tqdm.auto import tqdm
 
 from plamo_ref.checkpoint import Checkpoint
 from plamo_ref.engine.build import build_core
+from plamo_ref.engine.completion import Completion, gather
 from plamo_ref.engine.config import EngineConfig, EngineError
-from plamo_ref.engine.outputs import CompletionOutput, RequestOutput, StreamPiece
+from plamo_ref.engine.outputs import RequestOutput, StreamPiece
 from plamo_ref.engine.record import StepRecord
-from plamo_ref.engine.request import FinishReason, Request
 from plamo_ref.hub import find
 from plamo_ref.loading import load_model
-from plamo_ref.sampling import SamplingParams
+from plamo_ref.sampling import GuideMaker, SamplingParams
 from plamo_ref.text_stream import TextStream
 from plamo_ref.tokenizer import Plamo2Tokenizer
 
 Prompt = str | Sequence[int]
-
-
-@dataclass
-class _Live:
-    """A request on its way, seen from outside the core."""
-
-    request: Request
-    index: int
-    prompt: str | None
-    text: TextStream
-    pieces: deque[StreamPiece] = field(default_factory=deque)
-
-    def output(self) -> RequestOutput:
-        request, reason = self.request, self.text.stopped_by
-        last = request.output_ids[-1] if request.output_ids else None
-        stopped = request.finish_reason == "stop"
-        completion = CompletionOutput(
-            index=0,
-            text=self.text.text,
-            token_ids=tuple(request.output_ids),
-            finish_reason=request.finish_reason,
-            stop_reason=reason if reason is not None else (last if stopped else None),
-        )
-        return RequestOutput(
-            request_id=request.request_id,
-            prompt=self.prompt,
-            prompt_token_ids=request.prompt_ids,
-            outputs=(completion,),
-            finished=request.status == "finished",
-            metrics=replace(request.times),
-        )
 
 
 class LLM:
@@ -87,7 +55,7 @@ class LLM:
         checkpoint = Checkpoint.open(folder)
         self.model_config = checkpoint.config
         self.tokenizer = Plamo2Tokenizer.from_folder(folder)
-        self.stop_token_ids: Collection[int] = checkpoint.stop_token_ids
+        self.stop_token_ids = checkpoint.stop_token_ids
         self.core, self.plan = build_core(
             checkpoint.config,
             self.config,
@@ -96,7 +64,8 @@ class LLM:
         self.records: list[StepRecord] = []  # filled only with record=True
         if self.config.record:
             self.core.observers.append(lambda record, *_: self.records.append(record))
-        self._live: dict[str, _Live] = {}
+        self._completions: dict[str, Completion] = {}  # of all calls under way, by request id
+        self._count = 0
 
     # --- the two ways to call it ---------------------------------------------------------------
 
@@ -109,18 +78,19 @@ class LLM:
         """Complete all prompts together; results are in the order of the prompts.
 
         Raises:
-            EngineError: a prompt can never run; nothing was started.
+            PlamoRefError: a prompt can never run; nothing was started.
         """
-        live = self._submit(prompts, sampling_params)
+        groups = self._submit(prompts, sampling_params)
+        completions = [c for group in groups for c in group]
         try:
-            with tqdm(total=len(live), desc="requests", disable=not use_tqdm) as bar:
-                while open_ := sum(r.request.status != "finished" for r in live):
-                    bar.update(len(live) - open_ - bar.n)
+            with tqdm(total=len(completions), desc="requests", disable=not use_tqdm) as bar:
+                while unfinished := sum(not c.finished for c in completions):
+                    bar.update(len(completions) - unfinished - bar.n)
                     self._step()
-                bar.update(len(live) - bar.n)
-            return [r.output() for r in live]
+                bar.update(len(completions) - bar.n)
+            return [gather(group, self.tokenizer) for group in groups]
         finally:
-            self._close(live)
+            self._close(completions)
 
     def stream(
         self,
@@ -129,26 +99,33 @@ class LLM:
     ) -> Iterator[StreamPiece]:
         """Yield every token as it comes, of all prompts together.
 
-        A request's pieces, joined, are its text. Leaving the loop aborts what still runs.
+        A completion's pieces, joined, are its text. Leaving the loop aborts what still runs.
         """
-        live = self._submit(prompts, sampling_params)
-        return self._pieces(live)
+        groups = self._submit(prompts, sampling_params)
+        pieces = self._pieces([c for group in groups for c in group])
+        next(pieces)  # into its `try`: a stream that is dropped unread must clean up as well
+        return pieces
 
     def abort(self, request_id: str) -> None:
-        """End a request at any moment; what it has so far is its result."""
-        live = self._live.get(request_id)
-        if live is not None and live.request.status != "finished":
-            self.core.finish(request_id, "abort")
-            self._add_piece(live, None, live.text.finish())
+        """End a request (all its completions) at any moment; what it has so far is its result."""
+        for name, completion in list(self._completions.items()):
+            mine = name == request_id or name.partition(".")[0] == request_id
+            if mine and not completion.finished:
+                self.core.finish(name, "abort")
+                completion.end()
 
     # --- inside --------------------------------------------------------------------------------
+
+    @cached_property
+    def _guides(self) -> GuideMaker:
+        return GuideMaker(self.tokenizer, self.model_config.vocab_size, self.stop_token_ids)
 
     def _submit(
         self,
         prompts: Prompt | Sequence[Prompt],
         sampling_params: SamplingParams | Sequence[SamplingParams] | None,
-    ) -> list[_Live]:
-        """Queue all prompts, or none."""
+    ) -> list[list[Completion]]:
+        """Queue all prompts, or none. Returns the completions of each prompt."""
         listed = _as_list(prompts)
         if sampling_params is None or isinstance(sampling_params, SamplingParams):
             sampling_params = [sampling_params or SamplingParams()] * len(listed)
@@ -157,52 +134,54 @@ class LLM:
                 f"{len(listed)} prompts but {len(sampling_params)} sampling parameters: "
                 "give one for all, or one for each"
             )
-        live: list[_Live] = []
+        groups: list[list[Completion]] = []
         try:
             for index, (prompt, params) in enumerate(zip(listed, sampling_params, strict=True)):
-                text = prompt if isinstance(prompt, str) else None
-                ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
-                request = self.core.add(ids, params, self.stop_token_ids)
-                live.append(_Live(request, index, text, TextStream(self.tokenizer, params)))
+                groups.append([])
+                self._submit_one(prompt, index, params, groups[-1])
         except Exception:
-            self._close(live)
+            self._close([c for group in groups for c in group])
             raise
-        self._live |= {r.request.request_id: r for r in live}
-        return live
+        return groups
 
-    def _pieces(self, live: list[_Live]) -> Iterator[StreamPiece]:
+    def _submit_one(
+        self, prompt: Prompt, index: int, params: SamplingParams, group: list[Completion]
+    ) -> None:
+        """Queue the completions of one prompt, adding them to `group` one by one."""
+        text = prompt if isinstance(prompt, str) else None
+        ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
+        base, self._count = str(self._count), self._count + 1
+        for number in range(params.n):
+            one = params.completion(number)
+            guide = None if one.guided is None else self._guides.start(one.guided)
+            name = base if params.n == 1 else f"{base}.{number}"
+            request = self.core.add(ids, one, self.stop_token_ids, name, guide)
+            stream = TextStream(self.tokenizer, one)
+            group.append(Completion(request, index, number, text, stream))
+            self._completions[name] = group[-1]
+
+    def _pieces(self, completions: Sequence[Completion]) -> Iterator[StreamPiece]:
         try:
-            while any(r.pieces or r.request.status != "finished" for r in live):
-                if not any(r.pieces for r in live):
+            yield StreamPiece("", 0, 0, None, "", None)  # taken by `stream`
+            while any(c.pieces or not c.finished for c in completions):
+                if not any(c.pieces for c in completions):
                     self._step()
-                for r in live:
-                    while r.pieces:
-                        yield r.pieces.popleft()
+                for completion in completions:
+                    while completion.pieces:
+                        yield completion.pieces.popleft()
         finally:
-            self._close(live)
+            self._close(completions)
 
     def _step(self) -> None:
         """One engine step; its tokens become text."""
         for request in self.core.step():
-            live, token = self._live[request.request_id], request.output_ids[-1]
-            ended_by_token = request.finish_reason == "stop"
-            text = "" if ended_by_token else live.text.push(token)
-            if live.text.stopped_by is not None and request.status != "finished":
+            if self._completions[request.request_id].take_token():
                 self.core.finish(request.request_id, "stop")
-            if live.text.stopped_by is not None:
-                request.finish_reason = "stop"  # a stop string in the last token allowed
-            if request.status == "finished":
-                text += live.text.finish()
-            self._add_piece(live, token, text)
 
-    def _add_piece(self, live: _Live, token: int | None, text: str) -> None:
-        reason: FinishReason | None = live.request.finish_reason
-        live.pieces.append(StreamPiece(live.request.request_id, live.index, token, text, reason))
-
-    def _close(self, live: Sequence[_Live]) -> None:
-        for r in live:
-            self.core.finish(r.request.request_id, "abort")
-            self._live.pop(r.request.request_id, None)
+    def _close(self, completions: Sequence[Completion]) -> None:
+        for completion in completions:
+            self.core.finish(completion.request.request_id, "abort")
+            self._completions.pop(completion.request.request_id, None)
 
 
 def _as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:

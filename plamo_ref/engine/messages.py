@@ -13,19 +13,16 @@ from typing import Any
 import msgspec
 
 from plamo_ref.engine.request import FinishReason
-from plamo_ref.sampling import SamplingParams
+from plamo_ref.sampling import SamplingParams, TokenLogprobs
 
 
 class EngineSpec(msgspec.Struct, frozen=True, kw_only=True):
-    """What an engine process needs to start: the arguments of `LLM`, and where to talk."""
+    """What an engine process needs to start: which model, how to run it, where to talk."""
 
-    model: str = "tiny"
-    revision: str | None = None
-    cache_dir: str | None = None
-    offline: bool = False
-    engine: Mapping[str, Any] = {}  # fields of EngineConfig
-    inbox: str = ""  # address that the engine reads from
-    outbox: str = ""  # … and the one it writes to
+    folder: str  # a checkpoint
+    engine: Mapping[str, Any]  # fields of EngineConfig
+    inbox: str  # address that the engine reads from
+    outbox: str  # … and the one it writes to
 
 
 class Message(msgspec.Struct, frozen=True, tag=True):
@@ -84,24 +81,16 @@ class Refused(Message, frozen=True):
     message: str
 
 
-class Score(msgspec.Struct, frozen=True, array_like=True):
-    """A token's log-probability among all tokens, and its rank (1: the likeliest)."""
-
-    token_id: int
-    logprob: float
-    rank: int
-
-
 class Token(msgspec.Struct, frozen=True, array_like=True):
     """What one step did for one request."""
 
     request_id: str
     token_id: int
     finish_reason: FinishReason | None = None
-    # The token itself and the likeliest ones, where the request asked for them.
-    logprobs: list[Score] | None = None
-    # With the first token only: the same for every token of the prompt; None for its first.
-    prompt_logprobs: list[list[Score] | None] | None = None
+    is_text: bool = True  # False: a stop token, which ends the text and is no part of it
+    logprobs: TokenLogprobs | None = None  # where the request asked for them
+    # With the first token, where asked for: of the prompt, from its second token on.
+    prompt_logprobs: list[TokenLogprobs] | None = None
 
 
 class Stats(msgspec.Struct, frozen=True, array_like=True):

@@ -3,9 +3,21 @@
 Invariant: outputs are snapshots: they do not change when the request goes on.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from plamo_ref.engine.request import FinishReason, RequestTimes
+from plamo_ref.sampling import TokenLogprobs
+from plamo_ref.tokenizer import Plamo2Tokenizer
+
+
+@dataclass(frozen=True)
+class Logprob:
+    """How likely a token was in its place."""
+
+    logprob: float
+    rank: int  # 1: the most likely
+    decoded_token: str
 
 
 @dataclass(frozen=True)
@@ -17,6 +29,7 @@ class CompletionOutput:
     token_ids: tuple[int, ...]  # with the stop token, if one ended it
     finish_reason: FinishReason | None
     stop_reason: str | int | None  # the stop string or stop token that ended it
+    logprobs: tuple[dict[int, Logprob], ...] | None = None  # one for each of token_ids
 
 
 @dataclass(frozen=True)
@@ -28,7 +41,8 @@ class RequestOutput:
     prompt_token_ids: tuple[int, ...]
     outputs: tuple[CompletionOutput, ...]
     finished: bool
-    metrics: RequestTimes
+    metrics: RequestTimes  # of the first completion
+    prompt_logprobs: tuple[dict[int, Logprob] | None, ...] | None = None  # None for the first token
 
 
 @dataclass(frozen=True)
@@ -37,6 +51,21 @@ class StreamPiece:
 
     request_id: str
     index: int  # of the prompt in the call
+    completion: int  # 0 to n - 1
     token_id: int | None  # None: the request ended without a new token (abort)
     text: str
     finish_reason: FinishReason | None
+
+
+def readable_logprobs(
+    scores: Sequence[TokenLogprobs], tokenizer: Plamo2Tokenizer
+) -> tuple[dict[int, Logprob], ...]:
+    """For each token, itself and its alternatives by id, with their texts."""
+    readable = []
+    for score in scores:
+        best = {token: (value, rank) for rank, (token, value) in enumerate(score.top, start=1)}
+        best[score.token_id] = (score.logprob, score.rank)
+        readable.append(
+            {t: Logprob(value, rank, tokenizer.decode([t])) for t, (value, rank) in best.items()}
+        )
+    return tuple(readable)

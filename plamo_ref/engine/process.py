@@ -1,4 +1,4 @@
-"""The engine in a process of its own: messages in, steps, messages out. It knows token ids, no text.
+"""The engine in a process of its own: messages in, steps, messages out. No text here.
 
 Invariant: it holds no request that its front has not asked for, and it ends with its front: its
 standard input is a pipe that the front never writes to again and that closes when the front dies,
@@ -12,7 +12,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from functools import cache
 
 import msgspec
 import zmq
@@ -41,15 +41,16 @@ from plamo_ref.engine.messages import (
 )
 from plamo_ref.engine.request import Request
 from plamo_ref.errors import PlamoRefError
-from plamo_ref.hub import find
 from plamo_ref.loading import load_model
+from plamo_ref.sampling import GuideMaker
+from plamo_ref.tokenizer import Plamo2Tokenizer
 
 STATS_SECONDS = 0.05  # between two reports while the engine is busy
 LINGER_MS = 1000  # to get the last words out
 
 
-def load_core(spec: EngineSpec) -> tuple[EngineCore, Sequence[int]]:
-    """The core of a spec, and the ids that end a generation.
+def load_core(spec: EngineSpec) -> tuple[EngineCore, Checkpoint]:
+    """The core of a spec, and the checkpoint that it was made from.
 
     Raises:
         PlamoRefError: the model or a setting cannot be used.
@@ -58,25 +59,23 @@ def load_core(spec: EngineSpec) -> tuple[EngineCore, Sequence[int]]:
         config = EngineConfig(**spec.engine)
     except TypeError as error:
         raise EngineError(f"engine settings: {error}") from None
-    folder = find(
-        spec.model, revision=spec.revision, cache_dir=spec.cache_dir, offline=spec.offline
-    )
-    checkpoint = Checkpoint.open(folder)
+    checkpoint = Checkpoint.open(spec.folder)
     core, _ = build_core(
         checkpoint.config,
         config,
         lambda ops, dtype, device: load_model(checkpoint, ops, dtype=dtype, device=device),
     )
-    return core, checkpoint.stop_token_ids
+    return core, checkpoint
 
 
 class EngineLoop:
     """Between the channel and the core: reads what has come, then makes one step."""
 
     def __init__(
-        self, core: EngineCore, stop_ids: Sequence[int], inbox: zmq.Socket, outbox: zmq.Socket
+        self, core: EngineCore, checkpoint: Checkpoint, inbox: zmq.Socket, outbox: zmq.Socket
     ) -> None:
-        self.core, self._stop_ids = core, stop_ids
+        self.core, self._stop_ids = core, checkpoint.stop_token_ids
+        self._guides = cache(lambda: _guides(core, checkpoint))
         self._inbox, self._outbox, self._codec = inbox, outbox, Codec()
         self._poller = zmq.Poller()
         self._poller.register(inbox, zmq.POLLIN)
@@ -111,7 +110,8 @@ class EngineLoop:
         match message:
             case Add(request_id, prompt_ids, params):
                 try:
-                    self.core.add(prompt_ids, params, self._stop_ids, request_id)
+                    guide = params.guided and self._guides().start(params.guided)
+                    self.core.add(prompt_ids, params, self._stop_ids, request_id, guide)
                 except PlamoRefError as error:
                     self._send(Refused(request_id, str(error)))
             case Abort(request_ids):
@@ -149,7 +149,18 @@ class EngineLoop:
     def _token(self, request: Request) -> Token:
         if request.status == "finished":
             self._preemptions_ended += request.num_preemptions
-        return Token(request.request_id, request.output_ids[-1], request.finish_reason)
+        token, params = request.output_ids[-1], request.params
+        first = len(request.output_ids) == 1
+        return Token(
+            request.request_id,
+            token,
+            request.finish_reason,
+            is_text=token not in request.stop_ids,
+            logprobs=None if params.logprobs is None else request.logprobs[-1],
+            prompt_logprobs=request.prompt_logprobs
+            if first and params.prompt_logprobs is not None
+            else None,
+        )
 
     def stats(self) -> Stats:
         queues, cache = self.core.queues, self.core.cache
@@ -174,6 +185,12 @@ class EngineLoop:
         self._outbox.send(self._codec.encode(message))
 
 
+def _guides(core: EngineCore, checkpoint: Checkpoint) -> GuideMaker:
+    """Grammars are about bytes: for them alone the engine reads the tokenizer."""
+    tokenizer = Plamo2Tokenizer.from_folder(checkpoint.folder)
+    return GuideMaker(tokenizer, core.runner.model.config.vocab_size, checkpoint.stop_token_ids)
+
+
 def serve(spec: EngineSpec) -> int:
     """Load, say so, run. Returns the exit code: 0, or 1 after a `Failed`."""
     context = zmq.Context()
@@ -183,7 +200,7 @@ def serve(spec: EngineSpec) -> int:
         box.linger = LINGER_MS
         box.connect(address)
     try:
-        core, stop_ids = load_core(spec)
+        core, checkpoint = load_core(spec)
     except (PlamoRefError, OSError) as error:
         outbox.send(Codec().encode(Failed(str(error))))
         return 1
@@ -191,7 +208,7 @@ def serve(spec: EngineSpec) -> int:
         vocabulary = core.runner.model.config.vocab_size
         ready = Ready(core.max_model_len, core.queues.max_num_seqs, vocabulary, os.getpid())
         outbox.send(Codec().encode(ready))
-        EngineLoop(core, stop_ids, inbox, outbox).run()
+        EngineLoop(core, checkpoint, inbox, outbox).run()
         return 0
     finally:
         context.destroy()
@@ -199,7 +216,7 @@ def serve(spec: EngineSpec) -> int:
 
 def main() -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # ctrl-C is for the front, which tells us
-    spec = msgspec.json.decode(sys.stdin.buffer.raw.readline(), type=EngineSpec)  # type: ignore[attr-defined]
+    spec = msgspec.json.decode(sys.stdin.buffer.readline(), type=EngineSpec)
     return serve(spec)
 
 

@@ -9,7 +9,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Literal
 
-from plamo_ref.sampling import SamplingParams
+from plamo_ref.sampling import Guide, SamplingParams, TokenLogprobs
 
 Status = Literal["waiting", "running", "finished"]
 FinishReason = Literal["stop", "length", "abort"]
@@ -34,7 +34,10 @@ class Request:
     stop_ids: Collection[int]
     seed: int
     arrival: int  # order of arrival, which decides who goes first
+    guide: Guide | None = None  # the progress of its grammar
     output_ids: list[int] = field(default_factory=list)
+    logprobs: list[TokenLogprobs] = field(default_factory=list)  # of the output, if asked for
+    prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)  # from the second token on
     num_computed_tokens: int = 0
     num_preemptions: int = 0
     status: Status = "waiting"
@@ -67,6 +70,17 @@ class Request:
         if not self.output_ids:
             self.times.first_token = time.perf_counter()
         self.output_ids.append(token)
+        if self.guide is not None:
+            self.guide.accept(token)
+
+    def unscored(self, start: int, end: int) -> range:
+        """Prompt positions, among the tokens start to end - 1, whose successor needs a logprob.
+
+        A recomputed prompt has them already.
+        """
+        if self.params.prompt_logprobs is None:
+            return range(0)
+        return range(max(start, len(self.prompt_logprobs)), min(end, len(self.prompt_ids) - 1))
 
     def reset(self) -> None:
         """Preempted: nothing is in the cache any more; the output so far is kept."""

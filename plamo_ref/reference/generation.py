@@ -12,7 +12,7 @@ import torch
 
 from plamo_ref.errors import PlamoRefError
 from plamo_ref.reference.model import Plamo2Reference, SequenceState
-from plamo_ref.sampling import SamplingParams, sample, uniform
+from plamo_ref.sampling import Guide, RowContext, SamplingParams, adjust, sample, uniform
 from plamo_ref.text_stream import TextStream
 from plamo_ref.tokenizer import Plamo2Tokenizer
 
@@ -37,6 +37,7 @@ def generate_ids(
     stop_ids: Collection[int] = (),
     *,
     cached: bool = True,
+    guide: Guide | None = None,
 ) -> Iterator[int]:
     """Token ids after `prompt_ids`, one by one, up to `max_tokens` or a stop token (included).
 
@@ -54,12 +55,16 @@ def generate_ids(
     for index in range(params.max_tokens):
         with torch.inference_mode():  # inside the loop: a generator must not leave it switched on
             output = model.run(torch.tensor(ids[fed:], device=device), state)
-            token = int(sample(output.logits[-1:], [params], [uniform(seed, index)])[0])
+            context = RowContext(params, prompt_ids, ids[len(prompt_ids) :], stop_ids, guide)
+            logits = adjust(output.logits[-1:], [context])
+            token = int(sample(logits, [params], [uniform(seed, index)])[0])
         if cached:
             state, fed = output.state, len(ids)
         ids.append(token)
         yield token
-        if token in stop_ids:
+        if guide is not None:
+            guide.accept(token)
+        if token in stop_ids or (guide is not None and guide.finished):
             return
 
 
@@ -81,7 +86,8 @@ def generate_text(
             yield Piece(token, text + stream.finish(), "stop")
             return
         if count == params.max_tokens:
-            yield Piece(token, text + stream.finish(), "length")
+            text += stream.finish()
+            yield Piece(token, text, "length" if stream.stopped_by is None else "stop")
             return
         yield Piece(token, text)
 

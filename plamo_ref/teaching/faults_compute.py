@@ -13,16 +13,15 @@ from torch import Tensor
 
 from plamo_ref.batch import ForwardBatch
 from plamo_ref.config import Plamo2Config
+from plamo_ref.engine import core as core_module
 from plamo_ref.engine.batching import BatchPlan
-from plamo_ref.engine.core import EngineCore
 from plamo_ref.engine.request import Request
 from plamo_ref.kernels.ssm import ScanInputs
 from plamo_ref.linear import Linear
 from plamo_ref.model import Mamba
-from plamo_ref.sampling import sample, uniform
 from plamo_ref.teaching.planting import Fault, patch, patch_batch, patch_op, together
 
-# --- what the model is told ------------------------------------------------------------------------
+# --- what the model is told -----------------------------------------------------------------------
 
 
 def _shift_positions(plan: BatchPlan) -> ForwardBatch:
@@ -62,34 +61,35 @@ def _keep_count(reset: Any, request: Request) -> None:
     request.num_computed_tokens = computed
 
 
-# --- what is drawn ---------------------------------------------------------------------------------
+# --- what is drawn --------------------------------------------------------------------------------
 
 
-def _draw_with(number: Callable[[Request, int], float]) -> Callable[..., list[int]]:
-    """Sampling with another random number: of the request and its place in the batch."""
+def _reseeded(more: Callable[[Request, int], int]) -> Callable[..., list[int]]:
+    """Choosing with other seeds: of the request and its place in the batch."""
 
-    def draw(_: Any, core: EngineCore, requests: Sequence[Request], logits: Tensor) -> list[int]:
-        numbers = [number(request, place) for place, request in enumerate(requests)]
-        drawn: list[int] = sample(logits, [r.params for r in requests], numbers).tolist()
-        return drawn
+    def choose(healthy: Any, requests: Sequence[Request], logits: Tensor) -> list[int]:
+        seeds = [request.seed for request in requests]
+        for place, request in enumerate(requests):
+            request.seed += more(request, place)
+        chosen: list[int] = healthy(requests, logits)
+        for request, seed in zip(requests, seeds, strict=True):
+            request.seed = seed
+        return chosen
 
-    return draw
-
-
-def _by_place(request: Request, place: int) -> float:
-    return uniform(request.seed + place, len(request.output_ids))
-
-
-def _by_preemptions(request: Request, _: int) -> float:
-    return uniform(request.seed, len(request.output_ids) + request.num_preemptions)
+    return choose
 
 
-def _overlook_first_stop(reason: Any, core: EngineCore, request: Request, token: int) -> Any:
-    found = reason(core, request, token)
+def _overlook_first_stop(reason: Any, request: Request, max_model_len: int) -> Any:
+    found = reason(request, max_model_len)
     return None if found == "stop" and len(request.output_ids) == 1 else found
 
 
-# --- what is computed ------------------------------------------------------------------------------
+def _score_again(_: Any, request: Request, start: int, end: int) -> range:
+    asked = request.params.prompt_logprobs is not None
+    return range(start, min(end, len(request.prompt_ids) - 1)) if asked else range(0)
+
+
+# --- what is computed -----------------------------------------------------------------------------
 
 
 def _window_moved(by: int) -> Callable[..., Tensor]:
@@ -182,19 +182,25 @@ COMPUTE_FAULTS = (
         "seed depends on the place",
         "The random number of a request depends on its place in the batch.",
         "law",
-        patch(EngineCore, "_sample", _draw_with(_by_place)),
+        patch(core_module, "choose", _reseeded(lambda _, place: place)),
     ),
     Fault(
         "randomness moves at a preemption",
-        "A preempted request skips a random number.",
+        "A preempted request goes on with another seed.",
         "law",
-        patch(EngineCore, "_sample", _draw_with(_by_preemptions)),
+        patch(core_module, "choose", _reseeded(lambda request, _: request.num_preemptions)),
     ),
     Fault(
         "first stop token overlooked",
         "A stop token that comes at once does not end the request.",
         "law",
-        patch(EngineCore, "_finish_reason", _overlook_first_stop),
+        patch(core_module, "finish_reason", _overlook_first_stop),
+    ),
+    Fault(
+        "prompt scored twice",
+        "A prompt that is computed again reports its log probabilities again.",
+        "law",
+        patch(Request, "unscored", _score_again),
     ),
     Fault(
         "window sees one key too few",

@@ -16,7 +16,7 @@ from plamo_ref.engine.scheduler_v0 import V0Scheduler
 from plamo_ref.engine.scheduler_v1 import V1Scheduler
 from plamo_ref.teaching.planting import Fault, patch
 
-# --- memory ----------------------------------------------------------------------------------------
+# --- memory ---------------------------------------------------------------------------------------
 
 
 def _free_twice(release: Any, cache: HybridCache, request_id: str) -> None:
@@ -152,7 +152,7 @@ MEMORY_FAULTS = (
     ),
 )
 
-# --- scheduling ------------------------------------------------------------------------------------
+# --- scheduling -----------------------------------------------------------------------------------
 
 
 def _over_budget(schedule: Any, scheduler: V1Scheduler) -> Schedule:

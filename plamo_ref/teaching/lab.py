@@ -8,6 +8,7 @@ import math
 import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,7 +25,7 @@ from plamo_ref.sampling import SamplingParams
 Pick = Callable[[int, int], int]  # a whole number between two, both included
 
 
-# --- models ----------------------------------------------------------------------------------------
+# --- models ---------------------------------------------------------------------------------------
 
 
 def lab_config(**changes: object) -> Plamo2Config:
@@ -93,7 +94,7 @@ def random_pair(
     return Pair(build_model(config, tensors.__getitem__, ops), reference.requires_grad_(False))
 
 
-# --- memory ----------------------------------------------------------------------------------------
+# --- memory ---------------------------------------------------------------------------------------
 
 
 def lab_plan(
@@ -128,7 +129,7 @@ def least_blocks(config: Plamo2Config, block_size: int, longest: int) -> dict[La
     return {"full": whole, "sliding_window": min(whole, window)}
 
 
-# --- traces ----------------------------------------------------------------------------------------
+# --- traces ---------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -197,16 +198,23 @@ def _draw_request(pick: Pick, config: Plamo2Config, longest_prompt: int) -> Trac
 
 
 def _draw_params(pick: Pick, config: Plamo2Config) -> SamplingParams:
-    stops = tuple(pick(0, config.vocab_size - 1) for _ in range(pick(0, 2)))
-    max_tokens = pick(1, 12)
-    if pick(0, 1):
-        return SamplingParams(temperature=0, max_tokens=max_tokens, stop_token_ids=stops)
-    return SamplingParams(
-        temperature=(0.5, 1.0, 3.0)[pick(0, 2)],
-        top_k=pick(0, 12),
-        top_p=pick(5, 10) / 10,
-        min_p=pick(0, 2) / 20,
-        seed=pick(0, 9) or None,
-        max_tokens=max_tokens,
-        stop_token_ids=stops,
-    )
+    drawn: dict[str, Any] = {
+        "max_tokens": pick(1, 12),
+        "stop_token_ids": [pick(0, config.vocab_size - 1) for _ in range(pick(0, 2))],
+        "temperature": (0, 0.5, 1.0, 3.0)[pick(0, 3)],
+        "top_k": pick(0, 12),
+        "top_p": pick(5, 10) / 10,
+        "min_p": pick(0, 2) / 20,
+        "seed": pick(0, 9) or None,
+    }
+    if pick(0, 3) == 0:
+        drawn |= {
+            "repetition_penalty": 1 + pick(0, 4) / 4,
+            "presence_penalty": pick(-2, 2) / 2,
+            "frequency_penalty": pick(-2, 2) / 2,
+            "logit_bias": {pick(0, config.vocab_size - 1): float(pick(-3, 3))},
+            "min_tokens": pick(0, drawn["max_tokens"]),
+        }
+    if pick(0, 3) == 0:
+        drawn |= {"logprobs": pick(0, 3), "prompt_logprobs": pick(0, 3)}
+    return SamplingParams(**drawn)

@@ -27,7 +27,7 @@ from plamo_ref.engine.runner import ModelRunner
 from plamo_ref.engine.scheduler import Schedule
 from plamo_ref.errors import PlamoRefError
 from plamo_ref.reference import Plamo2Reference
-from plamo_ref.sampling import sample, uniform
+from plamo_ref.sampling import RowContext, TokenLogprobs, adjust, sample, token_logprobs, uniform
 from plamo_ref.teaching.lab import Pair, Trace
 
 TOLERANCE = 1e-10  # of logits, in float64
@@ -72,8 +72,6 @@ def run_trace(trace: Trace, pair: Pair) -> TraceResult:
 
     core.observers.append(observe)
     poison(core)
-    for request in trace.requests:
-        assert len(request.prompt) < core.max_model_len, "the trace asks for what cannot run"
     for step in range(_most_steps(trace)):
         _happen(step, trace, core, result)
         audit(core)
@@ -136,7 +134,7 @@ def poison(core: EngineCore) -> None:
             tensor[free] = math.nan
 
 
-# --- audit -----------------------------------------------------------------------------------------
+# --- audit ----------------------------------------------------------------------------------------
 
 
 def audit(core: EngineCore, scheduled: Sequence[ScheduledTokens] = ()) -> None:
@@ -181,7 +179,7 @@ def _check_all_free(core: EngineCore) -> None:
         raise IntegrityError(f"everybody is gone, but in use are {used or core.requests}")
 
 
-# --- schedule --------------------------------------------------------------------------------------
+# --- schedule -------------------------------------------------------------------------------------
 
 
 def check_schedule(core: EngineCore, record: StepRecord) -> None:
@@ -214,7 +212,7 @@ def check_schedule(core: EngineCore, record: StepRecord) -> None:
         raise ScheduleError(f"step {record.step}: {'; '.join(broken)}: {record}")
 
 
-# --- law -------------------------------------------------------------------------------------------
+# --- law ------------------------------------------------------------------------------------------
 
 
 def check_law(
@@ -225,25 +223,61 @@ def check_law(
     Raises:
         LawError: names the request and the token.
     """
-    outputs, name = request.output_ids, f"request {request.request_id}"
+    outputs, prompt = request.output_ids, request.prompt_ids
+    name = f"request {request.request_id}"
     if len(logits) != len(outputs):
         raise LawError(f"{name}: {len(outputs)} tokens from {len(logits)} rows of logits")
     error = 0.0
+    with torch.inference_mode():
+        truth = reference.run(torch.tensor([*prompt, *outputs])).logits[
+            :-1
+        ]  # [prompt + output - 1]
     if outputs:
-        ids = torch.tensor([*request.prompt_ids, *outputs[:-1]])
-        with torch.inference_mode():
-            truth = reference.run(ids).logits[len(request.prompt_ids) - 1 :]
-        errors = (torch.stack(list(logits)) - truth).abs().amax(-1)
+        expected = truth[len(prompt) - 1 :]
+        errors = (torch.stack(list(logits)) - expected).abs().amax(-1)
         for index, error in enumerate(errors.tolist()):
             if not error <= TOLERANCE:  # NaN is not
                 raise LawError(f"{name}, token {index}: a logit is off by {error:.3g}")
-        uniforms = [uniform(request.seed, index) for index in range(len(outputs))]
-        expected = sample(truth, [request.params] * len(outputs), uniforms).tolist()
-        if outputs != expected:
-            raise LawError(f"{name}: drew {outputs}, the reference draws {expected}")
         error = float(errors.max())
+        _check_tokens(request, expected, name)
+        _check_prompt_logprobs(request, truth[: len(prompt) - 1], name)
     _check_end(request, core.max_model_len, name)
     return error
+
+
+def _check_tokens(request: Request, truth: Tensor, name: str) -> None:
+    params, outputs = request.params, request.output_ids
+    contexts = [
+        RowContext(params, request.prompt_ids, outputs[:index], request.stop_ids)
+        for index in range(len(outputs))
+    ]
+    uniforms = [uniform(request.seed, index) for index in range(len(outputs))]
+    expected = sample(adjust(truth, contexts), [params] * len(outputs), uniforms).tolist()
+    if outputs != expected:
+        raise LawError(f"{name}: drew {outputs}, the reference draws {expected}")
+    if params.logprobs is not None:
+        _check_logprobs(
+            request.logprobs, token_logprobs(truth, outputs, params.logprobs), f"{name}, output"
+        )
+
+
+def _check_prompt_logprobs(request: Request, truth: Tensor, name: str) -> None:
+    count = request.params.prompt_logprobs
+    expected = [] if count is None else token_logprobs(truth, request.prompt_ids[1:], count)
+    _check_logprobs(request.prompt_logprobs, expected, f"{name}, prompt")
+
+
+def _check_logprobs(
+    got: Sequence[TokenLogprobs], expected: Sequence[TokenLogprobs], where: str
+) -> None:
+    ids = [[(each.token_id, each.rank) for each in side] for side in (got, expected)]
+    values = [[each.logprob for each in side] for side in (got, expected)]
+    tops = [[[token for token, _ in each.top] for each in side] for side in (got, expected)]
+    if ids[0] != ids[1] or tops[0] != tops[1]:
+        raise LawError(f"{where}: log probabilities of {ids[0]}, expected those of {ids[1]}")
+    for index, (one, other) in enumerate(zip(*values, strict=True)):
+        if not abs(one - other) <= TOLERANCE:
+            raise LawError(f"{where}, token {index}: log probability {one}, expected {other}")
 
 
 def _check_end(request: Request, max_model_len: int, name: str) -> None:

@@ -1,0 +1,237 @@
+"""`AsyncLLM`: the engine in its own process, seen from an event loop. Text is made here.
+
+Invariant: every call of `generate` ends: with its last token, with an error, or by being closed;
+and when it ends, however that is, the engine holds nothing of it. What is under way is bounded: by
+`max_requests` requests, and for each call by `max_unread` tokens that nobody has fetched.
+
+The engine process knows token ids only. Turning them into text, and finding stop strings in it,
+happens here, on another core, while the engine computes its next step; a request that a stop string
+ends therefore computes a token or two in vain, which nobody sees.
+"""
+
+import asyncio
+import itertools
+from collections.abc import AsyncGenerator, Sequence
+from pathlib import Path
+from typing import Any
+
+from plamo_ref.engine.calls import (
+    Call,
+    Delta,
+    EngineBusyError,
+    Job,
+    RequestRefusedError,
+    Stream,
+)
+from plamo_ref.engine.config import EngineConfig, EngineError
+from plamo_ref.engine.messages import (
+    Abort,
+    Add,
+    Audit,
+    Audited,
+    Refused,
+    Stats,
+    Step,
+    ToFront,
+    Token,
+)
+from plamo_ref.engine.supervisor import State, Supervisor
+from plamo_ref.hub import find
+from plamo_ref.text_stream import TextStream
+from plamo_ref.tokenizer import Plamo2Tokenizer
+
+
+class AsyncLLM:
+    """An engine in a process of its own. `start` it, or use it in `async with`.
+
+    Args:
+        model: "tiny", a checkpoint folder, or a hub id.
+        revision, cache_dir, offline: for hub ids, see `plamo_ref.hub.find`.
+        max_requests: how many may be under way, waiting ones included.
+        max_unread: tokens of a call that may wait to be fetched.
+        max_restarts: how often in a row an engine that died young is started again; 0: never.
+        engine: fields of `EngineConfig`.
+
+    Raises:
+        PlamoRefError: the model or a setting cannot be used; the message says what to change.
+    """
+
+    def __init__(
+        self,
+        model: str | Path = "tiny",
+        *,
+        revision: str | None = None,
+        cache_dir: str | Path | None = None,
+        offline: bool = False,
+        max_requests: int = 1024,
+        max_unread: int = 4096,
+        max_restarts: int = 3,
+        **engine: Any,
+    ) -> None:
+        try:
+            EngineConfig(**engine)
+        except TypeError as error:
+            raise EngineError(f"AsyncLLM: {error}") from None
+        self.folder = find(model, revision=revision, cache_dir=cache_dir, offline=offline)
+        self.tokenizer = Plamo2Tokenizer.from_folder(self.folder)
+        self.max_requests, self.max_unread = max_requests, max_unread
+        self.stats = Stats()
+        self._life = Supervisor(self.folder, engine, max_restarts, self._hear, self._lost)
+        self._streams: dict[str, Stream] = {}
+        self._audits: dict[int, asyncio.Future[Audited]] = {}
+        self._numbers = itertools.count()
+
+    # --- life ----------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Start the engine and wait until it can work.
+
+        Raises:
+            EngineError: it cannot; the message is the engine's own.
+        """
+        await self._life.start()
+
+    async def close(self) -> None:
+        """End what runs, stop the engine. Afterwards the object is of no use."""
+        await self._life.close()
+
+    async def __aenter__(self) -> "AsyncLLM":
+        await self.start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    @property
+    def state(self) -> State:
+        return self._life.state
+
+    @property
+    def dead(self) -> asyncio.Event:
+        """Set once the engine has gone and no other will come."""
+        return self._life.dead
+
+    @property
+    def num_restarts(self) -> int:
+        return self._life.num_restarts
+
+    # --- work ----------------------------------------------------------------------------------
+
+    async def generate(self, jobs: Sequence[Job]) -> AsyncGenerator[Delta, None]:
+        """Work on all jobs together; yield every token as it comes, of whichever job.
+
+        Closing the generator, or cancelling who waits for it, aborts what is left.
+
+        Raises:
+            EngineUnavailableError, EngineBusyError: nothing was started.
+            RequestRefusedError: a job can never run.
+            EngineDiedError: the engine ended meanwhile.
+            SlowReaderError: too many tokens were not fetched.
+        """
+        call = Call(self.max_unread * len(jobs))
+        ids = self._submit(call, jobs)
+        unfinished = len(jobs)
+        try:
+            while unfinished:
+                await call.news.wait()
+                call.news.clear()
+                while call.deltas:
+                    delta = call.deltas.popleft()
+                    unfinished -= delta.finish_reason is not None
+                    yield delta
+                if unfinished and call.error is not None:
+                    raise call.error
+        finally:
+            self._abort(ids)
+
+    async def audit(self) -> Audited:
+        """Let the engine check its books, between two steps.
+
+        Raises:
+            EngineUnavailableError, EngineDiedError: there is, or was, no engine to ask.
+        """
+        number = next(self._numbers)
+        answer = asyncio.get_running_loop().create_future()
+        self._audits[number] = answer
+        try:
+            self._life.engine.send(Audit(number))
+            return await answer
+        finally:
+            del self._audits[number]
+
+    @property
+    def max_model_len(self) -> int:
+        """Tokens, prompt and output together, that a request may have."""
+        return self._life.facts.max_model_len
+
+    @property
+    def vocab_size(self) -> int:
+        return self._life.facts.vocab_size
+
+    @property
+    def engine_pid(self) -> int:
+        return self._life.engine.pid
+
+    @property
+    def num_requests(self) -> int:
+        """Requests under way, waiting ones included."""
+        return len(self._streams)
+
+    def _submit(self, call: Call, jobs: Sequence[Job]) -> list[str]:
+        child = self._life.engine
+        if len(self._streams) + len(jobs) > self.max_requests:
+            raise EngineBusyError(
+                f"{len(self._streams)} requests are under way, at most {self.max_requests} may be, "
+                f"and this call brings {len(jobs)}: try again later"
+            )
+        ids = []
+        for index, job in enumerate(jobs):
+            request_id = str(next(self._numbers))
+            child.send(Add(request_id, list(job.prompt_ids), job.params))
+            self._streams[request_id] = Stream(call, index, TextStream(self.tokenizer, job.params))
+            ids.append(request_id)
+        return ids
+
+    def _abort(self, request_ids: Sequence[str]) -> None:
+        """Forget these requests; tell the engine about those it may still work on."""
+        live = [i for i in request_ids if self._streams.pop(i, None) is not None]
+        if live and self.state == "ready":
+            self._life.engine.send(Abort(live))
+
+    def _lost(self, error: Exception) -> None:
+        """There is no engine any more: nobody shall wait for it."""
+        self.stats = Stats()
+        for stream in self._streams.values():
+            stream.call.fail(error)
+        self._streams.clear()
+        for answer in self._audits.values():
+            if not answer.done():
+                answer.set_exception(error)
+
+    # --- what the engine says ------------------------------------------------------------------
+
+    def _hear(self, message: ToFront) -> None:
+        match message:
+            case Step(tokens, stats):
+                self.stats = self.stats if stats is None else stats
+                for token in tokens:
+                    self._take(token)
+            case Refused(request_id, text):
+                stream = self._streams.pop(request_id, None)
+                if stream is not None:
+                    stream.call.fail(RequestRefusedError(text))
+            case Audited(number):
+                answer = self._audits.get(number)
+                if answer is not None and not answer.done():
+                    answer.set_result(message)
+
+    def _take(self, token: Token) -> None:
+        stream = self._streams.get(token.request_id)
+        if stream is None:
+            return  # aborted a moment ago
+        delta = stream.push(token)
+        stream.call.put(delta)
+        if token.finish_reason is not None:
+            del self._streams[token.request_id]
+        elif delta.finish_reason is not None or stream.call.error is not None:
+            self._abort([token.request_id])

@@ -1,0 +1,107 @@
+"""What the front knows of a call while the engine works on it, and how a call can go wrong.
+
+Invariant: a call that has an error, or whose jobs all have a finish reason, never changes again.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from plamo_ref.engine.messages import Token
+from plamo_ref.engine.request import FinishReason
+from plamo_ref.errors import PlamoRefError
+from plamo_ref.sampling import SamplingParams, TokenLogprobs
+from plamo_ref.text_stream import TextStream
+
+
+class EngineDiedError(PlamoRefError, RuntimeError):
+    """The engine process ended while it worked on this request."""
+
+
+class EngineUnavailableError(PlamoRefError, RuntimeError):
+    """There is no engine to give a request to: it starts, restarts, or is gone."""
+
+
+class EngineBusyError(PlamoRefError, RuntimeError):
+    """As many requests as are allowed are under way."""
+
+
+class RequestRefusedError(PlamoRefError, ValueError):
+    """A request that can never run; the message is the engine's own."""
+
+
+class SlowReaderError(PlamoRefError, RuntimeError):
+    """The tokens of a call were not fetched, and their number reached its limit."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One completion to make."""
+
+    prompt_ids: Sequence[int]
+    params: SamplingParams
+
+
+@dataclass(frozen=True)
+class Delta:
+    """What one token added to one job of a call."""
+
+    index: int  # of the job
+    token_id: int
+    text: str  # often "": half characters and half stop strings wait
+    finish_reason: FinishReason | None = None
+    stop_reason: str | int | None = None  # the stop string or token that ended it
+    logprobs: TokenLogprobs | None = None
+    # With the first token: of the prompt, from its second token on.
+    prompt_logprobs: Sequence[TokenLogprobs] | None = None
+
+
+@dataclass(eq=False)
+class Call:
+    """One `generate`: what has come and was not fetched yet."""
+
+    limit: int
+    deltas: deque[Delta] = field(default_factory=deque)
+    error: Exception | None = None
+    news: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def put(self, delta: Delta) -> None:
+        if len(self.deltas) >= self.limit:
+            self.fail(SlowReaderError(f"{self.limit:,} tokens were not read: the request is ended"))
+        else:
+            self.deltas.append(delta)
+            self.news.set()
+
+    def fail(self, error: Exception) -> None:
+        if self.error is None:
+            self.error = error
+        self.news.set()
+
+
+@dataclass(eq=False)
+class Stream:
+    """One job that the engine works on."""
+
+    call: Call
+    index: int
+    text: TextStream
+
+    def push(self, token: Token) -> Delta:
+        """Take a token: its text, and whether the stream ends with it."""
+        reason = token.finish_reason
+        text = self.text.push(token.token_id) if token.is_text else ""
+        if reason is not None or self.text.stopped_by is not None:
+            text += self.text.finish()
+        stop_reason: str | int | None = None if token.is_text else token.token_id
+        if self.text.stopped_by is not None:  # perhaps only now: what waited has come out
+            reason, stop_reason = "stop", self.text.stopped_by
+        return Delta(
+            self.index,
+            token.token_id,
+            text,
+            reason,
+            stop_reason,
+            token.logprobs,
+            token.prompt_logprobs,
+        )

@@ -1,0 +1,106 @@
+"""One life of the engine process, as its front sees it: start, talk, notice the end.
+
+Invariant: nothing waits for a process that is gone: `messages` ends when the process does, after
+what it still said. The sockets live in a private folder that goes with the object.
+"""
+
+import asyncio
+import os
+import sys
+import tempfile
+from collections.abc import AsyncIterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import zmq
+import zmq.asyncio
+
+from plamo_ref.engine.messages import Codec, EngineSpec, Shutdown, ToEngine, ToFront
+
+STOP_SECONDS = 5.0  # from Shutdown to SIGKILL
+
+
+class EngineProcess:
+    """The engine process and the two sockets that lead to it. Make one with `start`."""
+
+    def __init__(
+        self,
+        process: asyncio.subprocess.Process,
+        context: zmq.asyncio.Context,
+        sockets: tuple[zmq.asyncio.Socket, zmq.asyncio.Socket],
+        home: tempfile.TemporaryDirectory[str],
+    ) -> None:
+        self._process, self._context, self._home = process, context, home
+        self._to_engine, self._from_engine = sockets
+        self._codec = Codec()
+        self._exit = asyncio.ensure_future(process.wait())
+
+    @classmethod
+    async def start(cls, folder: Path, engine: Mapping[str, Any]) -> "EngineProcess":
+        """Start the process; it loads its model while the caller listens to `messages`."""
+        home = tempfile.TemporaryDirectory(prefix="plamo-ref-")  # readable by its owner alone
+        inbox, outbox = f"ipc://{home.name}/in", f"ipc://{home.name}/out"
+        context = zmq.asyncio.Context()
+        to_engine, from_engine = context.socket(zmq.PUSH), context.socket(zmq.PULL)
+        for socket, address in ((to_engine, inbox), (from_engine, outbox)):
+            socket.set_hwm(0)
+            socket.linger = 0
+            socket.bind(address)
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            "plamo_ref.engine.process",
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.DEVNULL,
+            env={**os.environ, **_threads()},
+            start_new_session=True,  # a signal to the front's group is the front's to answer
+        )
+        assert process.stdin is not None
+        spec = EngineSpec(folder=str(folder), engine=engine, inbox=inbox, outbox=outbox)
+        process.stdin.write(msgspec.json.encode(spec) + b"\n")  # and never closed: see process.py
+        return cls(process, context, (to_engine, from_engine), home)
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
+    def exit_code(self) -> int | None:
+        """None while it runs; minus the number of the signal that ended it."""
+        return self._process.returncode
+
+    def send(self, message: ToEngine) -> None:
+        """Say something. Never waits: what is under way is bounded by the number of requests."""
+        self._to_engine.send(self._codec.encode(message))
+
+    async def messages(self) -> AsyncIterator[ToFront]:
+        """Everything that the engine says, until it is gone."""
+        while True:
+            coming = asyncio.ensure_future(self._from_engine.recv())  # a future already
+            if not coming.done():
+                await asyncio.wait({coming, self._exit}, return_when=asyncio.FIRST_COMPLETED)
+            if not coming.done() and not await self._from_engine.poll(0):
+                coming.cancel()
+                return
+            yield self._codec.for_front(await coming)
+
+    async def close(self) -> None:
+        """Ask it to stop, insist, clean up. Nothing of it is left afterwards."""
+        if self.exit_code is None:
+            self.send(Shutdown())
+            await asyncio.wait({self._exit}, timeout=STOP_SECONDS)
+        if self.exit_code is None:
+            self._process.kill()
+        await self._exit
+        if self._process.stdin is not None:
+            self._process.stdin.close()
+        self._context.destroy(linger=0)
+        self._home.cleanup()
+
+
+def _threads() -> dict[str, str]:
+    """Leave one core to the front, unless the user has decided how many threads there are."""
+    if "OMP_NUM_THREADS" in os.environ:
+        return {}
+    return {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 2) - 1))}

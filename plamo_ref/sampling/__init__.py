@@ -1,0 +1,24 @@
+"""From logits to tokens: what a user asks for, and how a token is chosen."""
+
+from plamo_ref.sampling.adjust import RowContext, adjust
+from plamo_ref.sampling.guided import Guide, GuidedError, GuidedParams, GuideMaker
+from plamo_ref.sampling.logprobs import TokenLogprobs, token_logprobs
+from plamo_ref.sampling.params import SamplingError, SamplingParams
+from plamo_ref.sampling.random import child_seed, uniform
+from plamo_ref.sampling.sampler import sample
+
+__all__ = [
+    "Guide",
+    "GuideMaker",
+    "GuidedError",
+    "GuidedParams",
+    "RowContext",
+    "SamplingError",
+    "SamplingParams",
+    "TokenLogprobs",
+    "adjust",
+    "child_seed",
+    "sample",
+    "token_logprobs",
+    "uniform",
+]

@@ -1,0 +1,22 @@
+"""Every knob of the HTTP face, in one frozen place.
+
+Invariant: the defaults are safe: loopback only, no CORS, everything that a client sends is bounded.
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerConfig:
+    """How the server behaves. Sizes are in bytes and tokens."""
+
+    model_name: str  # what clients call the model
+    api_keys: tuple[str, ...] = ()  # any of them opens; none: the server is open
+    cors_origins: tuple[str, ...] = ()  # none: no CORS headers at all
+    max_body_bytes: int = 4 << 20
+    max_prompts: int = 256  # in one request
+    max_choices: int = 64  # n
+    max_logprobs: int = 20
+    max_stops: int = 16
+    max_stop_length: int = 256  # characters of a stop string
+    default_max_tokens: int = 16  # of a completion, as OpenAI's; a chat goes on to the limit

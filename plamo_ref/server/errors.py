@@ -1,0 +1,131 @@
+"""Everything that can go wrong, as a status and a body in OpenAI's shape.
+
+Invariant: a client never sees a traceback, and what it sent is never repeated to it unescaped.
+"""
+
+import json
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+
+from plamo_ref.engine.calls import (
+    EngineBusyError,
+    EngineDiedError,
+    EngineUnavailableError,
+    RequestRefusedError,
+    SlowReaderError,
+)
+from plamo_ref.errors import PlamoRefError
+
+KINDS = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    404: "invalid_request_error",
+    405: "invalid_request_error",
+    413: "invalid_request_error",
+    429: "rate_limit_error",
+    503: "service_unavailable_error",
+}
+STATUS_OF: dict[type[Exception], int] = {
+    RequestRefusedError: 400,
+    EngineBusyError: 429,
+    EngineUnavailableError: 503,
+    EngineDiedError: 500,
+    SlowReaderError: 500,
+}
+RETRY = {429: "1", 503: "2"}  # seconds
+
+
+class ErrorDetail(BaseModel):
+    """What was wrong."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorBody(BaseModel):
+    """The body of every answer that is no success."""
+
+    error: ErrorDetail
+
+
+class ApiError(PlamoRefError):
+    """An answer that is no success. `param` names the field, `code` is for programs."""
+
+    def __init__(
+        self, status: int, message: str, param: str | None = None, code: str | None = None
+    ) -> None:
+        super().__init__(message)
+        self.status, self.param, self.code = status, param, code
+
+
+def bad(message: str, param: str | None = None, code: str | None = None) -> ApiError:
+    """The client can mend it."""
+    return ApiError(400, message, param, code)
+
+
+def as_api_error(error: Exception) -> ApiError:
+    """What a client is told about `error`."""
+    if isinstance(error, ApiError):
+        return error
+    for kind, status in STATUS_OF.items():
+        if isinstance(error, kind):
+            return ApiError(status, str(error), code=HTTPStatus(status).name.lower())
+    if isinstance(error, PlamoRefError):  # a parameter that cannot be, found further down
+        return bad(str(error))
+    return ApiError(500, "an internal error; the server's log has more", code="internal_error")
+
+
+def body_of(error: ApiError) -> dict[str, Any]:
+    kind = KINDS.get(error.status, "server_error")
+    detail = {"message": str(error), "type": kind, "param": error.param, "code": error.code}
+    return {"error": detail}
+
+
+def response_of(error: ApiError, headers: dict[str, str] | None = None) -> Response:
+    headers = dict(headers or {})
+    if error.status in RETRY:
+        headers["Retry-After"] = RETRY[error.status]
+    # ASCII: whatever the message quotes, half a surrogate pair included, can be sent.
+    body = json.dumps(body_of(error), ensure_ascii=True).encode("ascii")
+    return Response(body, error.status, headers, media_type="application/json")
+
+
+def _invalid(error: RequestValidationError) -> ApiError:
+    """The first complaint; where it is, without what was there."""
+    first = error.errors()[0]
+    place = [str(part) for part in first["loc"][1:] if not isinstance(part, int)]
+    if first["type"] in ("json_invalid", "model_attributes_type", "missing") and not place:
+        return bad(f"the body is not a JSON object: {first['msg']}", code="invalid_json")
+    param = ".".join(place[:1]) or None
+    where = ".".join(str(part) for part in first["loc"][1:])
+    return bad(f"{where}: {first['msg']}", param)
+
+
+def install(app: FastAPI) -> None:
+    """Let every error of the app leave in OpenAI's shape."""
+
+    async def on_validation(_: Request, error: Exception) -> Response:
+        assert isinstance(error, RequestValidationError)
+        return response_of(_invalid(error))
+
+    async def on_http(_: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        headers = dict(error.headers or {})
+        status = 400 if error.status_code == 422 else error.status_code
+        return response_of(ApiError(status, str(error.detail)), headers)
+
+    async def on_ours(_: Request, error: Exception) -> Response:
+        return response_of(as_api_error(error))
+
+    app.add_exception_handler(RequestValidationError, on_validation)
+    app.add_exception_handler(HTTPException, on_http)
+    app.add_exception_handler(PlamoRefError, on_ours)
+    app.add_exception_handler(Exception, on_ours)

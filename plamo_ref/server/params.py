@@ -1,0 +1,138 @@
+"""From a request's fields to `SamplingParams`, or to a clear 400.
+
+Invariant: a field that the client gave either has its effect or is refused by name; one that it
+left out, or gave as null, has the default of `SamplingParams`.
+"""
+
+from dataclasses import fields
+from typing import Any
+
+from plamo_ref.sampling import GuidedParams, SamplingParams
+from plamo_ref.server.config import ServerConfig
+from plamo_ref.server.errors import ApiError, bad
+from plamo_ref.server.schemas import ChatRequest, CompletionRequest, Sampling
+
+PLAIN = (
+    "frequency_penalty",
+    "presence_penalty",
+    "repetition_penalty",
+    "seed",
+    "temperature",
+    "top_p",
+    "top_k",
+    "min_p",
+    "min_tokens",
+    "ignore_eos",
+    "include_stop_str_in_output",
+    "skip_special_tokens",
+    "stop_token_ids",
+)
+
+
+def check_model(name: str, config: ServerConfig) -> None:
+    if name != config.model_name:
+        message = f"the model {name!r} does not exist; this server has {config.model_name!r}"
+        raise ApiError(404, message, "model", "model_not_found")
+
+
+def common_params(
+    request: Sampling, config: ServerConfig, max_tokens: int, **more: Any
+) -> SamplingParams:
+    """The parameters that completions and chats share; `more` are further fields.
+
+    Raises:
+        ApiError, SamplingError, GuidedError: a value that cannot be.
+    """
+    given: dict[str, Any] = {name: getattr(request, name) for name in PLAIN}
+    given |= {
+        "n": _choices(request, config),
+        "stop": _stops(request, config),
+        "logit_bias": _logit_bias(request.logit_bias),
+        "guided": guided(request),
+        "max_tokens": max_tokens,
+    }
+    if request.stream_options is not None and not request.stream:
+        raise bad("stream_options is only allowed when stream is true", "stream_options")
+    given = {name: value for name, value in (given | more).items() if value is not None}
+    assert given.keys() <= {f.name for f in fields(SamplingParams)}
+    return SamplingParams(**given)
+
+
+def completion_params(
+    request: CompletionRequest, config: ServerConfig, max_tokens: int
+) -> SamplingParams:
+    """For /v1/completions. `max_tokens` is at least 1 here, also where the client asked for 0."""
+    if request.suffix:
+        raise bad("suffix is not supported: the model continues, it does not insert", "suffix")
+    if request.best_of not in (None, 0, request.n or 1):
+        raise bad("best_of other than n is not supported", "best_of")
+    limit_logprobs("logprobs", request.logprobs, config)
+    prompt_logprobs = request.logprobs if request.echo else None
+    return common_params(
+        request, config, max_tokens, logprobs=request.logprobs, prompt_logprobs=prompt_logprobs
+    )
+
+
+def chat_params(request: ChatRequest, config: ServerConfig, max_tokens: int) -> SamplingParams:
+    """For /v1/chat/completions."""
+    for name in ("tools", "functions"):
+        if getattr(request, name):
+            raise bad(f"{name} are not supported by this model", name)
+    if request.top_logprobs and not request.logprobs:
+        raise bad("top_logprobs needs logprobs to be true", "top_logprobs")
+    limit_logprobs("top_logprobs", request.top_logprobs, config)
+    logprobs = (request.top_logprobs or 0) if request.logprobs else None
+    return common_params(request, config, max_tokens, logprobs=logprobs)
+
+
+def limit_logprobs(name: str, value: int | None, config: ServerConfig) -> None:
+    if value is not None and value > config.max_logprobs:
+        raise bad(f"{name} may be at most {config.max_logprobs}, not {value}", name)
+
+
+def _choices(request: Sampling, config: ServerConfig) -> int:
+    n = request.n or 1
+    if n > config.max_choices:
+        raise bad(f"n may be at most {config.max_choices}, not {n}", "n")
+    return n
+
+
+def _stops(request: Sampling, config: ServerConfig) -> list[str]:
+    stops = [request.stop] if isinstance(request.stop, str) else request.stop or []
+    if len(stops) > config.max_stops:
+        raise bad(f"stop: {len(stops)} strings, at most {config.max_stops} may be", "stop")
+    if any(len(stop) > config.max_stop_length for stop in stops):
+        raise bad(f"stop: a string has at most {config.max_stop_length} characters", "stop")
+    return [stop for stop in stops if stop]  # clients send "" for none
+
+
+def _logit_bias(bias: dict[str, float] | None) -> dict[int, float] | None:
+    if bias is None:
+        return None
+    for token, value in bias.items():
+        if not (token.isascii() and token.isdigit() and len(token) < 19):
+            raise bad(f"logit_bias: {token!r} is no token id", "logit_bias")
+        if not -100 <= value <= 100:
+            raise bad(f"logit_bias of token {token}: {value} is not in -100 to 100", "logit_bias")
+    return {int(token): value for token, value in bias.items()}
+
+
+def guided(request: Sampling) -> GuidedParams | None:
+    """The grammar asked for, in OpenAI's words (response_format) or in vLLM's (guided_…)."""
+    given: dict[str, Any] = {
+        "json": request.guided_json,
+        "regex": request.guided_regex,
+        "choice": request.guided_choice,
+        "grammar": request.guided_grammar,
+    }
+    form = request.response_format
+    if form is not None and form.type == "json_object":
+        given["json_object"] = True
+    if form is not None and form.type == "json_schema":
+        if form.json_schema is None:
+            raise bad("response_format: json_schema is missing", "response_format")
+        if request.guided_json is not None:
+            raise bad("guided_json and response_format exclude each other", "guided_json")
+        given["json"] = form.json_schema.schema_
+    given = {name: value for name, value in given.items() if value is not None}
+    return GuidedParams(**given) if given else None

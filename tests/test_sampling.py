@@ -1,0 +1,188 @@
+"""Tokens from logits, against a sampler written with Python's sorting and floats.
+
+Invariant tested: a token depends on its logits, parameters, seed and number alone.
+"""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from plamo_ref.sampling import SamplingError, SamplingParams, sample, uniform
+
+LOGITS = st.lists(st.integers(-40, 40).map(lambda x: x / 8), min_size=1, max_size=12)
+PARAMS = st.builds(
+    SamplingParams,
+    temperature=st.sampled_from([0.25, 0.5, 1.0, 2.0]),
+    top_k=st.integers(-1, 6),
+    top_p=st.sampled_from([0.05, 0.3, 0.517, 0.9, 1.0]),
+    min_p=st.sampled_from([0.0, 0.011, 0.237, 1.0]),
+)
+
+
+def kept(logits: list[float], params: SamplingParams) -> list[tuple[int, float]]:
+    """Token ids that may be drawn and their probabilities, the likeliest first."""
+    top = max(logits)
+    weights = [math.exp((x - top) / params.temperature) for x in logits]
+    order = sorted(range(len(logits)), key=lambda i: (-logits[i], i))
+    ranked = [(i, weights[i] / math.fsum(weights)) for i in order]
+    ranked = [(i, p) for i, p in ranked if p >= params.min_p * ranked[0][1]]
+    if params.top_k > 0:
+        ranked = ranked[: params.top_k]
+    mass = math.fsum(p for _, p in ranked)
+    chosen, total = [], 0.0
+    for i, p in ranked:
+        if total >= params.top_p:
+            break
+        chosen.append((i, p / mass))
+        total += p / mass
+    return chosen
+
+
+def near_an_edge(logits: list[float], params: SamplingParams) -> bool:
+    """Whether rounding could decide who is in: compared at both sides of top-p."""
+    sides = [
+        kept(logits, SamplingParams(**(vars(params) | {"top_p": min(1.0, params.top_p + by)})))
+        for by in (-1e-9, 1e-9)
+    ]
+    return [i for i, _ in sides[0]] != [i for i, _ in sides[1]]
+
+
+@given(LOGITS, PARAMS)
+def test_a_grid_of_uniform_numbers_draws_the_truncated_distribution(logits, params):
+    """Inverse sampling is exact: of n evenly spaced numbers a token gets n·p, give or take one."""
+    if near_an_edge(logits, params):
+        return
+    count = 500
+    rows = torch.tensor([logits] * count, dtype=torch.float32)
+    grid = [(i + 0.5) / count for i in range(count)]
+    drawn = torch.bincount(sample(rows, [params] * count, grid), minlength=len(logits))
+    chosen = kept(logits, params)
+    total = math.fsum(p for _, p in chosen)
+    for token, probability in chosen:
+        assert abs(drawn[token].item() - count * probability / total) <= 1.001
+    assert drawn.sum() == sum(drawn[token] for token, _ in chosen)
+
+
+@given(st.lists(st.tuples(st.integers(0, 99), PARAMS), min_size=1, max_size=6))
+def test_a_row_does_not_know_its_company(rows):
+    generator = torch.Generator().manual_seed(len(rows))
+    logits = torch.randn(len(rows), 50, generator=generator)
+    params = [SamplingParams(temperature=0) if seed % 3 == 0 else params for seed, params in rows]
+    numbers = [uniform(seed, 0) for seed, _ in rows]
+    together = sample(logits, params, numbers).tolist()
+    alone = [sample(logits[i : i + 1], [params[i]], [numbers[i]]).item() for i in range(len(rows))]
+    assert together == alone
+
+
+def test_greedy_takes_the_first_of_the_largest():
+    logits = torch.tensor([[1.0, 3.0, 3.0, 2.0], [5.0, 5.0, 5.0, 5.0]])
+    greedy = SamplingParams(temperature=0)
+    assert sample(logits, [greedy] * 2, [0.9, 0.9]).tolist() == [1, 0]
+    assert SamplingParams(temperature=1e-6).greedy
+    assert not SamplingParams(temperature=0.01).greedy
+
+
+def test_among_equals_the_smaller_id_counts_as_likelier():
+    logits = torch.zeros(1, 5)
+    for k in range(1, 6):
+        params = SamplingParams(top_k=k)
+        drawn = {sample(logits, [params], [u / 20]).item() for u in range(20)}
+        assert drawn == set(range(k))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+def test_any_floating_dtype_will_do(dtype):
+    logits = torch.tensor([[0.0, 1.0, -1.0]], dtype=dtype)
+    params = SamplingParams(temperature=0.5)
+    assert [sample(logits, [params], [u]).item() for u in (0.0, 0.85, 0.9, 0.99)] == [1, 1, 0, 2]
+
+
+def test_top_p_keeps_the_token_that_reaches_p():
+    logits = torch.tensor([[0.5, 0.3, 0.2]]).log()
+    for top_p, tokens in ((0.4, {0}), (0.6, {0, 1}), (0.79, {0, 1}), (0.9, {0, 1, 2})):
+        params = SamplingParams(top_p=top_p)
+        drawn = {sample(logits, [params], [u / 50]).item() for u in range(50)}
+        assert drawn == tokens, top_p
+
+
+def test_min_p_is_relative_to_the_likeliest():
+    logits = torch.tensor([[0.5, 0.3, 0.2]]).log()
+    for min_p, tokens in ((0.3, {0, 1, 2}), (0.5, {0, 1}), (0.7, {0})):
+        params = SamplingParams(min_p=min_p)
+        drawn = {sample(logits, [params], [u / 50]).item() for u in range(50)}
+        assert drawn == tokens, min_p
+
+
+def test_infinitely_unlikely_tokens_are_never_drawn():
+    logits = torch.tensor([[-math.inf, 0.0, -math.inf, 0.0]])
+    drawn = {sample(logits, [SamplingParams()], [u / 20]).item() for u in range(20)}
+    assert drawn == {1, 3}
+    assert sample(logits, [SamplingParams()], [1 - 2**-53]).item() == 3
+
+
+def test_the_largest_uniform_number_draws_the_last_token():
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(200, 1000, generator=generator)
+    last = sample(logits, [SamplingParams()] * 200, [1 - 2**-53] * 200)
+    assert torch.equal(last, logits.argmin(-1))
+
+
+# --- uniform numbers ------------------------------------------------------------------------------
+
+
+@given(st.integers(-(2**70), 2**70), st.integers(0, 2**40))
+def test_uniform_is_below_one_and_has_53_bits(seed, index):
+    u = uniform(seed, index)
+    assert 0 <= u < 1
+    assert (u * 2**53).is_integer()
+    assert u == uniform(seed, index)
+
+
+def test_uniform_numbers_are_spread_and_neighbouring_seeds_share_none():
+    numbers = [uniform(seed, index) for seed in range(30) for index in range(100)]
+    assert len(set(numbers)) == 3000
+    tenths = [sum(int(u * 10) == tenth for u in numbers) for tenth in range(10)]
+    assert min(tenths) > 240  # of 300; five standard deviations are 82
+    assert max(tenths) < 360
+
+
+def test_uniform_is_a_fixed_function():
+    """Seeds that users wrote down keep their meaning."""
+    assert [uniform(0, 0), uniform(1, 0), uniform(0, 1)] == [
+        uniform(2**64, 0),
+        uniform(2**64 + 1, 0),
+        uniform(-(2**64), 1),
+    ]
+
+
+# --- parameters -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("temperature", -0.1),
+        ("temperature", math.inf),
+        ("temperature", math.nan),
+        ("top_k", -2),
+        ("top_p", 0),
+        ("top_p", 1.01),
+        ("min_p", -0.1),
+        ("min_p", 1.1),
+        ("max_tokens", 0),
+        ("stop", ["a", ""]),
+        ("stop", [3]),
+    ],
+)
+def test_impossible_parameters_are_refused_by_name(field, value):
+    with pytest.raises(SamplingError, match=f"{field} must be "):
+        SamplingParams(**{field: value})
+
+
+def test_a_plain_stop_string_is_a_list_of_one():
+    assert SamplingParams(stop="end").stop == ("end",)
+    assert SamplingParams(stop=["a", "b"]).stop == ("a", "b")
+    assert SamplingParams(stop_token_ids=[3, 4]).stop_token_ids == (3, 4)
