@@ -110,7 +110,8 @@ class EngineLoop:
         match message:
             case Add(request_id, prompt_ids, params):
                 try:
-                    guide = params.guided and self._guides().start(params.guided)
+                    guided = params.guided
+                    guide = None if guided is None else self._guides().start(guided)
                     self.core.add(prompt_ids, params, self._stop_ids, request_id, guide)
                 except PlamoRefError as error:
                     self._send(Refused(request_id, str(error)))

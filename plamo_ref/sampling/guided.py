@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 # White space between the parts of a JSON text is legal and never ends: small models love it.
-COMPACT = {"whitespace_flexible": False}
+COMPACT: Any = {"whitespace_flexible": False}
 
 
 class GuidedError(PlamoRefError, ValueError):

@@ -1,0 +1,117 @@
+"""Answers on the wire: JSON, server-sent events, and the client that hangs up.
+
+Invariant: work for a client ends when the client does, be it streaming or waiting. A stream's
+status is decided by its first event: what goes wrong before it is an ordinary error answer, what
+goes wrong later is an event with an `error`, and no `[DONE]` follows it.
+"""
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator, Coroutine, Mapping
+from contextlib import aclosing
+from typing import Any, TypeVar
+
+import msgspec
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from plamo_ref.server.errors import as_api_error, body_of, response_of
+
+T = TypeVar("T")
+Events = AsyncGenerator[Mapping[str, Any], None]
+
+DONE = b"data: [DONE]\n\n"
+CLIENT_GONE = 499  # nobody reads it
+logger = logging.getLogger(__name__)
+
+
+class HungUpError(Exception):
+    """The client has closed its connection."""
+
+
+def json_response(body: Mapping[str, Any]) -> Response:
+    return Response(msgspec.json.encode(body), media_type="application/json")
+
+
+def event(body: Mapping[str, Any]) -> bytes:
+    """One server-sent event. JSON has no raw newlines, so it is one `data` line."""
+    return b"data: " + msgspec.json.encode(body) + b"\n\n"
+
+
+async def unless_hung_up(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
+    """Do `work`; cancel it if the client goes away meanwhile.
+
+    Raises:
+        HungUpError: it did.
+    """
+    task = asyncio.ensure_future(work)
+    watch = asyncio.ensure_future(_hang_up(receive))
+    try:
+        await asyncio.wait({task, watch}, return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            return task.result()
+        raise HungUpError
+    finally:
+        for each in (task, watch):
+            each.cancel()
+        await asyncio.gather(task, watch, return_exceptions=True)
+
+
+async def _hang_up(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def answer(receive: Receive, work: Coroutine[Any, Any, Mapping[str, Any]]) -> Response:
+    """The JSON of what `work` returns."""
+    try:
+        return json_response(await unless_hung_up(receive, work))
+    except HungUpError:
+        return Response(status_code=CLIENT_GONE)
+
+
+class EventStream(Response):
+    """Sends `events` as they come, then `[DONE]`."""
+
+    media_type = "text/event-stream"
+
+    def __init__(self, events: Events) -> None:
+        super().__init__(headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
+        del self.headers["content-length"]
+        self._events = events
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await unless_hung_up(receive, self._respond(scope, receive, send))
+        except HungUpError:
+            pass
+
+    async def _respond(self, scope: Scope, receive: Receive, send: Send) -> None:
+        started = False
+        async with aclosing(self._events) as events:
+            try:
+                async for body in events:
+                    if not started:
+                        await self._begin(send)
+                        started = True
+                    await self._send_part(send, event(body))
+                last = DONE
+            except Exception as error:
+                said = as_api_error(error)
+                if said.status >= 500:
+                    logger.error("a request failed: %s", error, exc_info=said is not error)
+                if not started:
+                    await response_of(said)(scope, receive, send)
+                    return
+                last = event(body_of(said))
+            if not started:
+                await self._begin(send)
+            await self._send_part(send, last)
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _begin(self, send: Send) -> None:
+        start = {"type": "http.response.start", "status": 200, "headers": self.raw_headers}
+        await send(start)
+
+    async def _send_part(self, send: Send, data: bytes) -> None:
+        await send({"type": "http.response.body", "body": data, "more_body": True})
