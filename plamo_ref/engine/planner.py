@@ -69,7 +69,7 @@ def plan_memory(
     windowed group; what is left goes to the group that never forgets.
 
     Raises:
-        EngineError: the budget does not hold one request, or `max_model_len` does not fit.
+        EngineError: the budget does not hold one request.
     """
     size = engine.block_size
     groups = attention_groups(config)

@@ -34,13 +34,21 @@ class Split:
 
 
 def split(texts: Sequence[str], *, held_out_share: float, seed: int) -> Split:
-    """Every passage goes to training or, with probability `held_out_share`, to the held-out set."""
+    """Every passage goes to training or, with probability `held_out_share`, to the held-out set.
+
+    Raises:
+        ValueError: there are fewer than two passages, one for each.
+    """
     rng = random.Random(seed)
     train: list[str] = []
     held_out: list[str] = []
     for text in texts:
         for passage in passages(text, rng):
             (held_out if rng.random() < held_out_share else train).append(passage)
+    if len(train) + len(held_out) < 2:
+        raise ValueError("the text is one short passage: give more, some of it is held out")
+    if not held_out:
+        held_out.append(train.pop())
     return Split(train, held_out)
 
 

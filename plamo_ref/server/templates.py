@@ -6,7 +6,7 @@ change what it is given. A base model has none, and then a chat is refused, not 
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -60,7 +60,6 @@ class ChatTemplate:
     template: Template
     names: Mapping[str, Any]  # what every rendering sees: bos_token …
     stops: Sequence[str] = ()
-    defaults: Mapping[str, Any] = field(default_factory=dict)
 
     def render(self, messages: Sequence[Mapping[str, Any]], extra: Mapping[str, Any]) -> str:
         """The prompt, up to where the assistant speaks.
@@ -68,7 +67,7 @@ class ChatTemplate:
         Raises:
             ApiError: the template refuses these messages.
         """
-        known = {**self.defaults, **extra, **self.names}
+        known = {**extra, **self.names}
         try:
             return self.template.render(known, messages=messages, add_generation_prompt=True)
         except TEMPLATE_ERRORS as error:
@@ -90,9 +89,9 @@ def load_template(
     Raises:
         TemplateLoadError: no such file, or it is no template.
     """
-    if wanted in BUILT_IN:
-        return _built_in(wanted, tokenizer)
     if wanted is not None:
+        if wanted in BUILT_IN:
+            return _built_in(wanted, tokenizer)
         return _compile(_read(Path(wanted)), tokenizer, wanted)
     source = _own(folder)
     if source is not None:

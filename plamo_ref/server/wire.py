@@ -8,7 +8,7 @@ goes wrong later is an event with an `error`, and no `[DONE]` follows it.
 import asyncio
 import logging
 from collections.abc import AsyncGenerator, Coroutine, Mapping
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from typing import Any, TypeVar
 
 import msgspec
@@ -81,10 +81,8 @@ class EventStream(Response):
         self._events = events
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        try:
+        with suppress(HungUpError):
             await unless_hung_up(receive, self._respond(scope, receive, send))
-        except HungUpError:
-            pass
 
     async def _respond(self, scope: Scope, receive: Receive, send: Send) -> None:
         started = False

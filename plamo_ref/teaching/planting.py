@@ -52,7 +52,8 @@ def patch_op(name: str, wrong: Callable[..., Any]) -> Patch:
 
     def forward(healthy: Any, model: Plamo2Model, batch: ForwardBatch, caches: Any) -> Tensor:
         ops, op = model.ops, getattr(model.ops, name)
-        model.ops = replace(ops, **{name: lambda *args: wrong(op, *args)})
+        broken: dict[str, Any] = {name: lambda *args: wrong(op, *args)}
+        model.ops = replace(ops, **broken)
         try:
             hidden: Tensor = healthy(model, batch, caches)
             return hidden

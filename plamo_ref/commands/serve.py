@@ -1,0 +1,129 @@
+"""Serve a model to OpenAI's clients.
+
+Invariant: stdout stays empty; on stderr the first line says where the server listens.
+"""
+
+from typing import Any
+
+import click
+
+from plamo_ref.commands import _options as options
+
+ENGINE = (
+    "dtype",
+    "device",
+    "scheduler",
+    "max_num_seqs",
+    "max_num_batched_tokens",
+    "block_size",
+    "memory_bytes",
+    "max_model_len",
+)
+LIMITS = ("max_body_bytes", "max_prompts", "max_choices", "max_logprobs")
+shown: dict[str, Any] = {"show_default": True}
+positive = click.IntRange(1)
+
+
+def engine_options(command: options.Command) -> options.Command:
+    """Fields of `EngineConfig`."""
+    for option in (
+        click.option("--max-model-len", type=positive, help="Longest prompt and output."),
+        click.option("--memory-bytes", type=positive, help="For the cache."),
+        click.option("--block-size", type=positive, default=16, **shown),
+        click.option("--max-num-batched-tokens", type=positive, default=2048, **shown),
+        click.option("--max-num-seqs", type=positive, default=64, **shown),
+        click.option("--scheduler", type=click.Choice(["v1", "v0"]), default="v1", **shown),
+        click.option("--device", default="auto", **shown),
+        click.option("--dtype", default="auto", **shown),
+    ):
+        command = option(command)
+    return command
+
+
+def server_options(command: options.Command) -> options.Command:
+    """Fields of `ServerConfig`, and what is around it."""
+    for option in (
+        click.option("--drain-seconds", type=click.FloatRange(0), default=30.0, **shown),
+        click.option("--max-logprobs", type=click.IntRange(0, 100), default=20, **shown),
+        click.option("--max-choices", type=positive, default=64, help="Largest n.", **shown),
+        click.option("--max-prompts", type=positive, default=256, **shown),
+        click.option("--max-body-bytes", type=positive, default=4 << 20, **shown),
+        click.option("--max-requests", type=positive, default=1024, help="At a time.", **shown),
+        click.option(
+            "--engine-restarts",
+            type=click.IntRange(0),
+            default=3,
+            help="In a row, when the engine dies; 0: the server exits.",
+            **shown,
+        ),
+        click.option("--chat-template", metavar="NAME", help="plain, translate, or a Jinja file."),
+        click.option("--cors-origin", "cors_origins", multiple=True, help="Repeatable."),
+        click.option(
+            "--api-key",
+            "api_keys",
+            multiple=True,
+            envvar="PLAMO_REF_API_KEY",
+            help="Required from clients; repeatable. Also PLAMO_REF_API_KEY.",
+        ),
+        click.option("--served-model-name", metavar="NAME", help="Default: that of --model."),
+        click.option("--port", type=click.IntRange(0, 65535), default=8000, **shown),
+        click.option("--host", default="127.0.0.1", **shown),
+    ):
+        command = option(command)
+    return command
+
+
+@click.command()
+@options.model_options
+@server_options
+@engine_options
+def serve(
+    model: str,
+    revision: str | None,
+    offline: bool,
+    host: str,
+    port: int,
+    served_model_name: str | None,
+    api_keys: tuple[str, ...],
+    cors_origins: tuple[str, ...],
+    chat_template: str | None,
+    engine_restarts: int,
+    max_requests: int,
+    drain_seconds: float,
+    **others: Any,
+) -> None:
+    """Serve a model over HTTP, to clients made for OpenAI's API.
+
+    It listens on this machine alone unless --host says otherwise; then think of --api-key.
+    """
+    import asyncio
+
+    from plamo_ref.engine.async_llm import AsyncLLM
+    from plamo_ref.server import run
+    from plamo_ref.server.config import ServerConfig
+
+    config = ServerConfig(
+        model_name=served_model_name or model,
+        api_keys=api_keys,
+        cors_origins=cors_origins,
+        **{name: others[name] for name in LIMITS},
+    )
+    llm = AsyncLLM(
+        model,
+        revision=revision,
+        offline=offline,
+        max_requests=max_requests,
+        max_restarts=engine_restarts,
+        **{name: others[name] for name in ENGINE},
+    )
+    asyncio.run(
+        run.serve(
+            llm,
+            config,
+            host=host,
+            port=port,
+            chat_template=chat_template,
+            drain_seconds=drain_seconds,
+            listening=lambda address: click.echo(f"listening on {address}", err=True),
+        )
+    )

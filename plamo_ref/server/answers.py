@@ -1,0 +1,186 @@
+"""What the routes answer, for the OpenAPI document. The answers themselves are written by hand.
+
+Invariant: what is served fits what is said here; a test reads the document and asks the server.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import BaseModel
+
+from plamo_ref.server.errors import ErrorBody
+
+Responses = dict[int | str, dict[str, Any]]
+REFUSALS = {
+    400: "The client's mistake.",
+    401: "No key, or a wrong one.",
+    404: "No such model, or no such path.",
+    405: "Not with this method.",
+    413: "The body is too large.",
+    429: "Too many requests are under way.",
+    500: "The engine ended, or a bug.",
+    503: "There is no engine at the moment.",
+}
+ANSWERS: Responses = {
+    status: {"model": ErrorBody, "description": text} for status, text in REFUSALS.items()
+}
+# FastAPI would add 422, which is never sent: whatever does not fit is a 400.
+ANSWERS["4XX"] = {"model": ErrorBody, "description": "The client's mistake."}
+
+
+class Usage(BaseModel):
+    """Counts of tokens."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+
+
+class Columns(BaseModel):
+    """Log probabilities of a completion."""
+
+    tokens: list[str]
+    token_logprobs: list[float | None]
+    top_logprobs: list[dict[str, float] | None]
+    text_offset: list[int]
+
+
+class CompletionChoice(BaseModel):
+    """One continuation."""
+
+    index: int
+    text: str
+    logprobs: Columns | None
+    finish_reason: str | None
+
+
+class CompletionAnswer(BaseModel):
+    """Of POST /v1/completions."""
+
+    id: str
+    object: str
+    created: int
+    model: str
+    choices: list[CompletionChoice]
+    usage: Usage
+
+
+class AssistantMessage(BaseModel):
+    """What the assistant says."""
+
+    role: str
+    content: str
+    refusal: str | None
+
+
+class TopToken(BaseModel):
+    """A token that could have come."""
+
+    token: str
+    logprob: float
+    bytes: list[int]
+
+
+class ChatToken(TopToken):
+    """A token, and those that could have come instead."""
+
+    top_logprobs: list[TopToken]
+
+
+class ChatTokens(BaseModel):
+    """Log probabilities of a turn."""
+
+    content: list[ChatToken]
+    refusal: list[ChatToken] | None
+
+
+class ChatChoice(BaseModel):
+    """One next turn."""
+
+    index: int
+    message: AssistantMessage
+    logprobs: ChatTokens | None
+    finish_reason: str
+
+
+class ChatAnswer(BaseModel):
+    """Of POST /v1/chat/completions."""
+
+    id: str
+    object: str
+    created: int
+    model: str
+    choices: list[ChatChoice]
+    usage: Usage
+
+
+class ModelCard(BaseModel):
+    """A model that is served."""
+
+    id: str
+    object: str
+    created: int
+    owned_by: str
+
+
+class ModelList(BaseModel):
+    """Of GET /v1/models."""
+
+    object: str
+    data: list[ModelCard]
+
+
+class Tokenized(BaseModel):
+    """Of POST /tokenize."""
+
+    tokens: list[int]
+    count: int
+    max_model_len: int
+    token_strs: list[str] | None
+
+
+class Detokenized(BaseModel):
+    """Of POST /detokenize."""
+
+    prompt: str
+
+
+class TokenizerInfo(BaseModel):
+    """Of GET /tokenizer_info; the names are those that evaluation harnesses look for."""
+
+    tokenizer_class: str
+    vocab_size: int
+    bos_token: str | None
+    eos_token: str | None
+    pad_token: str | None
+    unk_token: str | None
+
+
+class Version(BaseModel):
+    """Of GET /version."""
+
+    version: str
+
+
+class Health(BaseModel):
+    """Of GET /health."""
+
+    status: str
+    restarts: int
+
+
+def _ok(model: type[BaseModel], more: Mapping[str, Any] | None = None) -> Responses:
+    return {200: {"model": model, "content": dict(more or {})}}
+
+
+_STREAM = {"text/event-stream": {"schema": {"type": "string"}}}
+COMPLETION = _ok(CompletionAnswer, _STREAM)
+CHAT = _ok(ChatAnswer, _STREAM)
+MODELS = _ok(ModelList)
+MODEL = _ok(ModelCard)
+TOKENIZED = _ok(Tokenized)
+DETOKENIZED = _ok(Detokenized)
+TOKENIZER = _ok(TokenizerInfo)
+VERSION = _ok(Version)
+HEALTH: Responses = {**_ok(Health), 503: {"model": Health, "description": "No engine."}}
+METRICS: Responses = {200: {"content": {"text/plain": {"schema": {"type": "string"}}}}}

@@ -1,0 +1,134 @@
+"""The routes, and the app that has them.
+
+Invariant: a route checks, hands over and answers; it decides nothing of its own.
+"""
+
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.middleware.cors import CORSMiddleware
+from starlette.responses import Response
+
+import plamo_ref
+from plamo_ref.server import answers, errors
+from plamo_ref.server.chat import Chat, chat_ids
+from plamo_ref.server.completions import Completion
+from plamo_ref.server.errors import bad
+from plamo_ref.server.gate import Gate
+from plamo_ref.server.metrics import CONTENT_TYPE
+from plamo_ref.server.params import check_model
+from plamo_ref.server.schemas import (
+    ChatRequest,
+    CompletionRequest,
+    DetokenizeRequest,
+    TokenizeRequest,
+)
+from plamo_ref.server.service import Service
+from plamo_ref.server.wire import EventStream, answer, json_response
+
+
+def create_app(service: Service) -> FastAPI:
+    """The server of one service. Its engine has to be started, and closed, by the caller."""
+    app = FastAPI(
+        title="plamo-ref",
+        version=plamo_ref.__version__,
+        docs_url=None,  # its page loads scripts from elsewhere
+        redoc_url=None,
+        responses=answers.ANSWERS,
+    )
+    errors.install(app)
+    _generation_routes(app, service)
+    _text_routes(app, service)
+    _state_routes(app, service)
+    app.add_middleware(Gate, config=service.config)
+    if service.config.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=list(service.config.cors_origins),
+            allow_methods=["GET", "POST"],
+            allow_headers=["*"],
+        )
+    return app
+
+
+def _generation_routes(app: FastAPI, service: Service) -> None:
+    @app.post("/v1/completions", responses=answers.COMPLETION)
+    async def completions(body: CompletionRequest, request: Request) -> Response:
+        completion = await Completion.prepare(service, body)
+        if body.stream:
+            return EventStream(completion.events())
+        return await answer(request.receive, completion.whole())
+
+    @app.post("/v1/chat/completions", responses=answers.CHAT)
+    async def chat(body: ChatRequest, request: Request) -> Response:
+        prepared = await Chat.prepare(service, body)
+        if body.stream:
+            return EventStream(prepared.events())
+        return await answer(request.receive, prepared.whole())
+
+
+def _text_routes(app: FastAPI, service: Service) -> None:
+    tokenizer = service.llm.tokenizer
+
+    @app.post("/tokenize", responses=answers.TOKENIZED)
+    async def tokenize(body: TokenizeRequest) -> Response:
+        if body.model is not None:
+            check_model(body.model, service.config)
+        if (body.prompt is None) == (body.messages is None):
+            raise bad("give either prompt or messages", "prompt")
+        if body.messages is not None:
+            ids = await chat_ids(service, body.messages)
+        else:
+            add_bos = False if body.add_special_tokens is False else None
+            ids = await service.encode(body.prompt or "", add_bos=add_bos)
+        texts = [tokenizer.decode([i]) for i in ids] if body.return_token_strs else None
+        limit = service.llm.max_model_len
+        return json_response(
+            {"tokens": ids, "count": len(ids), "max_model_len": limit, "token_strs": texts}
+        )
+
+    @app.post("/detokenize", responses=answers.DETOKENIZED)
+    async def detokenize(body: DetokenizeRequest) -> Response:
+        if body.model is not None:
+            check_model(body.model, service.config)
+        service.check_ids(body.tokens, "tokens")
+        return json_response({"prompt": tokenizer.decode(body.tokens)})
+
+    @app.get("/tokenizer_info", responses=answers.TOKENIZER)
+    async def tokenizer_info() -> Response:
+        facts = {"tokenizer_class": type(tokenizer).__name__, "vocab_size": tokenizer.vocab_size}
+        return json_response(facts | tokenizer.special_tokens)
+
+
+def _state_routes(app: FastAPI, service: Service) -> None:
+    card = {
+        "id": service.config.model_name,
+        "object": "model",
+        "created": service.started,
+        "owned_by": "plamo-ref",
+    }
+
+    @app.get("/v1/models", responses=answers.MODELS)
+    async def models() -> Response:
+        return json_response({"object": "list", "data": [card]})
+
+    @app.get("/v1/models/{model:path}", responses=answers.MODEL)
+    async def model(model: str) -> Response:
+        check_model(model, service.config)
+        return json_response(card)
+
+    @app.get("/health", responses=answers.HEALTH)
+    async def health() -> Response:
+        state = service.llm.state
+        facts: dict[str, Any] = {"status": state, "restarts": service.llm.num_restarts}
+        response = json_response(facts)
+        response.status_code = 200 if state == "ready" else 503
+        return response
+
+    @app.get("/version", responses=answers.VERSION)
+    async def version() -> Response:
+        return json_response({"version": plamo_ref.__version__})
+
+    @app.get("/metrics", response_class=Response, responses=answers.METRICS)
+    async def metrics() -> Response:
+        return Response(service.metrics.page(), headers={"Content-Type": CONTENT_TYPE})

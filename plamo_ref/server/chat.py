@@ -1,0 +1,170 @@
+"""/v1/chat/completions: a conversation in, the assistant's next turn out.
+
+Invariant: an unstreamed answer is the streamed one, joined: both are made of the same deltas.
+"""
+
+import time
+import uuid
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import aclosing
+from dataclasses import replace
+from typing import Any
+
+from plamo_ref.engine.calls import Delta
+from plamo_ref.sampling import SamplingParams
+from plamo_ref.server.errors import bad
+from plamo_ref.server.logprobs import chat_entry
+from plamo_ref.server.params import chat_params, check_model
+from plamo_ref.server.schemas import ChatMessage, ChatRequest
+from plamo_ref.server.service import Service
+
+
+class Chat:
+    """One request on its way. Make it with `prepare`."""
+
+    def __init__(
+        self,
+        service: Service,
+        request: ChatRequest,
+        prompt_ids: Sequence[int],
+        params: SamplingParams,
+    ) -> None:
+        self._service, self._request, self._params = service, request, params
+        self._prompt_ids = prompt_ids
+        self._num_generated = 0
+        self._head = {
+            "id": f"chatcmpl-{uuid.uuid4().hex}",
+            "created": int(time.time()),
+            "model": request.model,
+        }
+
+    @classmethod
+    async def prepare(cls, service: Service, request: ChatRequest) -> "Chat":
+        """Check everything that can be checked before the engine is asked.
+
+        Raises:
+            ApiError, PlamoRefError: a client's mistake.
+        """
+        check_model(request.model, service.config)
+        ids = await chat_ids(service, request.messages, request.chat_template_kwargs)
+        wanted = request.max_completion_tokens
+        wanted = request.max_tokens if wanted is None else wanted
+        if wanted == 0:
+            raise bad("max_tokens must be 1 or more", "max_tokens")
+        params = chat_params(request, service.config, service.max_tokens(ids, wanted))
+        return cls(service, request, ids, _with_stops(params, service))
+
+    async def whole(self) -> Mapping[str, Any]:
+        """The answer of an unstreamed request."""
+        deltas: dict[int, list[Delta]] = {}
+        async with aclosing(self._deltas()) as coming:
+            async for delta in coming:
+                deltas.setdefault(delta.index, []).append(delta)
+        choices = [self._choice(parts) for _, parts in sorted(deltas.items())]
+        body = {**self._head, "object": "chat.completion", "choices": choices}
+        return {**body, "usage": self._usage()}
+
+    def _choice(self, parts: Sequence[Delta]) -> dict[str, Any]:
+        text = "".join(part.text for part in parts)
+        return {
+            "index": parts[0].index,
+            "message": {"role": "assistant", "content": text, "refusal": None},
+            "logprobs": self._logprobs(parts),
+            "finish_reason": parts[-1].finish_reason,
+        }
+
+    async def events(self) -> AsyncGenerator[Mapping[str, Any], None]:
+        """The events of a streamed request."""
+        options = self._request.stream_options
+        wants_usage = options is not None and options.include_usage
+        head = {**self._head, "object": "chat.completion.chunk"}
+        null = {"usage": None} if wants_usage else {}
+        begun: set[int] = set()
+        async with aclosing(self._deltas()) as coming:
+            async for delta in coming:
+                if delta.index not in begun:
+                    begun.add(delta.index)
+                    opening = {"role": "assistant", "content": ""}
+                    yield {**head, "choices": [_chunk(delta.index, opening)], **null}
+                scores = self._logprobs([delta])
+                if delta.text or scores:
+                    content = _chunk(delta.index, {"content": delta.text}, scores)
+                    yield {**head, "choices": [content], **null}
+                if delta.finish_reason is not None:
+                    last = _chunk(delta.index, {}, None, delta.finish_reason)
+                    yield {**head, "choices": [last], **null}
+        if wants_usage:
+            yield {**head, "choices": [], "usage": self._usage()}
+
+    async def _deltas(self) -> AsyncGenerator[Delta, None]:
+        async with aclosing(self._service.run([self._prompt_ids], self._params)) as deltas:
+            async for delta in deltas:
+                self._num_generated += 1
+                yield delta
+
+    def _logprobs(self, parts: Sequence[Delta]) -> dict[str, Any] | None:
+        tokenizer = self._service.llm.tokenizer
+        scores = [part.logprobs for part in parts if part.logprobs is not None]
+        entries = [chat_entry(tokenizer, score) for score in scores]
+        return {"content": entries, "refusal": None} if entries else None
+
+    def _usage(self) -> dict[str, int]:
+        prompt = len(self._prompt_ids)
+        return {
+            "prompt_tokens": prompt,
+            "completion_tokens": self._num_generated,
+            "total_tokens": prompt + self._num_generated,
+        }
+
+
+def _chunk(
+    index: int,
+    delta: Mapping[str, Any],
+    logprobs: Mapping[str, Any] | None = None,
+    finish_reason: str | None = None,
+) -> dict[str, Any]:
+    return {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish_reason}
+
+
+async def chat_ids(
+    service: Service, messages: Sequence[ChatMessage], extra: Mapping[str, Any] | None = None
+) -> list[int]:
+    """The conversation as the model sees it.
+
+    Raises:
+        ApiError: there is no template, or it refuses the messages.
+    """
+    if service.template is None:
+        raise bad(
+            "this model has no chat template: use /v1/completions, or start the server with "
+            "--chat-template",
+            "messages",
+            "no_chat_template",
+        )
+    plain = [_plain(message) for message in messages]
+    text = service.template.render(plain, extra or {})
+    # Some templates write the BOS themselves; twice is not what the model has seen.
+    bos = service.llm.tokenizer.special_tokens["bos_token"]
+    has_bos = bos is not None and text.startswith(bos)
+    return await service.encode(text, add_bos=False if has_bos else None)
+
+
+def _plain(message: ChatMessage) -> dict[str, Any]:
+    """A message as templates expect it: its content is one text."""
+    content = message.content
+    if isinstance(content, list):
+        content = "".join(part.text for part in content)
+    return {"role": message.role, "content": content or "", "name": message.name}
+
+
+def _with_stops(params: SamplingParams, service: Service) -> SamplingParams:
+    """Where the template's turns end: a token where the text is one, else a stop string."""
+    assert service.template is not None
+    ids, texts = list(params.stop_token_ids), list(params.stop)
+    for stop in service.template.stops:
+        token_id = service.llm.tokenizer.id_of(stop)
+        if token_id is None:
+            texts.append(stop)
+        else:
+            ids.append(token_id)
+    return replace(params, stop=texts, stop_token_ids=ids)

@@ -1,0 +1,107 @@
+"""Start the engine, serve, drain, stop.
+
+Invariant: when `serve` returns, the engine process is gone. SIGTERM and SIGINT let what is being
+streamed come to its end, for at most `drain_seconds`; a second SIGINT does not wait.
+"""
+
+import asyncio
+import contextlib
+import signal
+import socket
+from collections.abc import Callable, Iterator
+
+import uvicorn
+
+from plamo_ref.engine.async_llm import AsyncLLM
+from plamo_ref.errors import PlamoRefError
+from plamo_ref.server.app import create_app
+from plamo_ref.server.config import ServerConfig
+from plamo_ref.server.service import Service
+from plamo_ref.server.templates import load_template
+
+BACKLOG = 2048
+
+
+class ServeError(PlamoRefError, OSError):
+    """The server cannot listen where it should."""
+
+
+class EngineGoneError(PlamoRefError, RuntimeError):
+    """The engine has ended for good while the server was running."""
+
+
+class _Server(uvicorn.Server):
+    """Ends with exit code 0 after a signal that it has obeyed; the base raises it once more."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        signals = (signal.SIGINT, signal.SIGTERM)
+        before = {number: signal.signal(number, self.handle_exit) for number in signals}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+async def serve(
+    llm: AsyncLLM,
+    config: ServerConfig,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    chat_template: str | None = None,
+    drain_seconds: float = 30.0,
+    listening: Callable[[str], None] = lambda address: None,
+) -> None:
+    """Serve until a signal comes. `listening` is called with the address once requests can come.
+
+    Raises:
+        PlamoRefError: the model, the template or the address cannot be used.
+        EngineGoneError: the engine has ended and may not be started again.
+    """
+    template = load_template(llm.folder, chat_template, llm.tokenizer)
+    with _listen(host, port) as listener:
+        async with llm:
+            app = create_app(Service(llm, config, template))
+            server = _Server(_settings(app, drain_seconds))
+            name = f"[{host}]" if ":" in host else host
+            listening(f"http://{name}:{listener.getsockname()[1]}")
+            watch = asyncio.create_task(_until_dead(llm, server))
+            try:
+                await server.serve(sockets=[listener])
+            finally:
+                watch.cancel()
+            if llm.dead.is_set():
+                raise EngineGoneError("the engine ended and is not started again: see above")
+
+
+def _settings(app: object, drain_seconds: float) -> uvicorn.Config:
+    return uvicorn.Config(
+        app,  # type: ignore[arg-type]
+        log_level="warning",
+        access_log=False,
+        lifespan="off",
+        ws="none",
+        server_header=False,
+        backlog=BACKLOG,
+        timeout_graceful_shutdown=drain_seconds,  # type: ignore[arg-type]
+    )
+
+
+async def _until_dead(llm: AsyncLLM, server: uvicorn.Server) -> None:
+    await llm.dead.wait()
+    server.should_exit = True
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+        listener.listen(BACKLOG)
+    except OSError as error:
+        listener.close()
+        raise ServeError(f"cannot listen on {host} port {port}: {error.strerror}") from None
+    return listener

@@ -1,0 +1,304 @@
+"""The engine in its own process, as the event loop sees it.
+
+Invariant tested: every call ends, with tokens equal to the offline engine's or with an error that
+says why, and afterwards the engine holds nothing of it.
+"""
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Awaitable, Callable
+from contextlib import aclosing
+
+import psutil
+import pytest
+
+from plamo_ref import LLM, SamplingParams
+from plamo_ref.engine.async_llm import AsyncLLM
+from plamo_ref.engine.calls import (
+    Delta,
+    EngineBusyError,
+    EngineDiedError,
+    EngineUnavailableError,
+    Job,
+    RequestRefusedError,
+    SlowReaderError,
+)
+from plamo_ref.engine.child import EngineProcess
+from plamo_ref.engine.config import EngineError
+from plamo_ref.engine.messages import Add, Codec, Token
+from plamo_ref.hub import find
+from plamo_ref.sampling import GuidedParams, TokenLogprobs
+
+ENGINE = {"memory_bytes": 64 << 20, "max_num_seqs": 8, "max_num_batched_tokens": 64}
+LONG = SamplingParams(temperature=0, max_tokens=2000, ignore_eos=True)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+
+
+def with_engine(test: Callable[[AsyncLLM], Awaitable[None]], **settings: object) -> None:
+    """Run `test` with an engine, which must be clean at the end if it is there at all."""
+
+    async def run() -> None:
+        async with AsyncLLM("tiny", **{**ENGINE, **settings}) as llm:
+            await test(llm)
+            if llm.state == "ready":
+                await holds_nothing(llm)
+        assert llm.state == "closed"
+
+    asyncio.run(run())
+
+
+async def holds_nothing(llm: AsyncLLM) -> None:
+    audit = await llm.audit()
+    assert (audit.problem, audit.num_requests, llm.num_requests) == (None, 0, 0)
+    assert (set(audit.stats.blocks_used.values()), audit.stats.slots_used) == ({0}, 0)
+
+
+async def collect(llm: AsyncLLM, jobs: list[Job]) -> dict[int, list[Delta]]:
+    deltas: dict[int, list[Delta]] = {index: [] for index in range(len(jobs))}
+    async for delta in llm.generate(jobs):
+        deltas[delta.index].append(delta)
+    return deltas
+
+
+def test_tokens_texts_and_reasons_are_those_of_the_offline_engine():
+    params = [
+        SamplingParams(temperature=0, max_tokens=12),
+        SamplingParams(temperature=1, seed=7, max_tokens=12),
+        SamplingParams(temperature=0.8, top_k=20, top_p=0.9, seed=3, max_tokens=1),
+        SamplingParams(temperature=1, seed=5, max_tokens=24, stop=["。", "the"]),
+        SamplingParams(temperature=1, seed=5, max_tokens=6, logit_bias={11: 3.0}, logprobs=2),
+    ]
+    prompts = ["吾輩は", "To be, or", "🙂", "名前は", "x"]
+    offline = LLM("tiny", **ENGINE)
+    ids = [offline.tokenizer.encode(prompt) for prompt in prompts]
+    wanted = [output.outputs[0] for output in offline.generate(ids, params, use_tqdm=False)]
+
+    async def test(llm: AsyncLLM) -> None:
+        jobs = [Job(*pair) for pair in zip(ids, params, strict=True)]
+        deltas = await collect(llm, jobs)
+        for index, want in enumerate(wanted):
+            got = deltas[index]
+            assert "".join(d.text for d in got) == want.text
+            assert tuple(d.token_id for d in got) == want.token_ids
+            reasons = [d.finish_reason for d in got if d.finish_reason is not None]
+            assert reasons == [want.finish_reason]
+            assert got[-1].stop_reason == want.stop_reason
+        assert all(isinstance(d.logprobs, TokenLogprobs) for d in deltas[4])
+        assert {d.logprobs for d in deltas[0]} == {None}
+
+    with_engine(test)
+
+
+def test_prompt_logprobs_come_with_the_first_token_alone():
+    async def test(llm: AsyncLLM) -> None:
+        ids = llm.tokenizer.encode("吾輩は猫である。" * 20)  # more than one step's tokens
+        params = SamplingParams(max_tokens=3, ignore_eos=True, prompt_logprobs=1)
+        (first, *others) = (await collect(llm, [Job(ids, params)]))[0]
+        assert first.prompt_logprobs is not None
+        assert [s.token_id for s in first.prompt_logprobs] == ids[1:]
+        assert [d.prompt_logprobs for d in others] == [None, None]
+
+    with_engine(test)
+
+
+def test_a_grammar_is_followed_in_the_other_process_and_a_wrong_one_is_refused():
+    async def test(llm: AsyncLLM) -> None:
+        ids = llm.tokenizer.encode("答え: ")
+        good = SamplingParams(max_tokens=40, guided=GuidedParams(choice=["はい", "no"]))
+        text = "".join(d.text for d in (await collect(llm, [Job(ids, good)]))[0])
+        assert text in ("はい", "no")
+        bad = SamplingParams(guided=GuidedParams(regex="("))
+        with pytest.raises(RequestRefusedError, match="guided.regex"):
+            await collect(llm, [Job(ids, bad)])
+
+    with_engine(test)
+
+
+def test_closing_cancelling_and_refusing_leave_nothing_in_the_engine():
+    async def test(llm: AsyncLLM) -> None:
+        ids = llm.tokenizer.encode("吾輩は")
+        async with aclosing(llm.generate([Job(ids, LONG)] * 12)) as deltas:
+            await anext(deltas)
+            assert llm.num_requests == 12
+        await holds_nothing(llm)
+
+        task = asyncio.create_task(collect(llm, [Job(ids, LONG)] * 3))
+        await asyncio.sleep(0.1)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        await holds_nothing(llm)
+
+        with pytest.raises(RequestRefusedError, match="vocabulary"):
+            await collect(llm, [Job(ids, LONG), Job([10**6], LONG)])
+        await holds_nothing(llm)
+
+    with_engine(test)
+
+
+def test_a_stop_string_ends_the_request_in_the_engine_too():
+    async def test(llm: AsyncLLM) -> None:
+        ids = llm.tokenizer.encode("吾輩は")
+        whole = "".join(d.text for d in (await collect(llm, [Job(ids, short(30))]))[0])
+        stop = whole[5:7]
+        deltas = (await collect(llm, [Job(ids, short(2000, stop=[stop]))]))[0]
+        assert "".join(d.text for d in deltas) == whole[: whole.index(stop)]
+        assert (deltas[-1].finish_reason, deltas[-1].stop_reason) == ("stop", stop)
+
+    with_engine(test)
+
+
+def short(max_tokens: int, **more: object) -> SamplingParams:
+    return SamplingParams(temperature=0, max_tokens=max_tokens, ignore_eos=True, **more)
+
+
+def test_more_requests_than_allowed_are_refused_at_once():
+    async def test(llm: AsyncLLM) -> None:
+        ids = llm.tokenizer.encode("吾輩は")
+        async with aclosing(llm.generate([Job(ids, LONG)] * 3)) as deltas:
+            await anext(deltas)
+            with pytest.raises(EngineBusyError, match="try again"):
+                await collect(llm, [Job(ids, LONG)] * 2)
+            assert len(await collect(llm, [Job(ids, short(1))])) == 1
+
+    with_engine(test, max_requests=4)
+
+
+def test_a_reader_that_does_not_read_is_ended():
+    async def test(llm: AsyncLLM) -> None:
+        job = Job(llm.tokenizer.encode("吾輩は"), LONG)
+        read = 0
+        with pytest.raises(SlowReaderError, match="10 tokens"):
+            async for _ in llm.generate([job]):
+                read += 1
+                while read == 1 and llm.num_requests:
+                    await asyncio.sleep(0.01)
+        assert read == 11  # the first, and those that waited
+
+    with_engine(test, max_unread=10)
+
+
+def test_a_killed_engine_fails_what_runs_and_a_new_one_takes_over():
+    async def test(llm: AsyncLLM) -> None:
+        job = Job(llm.tokenizer.encode("吾輩は"), LONG)
+        before = llm.engine_pid
+        with pytest.raises(EngineDiedError, match="exit code -9"):
+            async for _ in llm.generate([job] * 4):
+                if psutil.pid_exists(before) and llm.state == "ready":
+                    os.kill(before, signal.SIGKILL)
+        with pytest.raises(EngineUnavailableError, match="try again"):
+            await collect(llm, [job])
+        async with asyncio.timeout(60):
+            while llm.state != "ready":
+                await asyncio.sleep(0.02)
+        assert llm.engine_pid != before
+        assert llm.num_restarts == 1
+        assert len((await collect(llm, [Job(job.prompt_ids, short(3))]))[0]) == 3
+
+    with_engine(test)
+
+
+def test_without_restarts_a_killed_engine_is_the_end():
+    async def test(llm: AsyncLLM) -> None:
+        os.kill(llm.engine_pid, signal.SIGKILL)
+        async with asyncio.timeout(20):
+            await llm.dead.wait()
+        assert llm.state == "dead"
+        with pytest.raises(EngineUnavailableError, match="dead"):
+            await collect(llm, [Job([1], LONG)])
+
+    with_engine(test, max_restarts=0)
+
+
+def test_what_the_engine_cannot_do_is_said_in_its_own_words():
+    async def start(**settings: object) -> None:
+        async with AsyncLLM("tiny", **settings):
+            pass
+
+    with pytest.raises(EngineError, match="memory_bytes"):
+        asyncio.run(start(memory_bytes=1000))
+    with pytest.raises(EngineError, match="colour"):
+        asyncio.run(start(colour="red"))
+
+
+def test_closing_ends_running_calls():
+    async def run() -> None:
+        llm = AsyncLLM("tiny", **ENGINE)
+        await llm.start()
+        pid = llm.engine_pid
+        task = asyncio.create_task(collect(llm, [Job([1, 50], LONG)]))
+        await asyncio.sleep(0.1)
+        await llm.close()
+        with pytest.raises(EngineUnavailableError, match="shut down"):
+            await task
+        assert not psutil.pid_exists(pid)
+
+    asyncio.run(run())
+
+
+def test_the_engine_process_ends_with_its_front_however_that_dies(tmp_path):
+    script = """
+import asyncio
+from plamo_ref.engine.async_llm import AsyncLLM
+from plamo_ref.engine.calls import Job
+from plamo_ref.sampling import SamplingParams
+
+async def main():
+    async with AsyncLLM("tiny", memory_bytes=64 << 20) as llm:
+        print(llm.engine_pid, flush=True)
+        job = Job([1, 50], SamplingParams(max_tokens=20000, ignore_eos=True))
+        async for _ in llm.generate([job]):
+            pass
+
+asyncio.run(main())
+"""
+    with subprocess.Popen(
+        [sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, cwd=tmp_path
+    ) as front:
+        assert front.stdout is not None
+        engine = psutil.Process(int(front.stdout.readline()))
+        front.kill()
+    assert psutil.wait_procs([engine], timeout=20)[1] == []
+
+
+def test_messages_survive_the_wire():
+    codec = Codec()
+    params = SamplingParams(
+        temperature=0.5,
+        seed=-(2**63),
+        stop=["。", "\0"],
+        logit_bias={5: -100.0},
+        logprobs=3,
+        guided=GuidedParams(json={"type": "object", "properties": {"年": {"type": "integer"}}}),
+    )
+    sent = Add("7", [1, 2, 3], params)
+    got = codec.for_engine(codec.encode(sent))
+    assert got == sent
+    score = TokenLogprobs(5, -0.25, 1, ((5, -0.25), (7, -2.0)))
+    token = Token("7", 5, "stop", False, score, [score])
+    assert token == Codec().for_front(codec.encode(step(token))).tokens[0]
+
+
+def step(token: Token) -> object:
+    from plamo_ref.engine.messages import Step
+
+    return Step([token])
+
+
+def test_messages_end_when_the_process_does():
+    async def run() -> list[object]:
+        child = await EngineProcess.start(find("tiny"), {"max_num_seqs": 0})
+        try:
+            return [message async for message in child.messages()]
+        finally:
+            await child.close()
+
+    (failed,) = asyncio.run(run())
+    assert "max_num_seqs" in failed.message

@@ -1,0 +1,93 @@
+"""`plamo-ref bench`: workloads that are what they say, results that can be redone."""
+
+import json
+
+import pytest
+import torch
+
+from plamo_ref.bench import workloads
+from plamo_ref.bench.scheduling import time_decisions
+from plamo_ref.bench.shapes import SHAPES, open_core
+from plamo_ref.cli import main
+from plamo_ref.engine.config import EngineConfig
+
+
+def test_the_mixed_workload_is_the_recorded_one():
+    jobs = workloads.mixed(256, 1.0)
+    assert [(j.prompt_len, j.output_len) for j in jobs[:3]] == [(836, 326), (983, 367), (569, 113)]
+    assert sum(j.prompt_len for j in jobs) == 139_318
+    assert sum(j.output_len for j in jobs) == 69_675
+
+
+def test_random_shapes_have_the_published_sizes():
+    assert SHAPES["1b"].num_parameters == 1_291_441_920
+    assert SHAPES["8b"].num_parameters == 9_118_372_864
+
+
+def test_a_run_generates_every_token_asked_for_and_leaves_the_engine_clean():
+    core, plan = open_core("tiny", None, EngineConfig(memory_bytes=4_000_000, block_size=4))
+    result = workloads.run(core, [workloads.Job(0.0, 9, 5), workloads.Job(0.02, 3, 7)])
+    assert result.output_tokens == 12
+    assert result.prompt_tokens == 12
+    assert len(result.ttft) == len(result.itl) == 2
+    assert all(seconds > 0 for seconds in result.ttft)
+    assert not core.requests
+    assert not core.observers
+    assert all(pool.num_used == 0 for pool in core.cache.blocks.values())
+    assert plan.total_bytes <= 4_000_000
+
+
+def test_percentiles_are_nearest_ranks_in_milliseconds():
+    found = workloads.percentiles([i / 1000 for i in range(100)])
+    assert found == {"p50": 50.0, "p90": 90.0, "p99": 99.0}
+    assert workloads.percentiles([]) == {}
+
+
+def test_timing_decisions_needs_no_model():
+    row = time_decisions(3)
+    assert row["running"] == 3
+    assert row["schedule_ms"] > 0
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["throughput", "--requests", "2", "--prompt-len", "5", "--output-len", "3"],
+        ["latency", "--repeat", "1", "--prompt-len", "5", "--output-len", "3"],
+        ["mixed", "--requests", "3", "--scale", "0.01", "--both"],
+        ["scheduler", "--running", "1,2"],
+    ],
+    ids=lambda command: command[0],
+)
+def test_every_benchmark_prints_a_table_and_writes_what_redoes_it(command, tmp_path, capsys):
+    path = tmp_path / "result.json"
+    assert main(["bench", *command, "--json", str(path)]) == 0
+    result = json.loads(path.read_text())
+    assert command[0] in capsys.readouterr().out
+    assert result["versions"]["torch"] == torch.__version__
+    assert result["machine"]
+    assert result["command"].startswith("plamo-ref")
+    assert len(result["data"]) == (2 if command[0] in ("mixed", "scheduler") else 1)
+
+
+def test_a_trace_file_is_run(tmp_path, capsys):
+    path = tmp_path / "trace.json"
+    path.write_text('[{"arrival": 0, "prompt_len": 4, "output_len": 2}]')
+    assert main(["bench", "trace", str(path)]) == 0
+    assert "output_tokens" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("{", "not a trace"),
+        ('[{"arrival": 0}]', "prompt_len"),
+        ('[{"arrival": -1, "prompt_len": 4, "output_len": 2}]', "request 0"),
+        ("[]", "no requests"),
+    ],
+)
+def test_a_broken_trace_file_is_one_line_and_exit_code_2(text, complaint, tmp_path, capsys):
+    path = tmp_path / "trace.json"
+    path.write_text(text)
+    assert main(["bench", "trace", str(path)]) == 2
+    assert complaint in capsys.readouterr().err

@@ -1,0 +1,162 @@
+"""From bytes to blocks and slots.
+
+Invariant tested: a plan fits its budget, seats everybody it promises to seat, and a budget that is
+too small is refused with the number that would do.
+"""
+
+import math
+import re
+
+import pytest
+import torch
+from engines import CONFIGS, random_pair
+from hypothesis import given
+from hypothesis import strategies as st
+
+from plamo_ref.config import Plamo2Config
+from plamo_ref.engine.cache import AttentionGroup
+from plamo_ref.engine.config import EngineConfig, EngineError
+from plamo_ref.engine.planner import (
+    CPU_CACHE_BYTES,
+    MemoryPlan,
+    attention_groups,
+    cache_budget,
+    plan_memory,
+)
+from plamo_ref.engine.runner import ModelRunner
+
+GIB = 1 << 30
+SHAPE_1B = Plamo2Config(
+    hidden_size=2048,
+    num_hidden_layers=16,
+    num_attention_heads=16,
+    num_key_value_heads=1,
+    mamba_num_heads=32,
+    intermediate_size=8192,
+    vocab_size=100_000,
+)
+SHAPE_8B = Plamo2Config(
+    intermediate_size=16384, vocab_size=100_032, tie_word_embeddings=False, rope_theta=1e6
+)
+
+
+def planned(config: Plamo2Config, budget: int, **engine: object) -> MemoryPlan:
+    return plan_memory(
+        config,
+        EngineConfig(**engine),  # type: ignore[arg-type]
+        budget,
+        dtype=torch.bfloat16,
+        state_dtype=torch.float32,
+    )
+
+
+@given(
+    name=st.sampled_from(list(CONFIGS)),
+    budget=st.integers(0, 3_000_000),
+    seats=st.integers(1, 20),
+    block_size=st.integers(1, 20),
+    batched=st.integers(1, 300),
+    longest=st.none() | st.integers(1, 200),
+)
+def test_a_plan_fits_its_budget_and_seats_everybody(
+    name, budget, seats, block_size, batched, longest
+):
+    config = CONFIGS[name]
+    engine = {
+        "max_num_seqs": seats,
+        "block_size": block_size,
+        "max_num_batched_tokens": batched,
+        "max_model_len": longest,
+    }
+    try:
+        plan = planned(config, budget, **engine)
+    except EngineError as refusal:
+        needed = int(re.search(r"one request needs ([\d,]+)", str(refusal))[1].replace(",", ""))
+        assert needed > budget
+        assert f"{budget:,}" in str(refusal)
+        assert planned(config, needed, **engine).max_num_seqs == 1, "the number it names will do"
+        return
+    assert plan.total_bytes <= budget
+    assert 1 <= plan.max_num_seqs <= seats
+    assert plan.num_slots == (1 + plan.max_num_seqs if config.layers_of("mamba") else 0)
+    cache = plan.new_cache()
+    window = config.attention_window_size
+    for seat in range(plan.max_num_seqs):  # all of them, one window each, at the same time
+        for computed in range(window + block_size):
+            assert cache.fit(f"{seat}", computed, 1)
+            cache.allocate(f"{seat}", computed, 1)
+    cache.check_integrity()
+    unused = int(re.search(r"([\d,]+) bytes unused", plan.reasons[-1])[1].replace(",", ""))
+    assert unused == budget - plan.total_bytes
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_what_is_allocated_is_what_was_planned(name):
+    models = random_pair(CONFIGS[name], torch.float32)
+    engine = EngineConfig(max_num_seqs=3)
+    plan = plan_memory(
+        models.config, engine, 400_000, dtype=torch.float32, state_dtype=torch.float64
+    )
+    runner = ModelRunner(models.served, plan, torch.float64)
+    tensors = [tensor for cache in runner.caches for tensor in vars(cache).values()]
+    assert sum(tensor.numel() * tensor.element_size() for tensor in tensors) == plan.total_bytes
+
+
+def test_the_8b_shape_on_a_large_gpu():
+    """State slot 32 MiB + conv; 16 tokens of keys and values over 16 layers are 512 KiB."""
+    plan = planned(SHAPE_8B, 100 * GIB)
+    conv = 16 * 8192 * 3 * 2
+    assert plan.slot_bytes == 32 * (1 << 20) + conv
+    assert plan.block_bytes == {"sliding_window": 512 * 1024}
+    assert plan.max_num_seqs == 64
+    assert plan.new_cache().longest_request() == math.inf
+    # 64 windows of 129 blocks, 128 blocks for a step's prompt tokens, the null block.
+    assert plan.num_blocks == {"sliding_window": 64 * 129 + 128 + 1}
+    assert plan.num_slots == 65
+
+
+def test_the_1b_shape_on_a_small_one():
+    plan = planned(SHAPE_1B, GIB, max_num_seqs=256)
+    assert plan.slot_bytes == 8 * 32 * 128 * (64 * 4 + 3 * 2)
+    assert plan.block_bytes == {"sliding_window": 2 * 128 * 2 * 8 * 16}
+    assert plan.total_bytes <= GIB
+    assert plan.max_num_seqs == (GIB - plan.slot_bytes - 65536) // (plan.slot_bytes + 129 * 65536)
+    assert f"{plan.max_num_seqs} seats, limited by memory" in plan.reasons[0]
+
+
+def test_reasons_name_the_numbers():
+    config = CONFIGS["mamba, sliding and full"]
+    text = "\n".join(planned(config, 10**6, max_num_seqs=2, max_num_batched_tokens=32).reasons)
+    assert "2 seats, limited by max_num_seqs" in text
+    assert "enough for W + 1 = 7 keys" in text
+    assert "prompt tokens of one step (max_num_batched_tokens=32)" in text
+    assert "tokens for all requests together" in text
+    text = "\n".join(planned(CONFIGS["mamba and sliding"], 10**6).reasons)
+    assert "memory does not grow with its length" in text
+
+
+def test_full_attention_takes_what_is_left_unless_lengths_are_limited():
+    config = CONFIGS["mamba, sliding and full"]
+    free = planned(config, 10**7, max_num_seqs=2)
+    limited = planned(config, 10**7, max_num_seqs=2, max_model_len=160)
+    assert limited.num_blocks["full"] == 1 + 2 * 10
+    assert free.num_blocks["full"] > 1000
+    assert free.num_blocks["sliding_window"] == limited.num_blocks["sliding_window"]
+
+
+def test_a_budget_of_nothing_is_refused_with_what_to_do():
+    with pytest.raises(EngineError, match=r"has 0 bytes.*Raise memory_bytes or gpu_memory"):
+        planned(SHAPE_8B, 0)
+
+
+def test_groups_are_those_of_the_layers():
+    sliding, full = AttentionGroup("sliding_window", 6), AttentionGroup("full", None)
+    assert attention_groups(CONFIGS["mamba, sliding and full"]) == (sliding, full)
+    assert attention_groups(CONFIGS["mamba and sliding"]) == (sliding,)
+    assert attention_groups(CONFIGS["full"]) == (full,)
+
+
+def test_the_budget_is_the_users_or_one_gib_without_a_gpu():
+    cpu = torch.device("cpu")
+    assert cache_budget(EngineConfig(memory_bytes=12345), cpu, SHAPE_1B, 4) == 12345
+    assert cache_budget(EngineConfig(), cpu, SHAPE_1B, 4) == CPU_CACHE_BYTES
