@@ -4,6 +4,7 @@ Invariant: a request's token depends on its own row, parameters, seed and tokens
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from torch import Tensor
 
@@ -25,12 +26,21 @@ def choose(requests: Sequence[Request], logits: Tensor) -> list[int]:
     uniforms = [0.0 if r.params.greedy else uniform(r.seed, len(r.output_ids)) for r in requests]
     adjusted = adjust(logits, contexts)
     tokens: list[int] = sample(adjusted, [r.params for r in requests], uniforms).tolist()
-    for row, (request, token) in enumerate(zip(requests, tokens, strict=True)):
-        if request.params.logprobs is not None:
-            request.logprobs += token_logprobs(
-                logits[row : row + 1], [token], request.params.logprobs
-            )
+    _note_logprobs(requests, logits, tokens)
     return tokens
+
+
+def _note_logprobs(requests: Sequence[Request], logits: Tensor, tokens: Sequence[int]) -> None:
+    """The log probabilities of all who asked, at once."""
+    asked = [(i, r, r.params.logprobs) for i, r in enumerate(requests)]
+    rows = [(i, request, count) for i, request, count in asked if count is not None]
+    if not rows:
+        return
+    places = [i for i, _, _ in rows]
+    most = max(count for _, _, count in rows)
+    scores = token_logprobs(logits[places], [tokens[i] for i in places], most)
+    for (_, request, count), score in zip(rows, scores, strict=True):
+        request.logprobs.append(replace(score, top=score.top[:count]))
 
 
 def score_prompts(scored: Sequence[tuple[Request, range]], logits: Tensor) -> None:
@@ -45,10 +55,15 @@ def score_prompts(scored: Sequence[tuple[Request, range]], logits: Tensor) -> No
 
 
 def finish_reason(request: Request, max_model_len: int) -> FinishReason | None:
-    """Why the token that the request just got is its last; None: it is not."""
+    """Why the token that the request just got is its last; None: it is not.
+
+    A finished grammar ends a text even before `min_tokens`: there is nothing left to say. If it
+    finished in a dead end, nothing that fits can be said, and the request is given up.
+    """
+    guide = request.guide
+    if guide is not None and guide.finished:
+        return "stop" if guide.complete else "abort"
     if request.output_ids[-1] in request.stop_ids:
-        return "stop"
-    if request.guide is not None and request.guide.finished:
         return "stop"
     full = request.num_tokens >= max_model_len
     return "length" if full or len(request.output_ids) >= request.params.max_tokens else None

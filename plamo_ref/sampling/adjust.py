@@ -1,13 +1,15 @@
 """What stands between a model's logits and the choice: penalties, biases, masks.
 
-Invariant: rows that ask for nothing come back as they are, and cost nothing.
-Order: repetition, frequency and presence penalties, bias, then what is forbidden.
+Invariant: rows that ask for nothing come back as they are; a row's result depends on that row and
+its context alone. Order: repetition, frequency and presence penalties, bias, what `min_tokens`
+forbids, the grammar, which has the last word.
 Built in notebooks/16_sampling_and_guided_decoding.ipynb.
 """
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -35,15 +37,26 @@ def adjust(logits: Tensor, contexts: Sequence[RowContext]) -> Tensor:
     if not rows:
         return logits
     asking = [contexts[i] for i in rows]
+    # First of all, before anything waits for the device, which still computes the logits.
+    guided, allowed = _masks(asking)
     where = torch.tensor(rows, device=logits.device)
     wide = torch.promote_types(logits.dtype, torch.float32)
     part = logits[where].to(wide)  # a copy: from here on in place
     _penalise(part, asking)
-    for row, context in enumerate(asking):
-        _bias_and_forbid(part[row], context)
+    _bias(part, asking)
+    _forbid_early_stops(part, asking)
+    if guided:
+        _enforce(part, guided, torch.from_numpy(allowed).to(logits.device))
     result = logits.to(wide, copy=True)
     result[where] = part
     return result
+
+
+def _masks(contexts: Sequence[RowContext]) -> tuple[list[int], np.ndarray]:
+    """The rows with a grammar, and what it allows in each: [G, V] bool."""
+    guides = [(i, c.guide, c.stop_ids) for i, c in enumerate(contexts)]
+    masks = {i: guide.mask(stop_ids) for i, guide, stop_ids in guides if guide is not None}
+    return list(masks), np.stack(list(masks.values())) if masks else np.empty((0, 0), dtype=bool)
 
 
 def _penalise(logits: Tensor, contexts: Sequence[RowContext]) -> None:
@@ -67,21 +80,41 @@ def _penalise(logits: Tensor, contexts: Sequence[RowContext]) -> None:
 def _count(rows: Sequence[Sequence[int]], like: Tensor) -> Tensor:
     """[B, V] how often each token is in each row."""
     counts = torch.zeros_like(like)
-    index = [i for i, ids in enumerate(rows) for _ in ids]
-    tokens = [token for ids in rows for token in ids]
-    where = torch.tensor([index, tokens], dtype=torch.long, device=like.device)
-    counts.index_put_((where[0], where[1]), like.new_ones(()), accumulate=True)
+    where = _places(rows, like.device)
+    counts.index_put_(where, like.new_ones(()), accumulate=True)
     return counts
 
 
-def _bias_and_forbid(row: Tensor, context: RowContext) -> None:
-    """One row [V], in place."""
-    params = context.params
-    if params.logit_bias:
-        ids = torch.tensor(list(params.logit_bias), device=row.device)
-        row[ids] += row.new_tensor(list(params.logit_bias.values()))
-    if context.guide is not None:
-        allowed = torch.from_numpy(context.guide.mask()).to(row.device)
-        row.masked_fill_(~allowed, -torch.inf)
-    if context.stop_ids and len(context.output_ids) < params.min_tokens:
-        row[torch.tensor(sorted(context.stop_ids), device=row.device)] = -torch.inf
+def _places(rows: Sequence[Collection[int]], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Row and column of every token id in ragged rows."""
+    pairs = [(row, token) for row, ids in enumerate(rows) for token in ids]
+    both = torch.tensor(pairs, dtype=torch.long, device=device).view(-1, 2)
+    return both[:, 0], both[:, 1]
+
+
+def _bias(logits: Tensor, contexts: Sequence[RowContext]) -> None:
+    """Add the biases, in place."""
+    biases = [c.params.logit_bias for c in contexts]
+    values = [value for bias in biases for value in bias.values()]
+    if values:
+        where = _places([list(bias) for bias in biases], logits.device)
+        logits.index_put_(where, logits.new_tensor(values), accumulate=True)
+
+
+def _forbid_early_stops(logits: Tensor, contexts: Sequence[RowContext]) -> None:
+    """No stop token before `min_tokens`, in place."""
+    early = [c.stop_ids if len(c.output_ids) < c.params.min_tokens else () for c in contexts]
+    if any(early):
+        where = _places(early, logits.device)
+        logits.index_put_(where, logits.new_tensor(-torch.inf))
+
+
+def _enforce(logits: Tensor, rows: Sequence[int], allowed: Tensor) -> None:
+    """Forbid what the grammars of some rows do not allow ([G, V]), in place.
+
+    Where bias and `min_tokens` have left none of the allowed tokens, the grammar decides alone.
+    """
+    where = torch.tensor(rows, device=logits.device)
+    masked = logits[where].masked_fill(~allowed, -torch.inf)
+    nothing_left = masked.isneginf().all(-1, keepdim=True)
+    logits[where] = torch.where(nothing_left & allowed, 0.0, masked)

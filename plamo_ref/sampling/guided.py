@@ -1,14 +1,15 @@
 """Outputs that follow a grammar: what a user may ask, and the masks that enforce it.
 
-Invariant: a token that the mask forbids is never chosen; a grammar that cannot be enforced
-completely is refused by name before anything runs. The grammar engine is llguidance, working on
-the tokens' bytes, so byte-fallback tokens and Japanese need no special case.
+Invariant: a token that the mask forbids is never chosen, and a text that ended by a stop token is
+complete; a grammar that cannot be enforced is refused by name before anything runs. The grammar
+engine is llguidance, working on the tokens' bytes, so byte-fallback tokens and Japanese need no
+special case.
 Built in notebooks/16_sampling_and_guided_decoding.ipynb.
 """
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -54,17 +55,26 @@ class GuidedParams:
 class Guide(Protocol):
     """The state of one request's grammar."""
 
-    def mask(self) -> np.ndarray:
-        """[V] bool: which tokens may come next."""
+    def mask(self, stop_ids: Collection[int]) -> np.ndarray:
+        """[V] bool: which tokens may come next; never none.
+
+        Of the request's stop tokens, those that are not text are allowed where the text is
+        complete, and only there. One that is text is for the grammar to judge.
+        """
         ...
 
     def accept(self, token: int) -> None:
-        """Move on by a token that the mask allows."""
+        """Move on by a token that the last mask allowed."""
         ...
 
     @property
     def finished(self) -> bool:
-        """Whether the text is complete and nothing may follow."""
+        """Whether nothing may follow."""
+        ...
+
+    @property
+    def complete(self) -> bool:
+        """Whether the text so far fits. Finished but not complete: the grammar has a dead end."""
         ...
 
 
@@ -85,10 +95,9 @@ class GuideMaker:
         except ImportError:
             raise GuidedError("guided decoding needs llguidance: pip install llguidance") from None
         self._lib = llguidance
-        self._vocab_size, self._stop_ids = vocab_size, tuple(stop_ids)
-        self._tokens = llguidance.LLTokenizer(
-            llguidance.TokenizerWrapper(_Vocabulary(tokenizer, vocab_size, stop_ids))
-        )
+        self._vocab_size = vocab_size
+        self._vocabulary = _Vocabulary(tokenizer, vocab_size, stop_ids)
+        self._tokens = llguidance.LLTokenizer(llguidance.TokenizerWrapper(self._vocabulary))
 
     def start(self, params: GuidedParams) -> Guide:
         """A guide at the beginning of its grammar.
@@ -99,31 +108,45 @@ class GuideMaker:
         name, grammar = self._grammar(params)
         failed, messages = self._lib.LLMatcher.validate_grammar_with_warnings(grammar, self._tokens)
         if failed or messages:
-            first = messages[0].strip().splitlines()[0] if messages else "not understood"
-            raise GuidedError(f"guided.{name}: {first}")
-        matcher = self._lib.LLMatcher(self._tokens, grammar)
+            raise GuidedError(f"guided.{name}: {_reason(*messages[:1])}")
+        matcher = self._lib.LLMatcher(self._tokens, grammar, log_level=0)
         if matcher.is_error():
-            raise GuidedError(f"guided.{name}: {matcher.get_error().strip().splitlines()[0]}")
-        return _MatcherGuide(matcher, self._vocab_size, self._stop_ids)
+            raise GuidedError(f"guided.{name}: {_reason(matcher.get_error())}")
+        guide = _MatcherGuide(matcher, self._vocab_size, self._vocabulary)
+        if not guide.mask(()).any() or guide.finished:
+            raise GuidedError(f"guided.{name}: no text fits, except perhaps the empty one")
+        return guide
 
     def _grammar(self, params: GuidedParams) -> tuple[str, str]:
         """The field that was given, and its grammar in the library's own form."""
         make = self._lib.LLMatcher
+        given = [(f.name, getattr(params, f.name)) for f in fields(params)]
+        name, value = next((n, v) for n, v in given if v is not None and v is not False)
         try:
-            if params.json is not None:
-                schema = json.loads(params.json) if isinstance(params.json, str) else params.json
-                return "json", make.grammar_from_json_schema(dict(schema), COMPACT)
-            if params.json_object:
-                return "json_object", make.grammar_from_json_schema({"type": "object"}, COMPACT)
-        except (ValueError, TypeError) as error:
-            raise GuidedError(f"guided.json: not a JSON schema: {error}") from None
-        if params.regex is not None:
-            return "regex", make.grammar_from_regex(params.regex)
-        if params.choice is not None:
-            options = " | ".join(json.dumps(text, ensure_ascii=False) for text in params.choice)
-            return "choice", make.grammar_from_lark(f"start: {options}")
-        assert params.grammar is not None  # GuidedParams has exactly one field
-        return "grammar", make.grammar_from_lark(params.grammar)
+            if name == "json_object":
+                return name, make.grammar_from_json_schema({"type": "object"}, COMPACT)
+            if name == "json":
+                schema = json.loads(value) if isinstance(value, str) else value
+                if not isinstance(schema, Mapping):
+                    raise TypeError(f"expected an object, not {schema!r}")
+                return name, make.grammar_from_json_schema(dict(schema), COMPACT)
+            if name == "grammar":
+                return name, make.grammar_from_lark(value)
+            pattern = value if name == "regex" else "|".join(map(_literal, value))
+            return name, make.grammar_from_regex(pattern)
+        except (ValueError, TypeError) as error:  # also a lone surrogate, which is no text
+            raise GuidedError(f"guided.{name}: {error}") from None
+
+
+def _literal(text: str) -> str:
+    """A regex for exactly this text."""
+    return "".join(c if c.isalnum() else rf"\x{{{ord(c):X}}}" for c in text)
+
+
+def _reason(message: str = "not understood") -> str:
+    """The library's message in one line: what, and (after a drawing of where) why."""
+    first, *others = message.strip().splitlines()
+    return " ".join([first, *(line for line in others if line.startswith("error:"))])
 
 
 class _Vocabulary:
@@ -136,11 +159,11 @@ class _Vocabulary:
         self.eos_token_id = stop_ids[0] if stop_ids else tokenizer.eos_token_id or 0
         self.bos_token_id = tokenizer.bos_token_id
         # Control tokens are not text; ids beyond the tokenizer's rows have none.
-        control = tokenizer.control_ids | set(range(tokenizer.vocab_size, vocab_size))
-        self.special_token_ids = sorted(control)
+        self.not_text = tokenizer.control_ids | set(range(tokenizer.vocab_size, vocab_size))
+        self.special_token_ids = sorted(self.not_text)
         self.tokens = [
             # 0xFF is in no UTF-8 text: so the grammar engine marks what is not text.
-            b"\xff<|%d|>" % i if i in control else tokenizer.token_bytes(i)
+            b"\xff<|%d|>" % i if i in self.not_text else tokenizer.token_bytes(i)
             for i in range(vocab_size)
         ]
 
@@ -152,26 +175,35 @@ class _MatcherGuide:
     """A grammar's progress through one output."""
 
     def __init__(
-        self, matcher: "llguidance.LLMatcher", vocab_size: int, stop_ids: Sequence[int]
+        self, matcher: "llguidance.LLMatcher", vocab_size: int, vocabulary: _Vocabulary
     ) -> None:
         self._matcher, self._vocab_size = matcher, vocab_size
-        self._stop_ids = list(stop_ids)
+        self._end, self._not_text = vocabulary.eos_token_id, vocabulary.not_text
+        self._allowed = np.zeros(vocab_size, dtype=bool)  # the last mask
+        self._ends: list[int] = []  # what it allowed besides text
 
-    def mask(self) -> np.ndarray:
+    def mask(self, stop_ids: Collection[int]) -> np.ndarray:
         packed = np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8)
         allowed = np.unpackbits(packed, bitorder="little")[: self._vocab_size].astype(bool)
-        if self._stop_ids:
-            allowed[self._stop_ids] = self._matcher.is_accepting()
+        self._ends = sorted(self._not_text.intersection(stop_ids))
+        allowed[self._end] = False  # the library's idea of an end is not this request's
+        allowed[self._ends] = self.complete
+        if self.finished and not self.complete:  # a dead end shows only now: nothing fits
+            self._ends = [self._end]
+            allowed[self._end] = True
+        self._allowed = allowed
         return allowed
 
     def accept(self, token: int) -> None:
-        if token in self._stop_ids:
-            return
-        if not self._matcher.consume_token(token):
-            raise GuidedError(
-                f"token {token} does not fit the grammar: {self._matcher.get_error()}"
-            )
+        if not self._allowed[token]:
+            raise GuidedError(f"token {token} does not fit the grammar at this place")
+        if token not in self._ends:
+            self._matcher.consume_token(token)  # may find the grammar too complex: a dead end
 
     @property
     def finished(self) -> bool:
         return bool(self._matcher.is_stopped())
+
+    @property
+    def complete(self) -> bool:
+        return bool(self._matcher.is_accepting() and not self._matcher.is_error())

@@ -1,0 +1,112 @@
+"""Token ids to text as it grows, with stop strings.
+
+Invariant tested: the pieces, joined, are the final text; nothing that could still become a stop
+string comes out before that is decided.
+"""
+
+import random
+
+import pytest
+from engines import GREEDY
+from hypothesis import given
+from hypothesis import strategies as st
+
+from plamo_ref.hub import find
+from plamo_ref.sampling import SamplingParams
+from plamo_ref.text_stream import TextStream
+from plamo_ref.tokenizer import Plamo2Tokenizer
+
+TOKENIZER = Plamo2Tokenizer.from_folder(find("tiny"))
+SHORT = st.text("ab", min_size=1, max_size=4)
+
+
+def letters(text: str) -> list[int]:
+    """One token a character, so that stop strings are spread over tokens."""
+    return [TOKENIZER.encode(character)[0] for character in text]
+
+
+def stream(ids: list[int], **params: object) -> tuple[TextStream, list[str]]:
+    """Push until a stop string appears; the pieces, `finish`'s included."""
+    made = TextStream(TOKENIZER, SamplingParams(**params))  # type: ignore[arg-type]
+    pieces = []
+    for token in ids:
+        pieces.append(made.push(token))
+        if made.stopped_by is not None:
+            break
+    return made, [*pieces, made.finish()]
+
+
+@given(st.lists(st.integers(0, TOKENIZER.vocab_size - 1), max_size=30), st.booleans())
+def test_without_stop_strings_the_pieces_are_the_decoded_text(ids, skip):
+    made, pieces = stream(ids, skip_special_tokens=skip)
+    assert "".join(pieces) == made.text == TOKENIZER.decode(ids, skip_special_tokens=skip)
+
+
+@given(text=st.text("ab", max_size=20), stops=st.lists(SHORT, max_size=3), include=st.booleans())
+def test_the_text_ends_at_the_first_stop_string(text, stops, include):
+    made, pieces = stream(letters(text), stop=stops, include_stop_str_in_output=include)
+    assert "".join(pieces) == made.text
+    # One character at a time: the stop string that is complete first ends the text; of several
+    # that are complete at once the one that begins first.
+    ends = [(text.find(s) + len(s), -len(s), s) for s in stops if s in text]
+    if not ends:
+        assert (made.text, made.stopped_by) == (text, None)
+        return
+    end, _, stop = min(ends)
+    assert made.stopped_by == stop
+    assert made.text == text[: end if include else end - len(stop)]
+
+
+@given(text=st.text("ab", max_size=20), stops=st.lists(SHORT, max_size=3), seed=st.integers(0, 9))
+def test_however_the_text_is_cut_into_tokens_no_piece_is_taken_back(text, stops, seed):
+    rng, ids = random.Random(seed), []
+    rest = text
+    while rest:  # tokens of one letter or of what the tokenizer makes of several
+        size = rng.randint(1, 4)
+        ids += TOKENIZER.encode(rest[:size])
+        rest = rest[size:]
+    made, pieces = stream(ids, stop=stops)
+    assert "".join(pieces) == made.text
+    assert text.startswith(made.text)
+    assert (made.stopped_by is None) == (not any(stop in text for stop in stops))
+
+
+def test_what_could_become_a_stop_string_waits():
+    made = TextStream(TOKENIZER, SamplingParams(stop="abc"))
+    assert [made.push(token) for token in letters("xabab")] == ["x", "", "", "", "ab"]
+    assert made.finish() == "ab"
+    assert made.text == "xabab"
+
+
+def test_a_stop_string_over_several_tokens_never_shows():
+    made, pieces = stream(letters("xxabcyy"), stop=["abc"])
+    assert pieces == ["x", "x", "", "", "", ""]
+    assert (made.text, made.stopped_by) == ("xx", "abc")
+    assert made.push(letters("y")[0]) == ""
+    assert made.text == "xx"
+
+
+def test_a_character_in_bytes_comes_out_whole():
+    ids = [TOKENIZER.encode(f"<0x{byte:02X}>")[0] for byte in "吾".encode()]
+    made = TextStream(TOKENIZER, GREEDY)
+    assert [made.push(token) for token in ids] == ["", "", "吾"]
+
+
+def test_half_a_character_at_the_end_is_a_replacement_and_can_be_a_stop_string():
+    ids = [TOKENIZER.encode(f"<0x{byte:02X}>")[0] for byte in "吾".encode()][:2]
+    made, pieces = stream(ids)
+    assert pieces[-1] == made.text == "\ufffd"
+    made, _ = stream(ids, stop="\ufffd")
+    assert (made.text, made.stopped_by) == ("", "\ufffd")
+
+
+def test_special_tokens_are_not_text_unless_asked_for():
+    special = min(TOKENIZER.special_ids)
+    assert stream([special])[0].text == ""
+    assert stream([special], skip_special_tokens=False)[0].text == TOKENIZER.decode([special])
+
+
+@pytest.mark.parametrize("free", [0, 1, 3, 4])
+def test_the_first_tokens_are_not_looked_at_for_stop_strings(free):
+    made, pieces = stream(letters("abab"), stop="ab", min_tokens=free)
+    assert "".join(pieces) == made.text == {0: "", 1: "ab", 3: "abab", 4: "abab"}[free]
