@@ -9,8 +9,9 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import aclosing
+from dataclasses import dataclass
 
 import psutil
 import pytest
@@ -26,32 +27,40 @@ from plamo_ref.engine.calls import (
     RequestRefusedError,
     SlowReaderError,
 )
-from plamo_ref.engine.child import EngineProcess
 from plamo_ref.engine.config import EngineError
-from plamo_ref.engine.messages import Add, Codec, Token
-from plamo_ref.hub import find
+from plamo_ref.engine.messages import Add, Codec, Step, Token
 from plamo_ref.sampling import GuidedParams, TokenLogprobs
 
 ENGINE = {"memory_bytes": 64 << 20, "max_num_seqs": 8, "max_num_batched_tokens": 64}
 LONG = SamplingParams(temperature=0, max_tokens=2000, ignore_eos=True)
 
 
-@pytest.fixture(autouse=True)
-def _one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+@dataclass(frozen=True)
+class Engine:
+    """An engine that several tests share, and the event loop that it lives in."""
+
+    runner: asyncio.Runner
+    llm: AsyncLLM
+
+    def run(self, test: Callable[[AsyncLLM], Awaitable[None]]) -> None:
+        """Run `test`; it must leave the engine clean."""
+
+        async def whole() -> None:
+            await test(self.llm)
+            await holds_nothing(self.llm)
+
+        self.runner.run(whole())
 
 
-def with_engine(test: Callable[[AsyncLLM], Awaitable[None]], **settings: object) -> None:
-    """Run `test` with an engine, which must be clean at the end if it is there at all."""
-
-    async def run() -> None:
-        async with AsyncLLM("tiny", **{**ENGINE, **settings}) as llm:
-            await test(llm)
-            if llm.state == "ready":
-                await holds_nothing(llm)
+@pytest.fixture(scope="module")
+def engine() -> Iterator[Engine]:
+    with pytest.MonkeyPatch.context() as patch, asyncio.Runner() as runner:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        llm = AsyncLLM("tiny", **ENGINE)
+        runner.run(llm.start())
+        yield Engine(runner, llm)
+        runner.run(llm.close())
         assert llm.state == "closed"
-
-    asyncio.run(run())
 
 
 async def holds_nothing(llm: AsyncLLM) -> None:
@@ -67,7 +76,7 @@ async def collect(llm: AsyncLLM, jobs: list[Job]) -> dict[int, list[Delta]]:
     return deltas
 
 
-def test_tokens_texts_and_reasons_are_those_of_the_offline_engine():
+def test_tokens_texts_and_reasons_are_those_of_the_offline_engine(engine):
     params = [
         SamplingParams(temperature=0, max_tokens=12),
         SamplingParams(temperature=1, seed=7, max_tokens=12),
@@ -93,10 +102,10 @@ def test_tokens_texts_and_reasons_are_those_of_the_offline_engine():
         assert all(isinstance(d.logprobs, TokenLogprobs) for d in deltas[4])
         assert {d.logprobs for d in deltas[0]} == {None}
 
-    with_engine(test)
+    engine.run(test)
 
 
-def test_prompt_logprobs_come_with_the_first_token_alone():
+def test_prompt_logprobs_come_with_the_first_token_alone(engine):
     async def test(llm: AsyncLLM) -> None:
         ids = llm.tokenizer.encode("吾輩は猫である。" * 20)  # more than one step's tokens
         params = SamplingParams(max_tokens=3, ignore_eos=True, prompt_logprobs=1)
@@ -105,23 +114,23 @@ def test_prompt_logprobs_come_with_the_first_token_alone():
         assert [s.token_id for s in first.prompt_logprobs] == ids[1:]
         assert [d.prompt_logprobs for d in others] == [None, None]
 
-    with_engine(test)
+    engine.run(test)
 
 
-def test_a_grammar_is_followed_in_the_other_process_and_a_wrong_one_is_refused():
+def test_a_grammar_is_followed_in_the_other_process_and_a_wrong_one_is_refused(engine):
     async def test(llm: AsyncLLM) -> None:
         ids = llm.tokenizer.encode("答え: ")
         good = SamplingParams(max_tokens=40, guided=GuidedParams(choice=["はい", "no"]))
         text = "".join(d.text for d in (await collect(llm, [Job(ids, good)]))[0])
         assert text in ("はい", "no")
         bad = SamplingParams(guided=GuidedParams(regex="("))
-        with pytest.raises(RequestRefusedError, match="guided.regex"):
+        with pytest.raises(RequestRefusedError, match=r"guided\.regex"):
             await collect(llm, [Job(ids, bad)])
 
-    with_engine(test)
+    engine.run(test)
 
 
-def test_closing_cancelling_and_refusing_leave_nothing_in_the_engine():
+def test_closing_cancelling_and_refusing_leave_nothing_in_the_engine(engine):
     async def test(llm: AsyncLLM) -> None:
         ids = llm.tokenizer.encode("吾輩は")
         async with aclosing(llm.generate([Job(ids, LONG)] * 12)) as deltas:
@@ -140,10 +149,10 @@ def test_closing_cancelling_and_refusing_leave_nothing_in_the_engine():
             await collect(llm, [Job(ids, LONG), Job([10**6], LONG)])
         await holds_nothing(llm)
 
-    with_engine(test)
+    engine.run(test)
 
 
-def test_a_stop_string_ends_the_request_in_the_engine_too():
+def test_a_stop_string_ends_the_request_in_the_engine_too(engine):
     async def test(llm: AsyncLLM) -> None:
         ids = llm.tokenizer.encode("吾輩は")
         whole = "".join(d.text for d in (await collect(llm, [Job(ids, short(30))]))[0])
@@ -152,14 +161,16 @@ def test_a_stop_string_ends_the_request_in_the_engine_too():
         assert "".join(d.text for d in deltas) == whole[: whole.index(stop)]
         assert (deltas[-1].finish_reason, deltas[-1].stop_reason) == ("stop", stop)
 
-    with_engine(test)
+    engine.run(test)
 
 
 def short(max_tokens: int, **more: object) -> SamplingParams:
     return SamplingParams(temperature=0, max_tokens=max_tokens, ignore_eos=True, **more)
 
 
-def test_more_requests_than_allowed_are_refused_at_once():
+def test_more_requests_than_allowed_are_refused_at_once(engine, monkeypatch):
+    monkeypatch.setattr(engine.llm, "max_requests", 4)
+
     async def test(llm: AsyncLLM) -> None:
         ids = llm.tokenizer.encode("吾輩は")
         async with aclosing(llm.generate([Job(ids, LONG)] * 3)) as deltas:
@@ -168,53 +179,50 @@ def test_more_requests_than_allowed_are_refused_at_once():
                 await collect(llm, [Job(ids, LONG)] * 2)
             assert len(await collect(llm, [Job(ids, short(1))])) == 1
 
-    with_engine(test, max_requests=4)
+    engine.run(test)
 
 
-def test_a_reader_that_does_not_read_is_ended():
+def test_a_reader_that_does_not_read_is_ended(engine, monkeypatch):
+    monkeypatch.setattr(engine.llm, "max_unread", 10)
+
     async def test(llm: AsyncLLM) -> None:
         job = Job(llm.tokenizer.encode("吾輩は"), LONG)
-        read = 0
+        deltas = llm.generate([job])
+        await anext(deltas)
+        while llm.num_requests:  # the engine goes on, nobody reads
+            await asyncio.sleep(0.01)
+        for _ in range(10):
+            await anext(deltas)
         with pytest.raises(SlowReaderError, match="10 tokens"):
-            async for _ in llm.generate([job]):
-                read += 1
-                while read == 1 and llm.num_requests:
-                    await asyncio.sleep(0.01)
-        assert read == 11  # the first, and those that waited
+            await anext(deltas)
 
-    with_engine(test, max_unread=10)
+    engine.run(test)
 
 
-def test_a_killed_engine_fails_what_runs_and_a_new_one_takes_over():
-    async def test(llm: AsyncLLM) -> None:
-        job = Job(llm.tokenizer.encode("吾輩は"), LONG)
-        before = llm.engine_pid
-        with pytest.raises(EngineDiedError, match="exit code -9"):
-            async for _ in llm.generate([job] * 4):
-                if psutil.pid_exists(before) and llm.state == "ready":
-                    os.kill(before, signal.SIGKILL)
-        with pytest.raises(EngineUnavailableError, match="try again"):
-            await collect(llm, [job])
-        async with asyncio.timeout(60):
-            while llm.state != "ready":
-                await asyncio.sleep(0.02)
-        assert llm.engine_pid != before
-        assert llm.num_restarts == 1
-        assert len((await collect(llm, [Job(job.prompt_ids, short(3))]))[0]) == 3
+def test_a_killed_engine_fails_what_runs_a_new_one_takes_over_and_that_is_the_end():
+    async def run() -> None:
+        async with AsyncLLM("tiny", max_restarts=1, **ENGINE) as llm:
+            job = Job(llm.tokenizer.encode("吾輩は"), LONG)
+            first = llm.engine_pid
+            running = asyncio.create_task(collect(llm, [job] * 4))
+            await asyncio.sleep(0.2)
+            os.kill(first, signal.SIGKILL)
+            with pytest.raises(EngineDiedError, match="exit code -9"):
+                await running
+            with pytest.raises(EngineUnavailableError, match="try again"):
+                await collect(llm, [job])
+            async with asyncio.timeout(60):
+                while llm.state != "ready":
+                    await asyncio.sleep(0.02)
+            assert (llm.engine_pid != first, llm.num_restarts) == (True, 1)
+            assert len((await collect(llm, [Job(job.prompt_ids, short(3))]))[0]) == 3
+            os.kill(llm.engine_pid, signal.SIGKILL)
+            async with asyncio.timeout(20):
+                await llm.dead.wait()
+            with pytest.raises(EngineUnavailableError, match="dead"):
+                await collect(llm, [job])
 
-    with_engine(test)
-
-
-def test_without_restarts_a_killed_engine_is_the_end():
-    async def test(llm: AsyncLLM) -> None:
-        os.kill(llm.engine_pid, signal.SIGKILL)
-        async with asyncio.timeout(20):
-            await llm.dead.wait()
-        assert llm.state == "dead"
-        with pytest.raises(EngineUnavailableError, match="dead"):
-            await collect(llm, [Job([1], LONG)])
-
-    with_engine(test, max_restarts=0)
+    asyncio.run(run())
 
 
 def test_what_the_engine_cannot_do_is_said_in_its_own_words():
@@ -283,22 +291,4 @@ def test_messages_survive_the_wire():
     assert got == sent
     score = TokenLogprobs(5, -0.25, 1, ((5, -0.25), (7, -2.0)))
     token = Token("7", 5, "stop", False, score, [score])
-    assert token == Codec().for_front(codec.encode(step(token))).tokens[0]
-
-
-def step(token: Token) -> object:
-    from plamo_ref.engine.messages import Step
-
-    return Step([token])
-
-
-def test_messages_end_when_the_process_does():
-    async def run() -> list[object]:
-        child = await EngineProcess.start(find("tiny"), {"max_num_seqs": 0})
-        try:
-            return [message async for message in child.messages()]
-        finally:
-            await child.close()
-
-    (failed,) = asyncio.run(run())
-    assert "max_num_seqs" in failed.message
+    assert token == Codec().for_front(codec.encode(Step([token]))).tokens[0]

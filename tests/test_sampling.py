@@ -10,7 +10,16 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from plamo_ref.sampling import SamplingError, SamplingParams, sample, uniform
+from plamo_ref.sampling import (
+    RowContext,
+    SamplingError,
+    SamplingParams,
+    adjust,
+    child_seed,
+    sample,
+    token_logprobs,
+    uniform,
+)
 
 LOGITS = st.lists(st.integers(-40, 40).map(lambda x: x / 8), min_size=1, max_size=12)
 PARAMS = st.builds(
@@ -149,13 +158,22 @@ def test_uniform_numbers_are_spread_and_neighbouring_seeds_share_none():
     assert max(tenths) < 360
 
 
-def test_uniform_is_a_fixed_function():
+def splitmix64(state: int) -> int:
+    """The published generator's output for a state, written out once more."""
+    mask = 2**64 - 1
+    z = (state + 0x9E3779B97F4A7C15) & mask
+    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & mask
+    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & mask
+    return z ^ (z >> 31)
+
+
+def test_uniform_is_splitmix64_of_the_index_after_the_seed():
     """Seeds that users wrote down keep their meaning."""
-    assert [uniform(0, 0), uniform(1, 0), uniform(0, 1)] == [
-        uniform(2**64, 0),
-        uniform(2**64 + 1, 0),
-        uniform(-(2**64), 1),
-    ]
+    assert splitmix64(0) == 0xE220A8397B1DCDAF  # as published
+    for seed, index in ((0, 0), (1, 0), (0, 1), (123, 456)):
+        start = splitmix64(seed) >> 11 << 11
+        number = splitmix64((start + index + 1) % 2**64) >> 11
+        assert uniform(seed, index) == number / 2**53
 
 
 # --- parameters -----------------------------------------------------------------------------------
@@ -173,6 +191,14 @@ def test_uniform_is_a_fixed_function():
         ("min_p", -0.1),
         ("min_p", 1.1),
         ("max_tokens", 0),
+        ("n", 0),
+        ("repetition_penalty", 0),
+        ("presence_penalty", 2.5),
+        ("frequency_penalty", -3),
+        ("min_tokens", 17),
+        ("logit_bias", {1: math.nan}),
+        ("logprobs", 101),
+        ("prompt_logprobs", -1),
         ("stop", ["a", ""]),
         ("stop", [3]),
     ],
@@ -186,3 +212,76 @@ def test_a_plain_stop_string_is_a_list_of_one():
     assert SamplingParams(stop="end").stop == ("end",)
     assert SamplingParams(stop=["a", "b"]).stop == ("a", "b")
     assert SamplingParams(stop_token_ids=[3, 4]).stop_token_ids == (3, 4)
+
+
+# --- between the logits and the choice ------------------------------------------------------------
+
+IDS = st.lists(st.integers(0, 7), max_size=9)
+
+
+def adjusted_by_hand(logits: list[float], context: RowContext) -> list[float]:
+    """Repetition over prompt and output, frequency and presence over the output, bias, stops."""
+    p, out = context.params, []
+    for token, x in enumerate(logits):
+        if token in {*context.prompt_ids, *context.output_ids}:
+            x = x / p.repetition_penalty if x > 0 else x * p.repetition_penalty
+        times = list(context.output_ids).count(token)
+        x -= times * p.frequency_penalty + (times > 0) * p.presence_penalty
+        x += p.logit_bias.get(token, 0)
+        early = len(context.output_ids) < p.min_tokens and token in context.stop_ids
+        out.append(-math.inf if early else x)
+    return out
+
+
+@given(
+    prompts=st.lists(st.tuples(IDS, IDS), min_size=1, max_size=4),
+    repetition=st.sampled_from([0.5, 1.0, 1.3]),
+    presence=st.sampled_from([-2.0, 0.0, 0.7]),
+    frequency=st.sampled_from([-0.5, 0.0, 2.0]),
+    bias=st.dictionaries(st.integers(0, 7), st.integers(-9, 9), max_size=3),
+    least=st.integers(0, 6),
+)
+def test_adjusting_is_what_one_would_do_by_hand(
+    prompts, repetition, presence, frequency, bias, least
+):
+    params = SamplingParams(
+        repetition_penalty=repetition,
+        presence_penalty=presence,
+        frequency_penalty=frequency,
+        logit_bias=bias,
+        min_tokens=least,
+    )
+    contexts = [RowContext(params, prompt, output, {2, 5}) for prompt, output in prompts]
+    contexts.append(RowContext(SamplingParams(), [1], [2], {2}))  # asks for nothing
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(len(contexts), 8, generator=generator, dtype=torch.float64)
+    before = logits.clone()
+    got = adjust(logits, contexts)
+    expected = [adjusted_by_hand(*row) for row in zip(before.tolist(), contexts, strict=True)]
+    torch.testing.assert_close(got, torch.tensor(expected, dtype=torch.float64))
+    assert torch.equal(got[-1], before[-1])
+    assert torch.equal(logits, before), "the given tensor is not changed"
+
+
+def test_nothing_asked_nothing_done():
+    logits = torch.zeros(2, 3)
+    assert adjust(logits, [RowContext(SamplingParams(), [1], [], ())] * 2) is logits
+
+
+def test_log_probabilities_are_of_the_row_as_it_is():
+    logits = torch.tensor([[0.5, 0.1, 0.4], [0.2, 0.7, 0.1]]).log() + 3
+    first, second = token_logprobs(logits, [2, 1], 2)
+    assert (first.token_id, first.rank) == (2, 2)
+    assert math.exp(first.logprob) == pytest.approx(0.4)
+    assert [token for token, _ in first.top] == [0, 2]
+    assert (second.rank, math.exp(second.top[0][1])) == (1, pytest.approx(0.7))
+    assert token_logprobs(logits, [0, 0], 0)[1].top == ()
+
+
+def test_completions_have_seeds_of_their_own_and_the_first_keeps_the_request_s():
+    seeds = [child_seed(7, index) for index in range(50)]
+    assert seeds[0] == 7
+    assert len(set(seeds)) == 50
+    params = SamplingParams(n=3, seed=7)
+    assert [params.completion(i).seed for i in range(3)] == seeds[:3]
+    assert {params.completion(i).n for i in range(3)} == {1}

@@ -58,7 +58,7 @@ class SamplingParams:
             ("repetition_penalty", 0 < self.repetition_penalty < math.inf, "above 0"),
             ("presence_penalty", -2 <= self.presence_penalty <= 2, "between -2 and 2"),
             ("frequency_penalty", -2 <= self.frequency_penalty <= 2, "between -2 and 2"),
-            ("logit_bias", all(v < math.inf for v in self.logit_bias.values()), "numbers below inf"),
+            ("logit_bias", all(b < math.inf for b in self.logit_bias.values()), "below infinity"),
             ("max_tokens", self.max_tokens >= 1, "1 or more"),
             ("min_tokens", 0 <= self.min_tokens <= self.max_tokens, "between 0 and max_tokens"),
             ("stop", all(isinstance(s, str) and s for s in stop), "strings, none of them empty"),

@@ -1,0 +1,210 @@
+"""Sampling parameters through the whole engine.
+
+Invariant tested: the same seed gives the same text in any company, each completion is that of its
+own seed alone, and a text ends where it was asked to.
+"""
+
+import pytest
+from noise import EOS, OP, assert_clean, noise_llm, noise_reference
+
+from plamo_ref import LLM, SamplingParams
+from plamo_ref.engine.config import EngineError
+from plamo_ref.reference import generate_ids
+from plamo_ref.sampling import child_seed
+
+PROMPTS = ["あいう the 東京", "12:", "cat", "です、🦙"]
+
+
+@pytest.fixture(scope="module")
+def shared() -> LLM:
+    return noise_llm(max_num_seqs=6, max_num_batched_tokens=24)
+
+
+@pytest.fixture
+def llm(shared: LLM):
+    yield shared
+    assert_clean(shared)
+
+
+def outputs(llm: LLM, prompts, params):
+    results = llm.generate(prompts, params, use_tqdm=False)
+    return [output for result in results for output in result.outputs]
+
+
+# --- seeds ----------------------------------------------------------------------------------------
+
+
+def test_the_same_seed_gives_the_same_text_in_any_company(llm):
+    mine = SamplingParams(seed=7, max_tokens=16, temperature=1.3, top_p=0.95)
+    (alone,) = outputs(llm, PROMPTS[0], mine)
+    for company in range(3):
+        others = [
+            SamplingParams(seed=company * 10 + i, max_tokens=5 + i, frequency_penalty=i / 2)
+            for i in range(3)
+        ]
+        together = outputs(llm, [*PROMPTS[1:], PROMPTS[0]], [*others, mine])
+        assert together[-1] == alone
+    different = {outputs(llm, PROMPTS[0], SamplingParams(seed=s))[0].text for s in range(5)}
+    assert len(different) == 5
+
+
+def test_requests_without_a_seed_differ():
+    llm = noise_llm()
+    texts = [o.text for o in outputs(llm, ["cat"] * 4, SamplingParams(max_tokens=12))]
+    assert len(set(texts)) == 4
+    again = [o.text for o in outputs(noise_llm(), ["cat"] * 4, SamplingParams(max_tokens=12))]
+    assert texts == again  # a new engine with the same seed repeats itself
+    other = [o.text for o in outputs(noise_llm(seed=1), ["cat"] * 4, SamplingParams(max_tokens=12))]
+    assert not set(other) & set(texts)
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        {"repetition_penalty": 1.7},
+        {"presence_penalty": 2.0, "frequency_penalty": 0.5},
+        {"logit_bias": {40: 4.0, 300: -9.0}, "min_tokens": 10},
+        {"top_k": 5, "min_p": 0.02, "top_p": 0.8},
+        {"temperature": 0, "repetition_penalty": 1.2, "frequency_penalty": -0.3},
+    ],
+)
+def test_every_knob_gives_the_reference_s_ids(llm, params):
+    wanted = SamplingParams(**({"seed": 11, "max_tokens": 18} | params))
+    for result in llm.generate(PROMPTS, wanted, use_tqdm=False):
+        ids = generate_ids(noise_reference(), result.prompt_token_ids, wanted, llm.stop_token_ids)
+        assert result.outputs[0].token_ids == tuple(ids)
+
+
+# --- n --------------------------------------------------------------------------------------------
+
+
+def test_n_completions_are_n_requests_with_the_children_s_seeds(llm):
+    results = llm.generate(PROMPTS[:2], SamplingParams(n=3, seed=5, max_tokens=9), use_tqdm=False)
+    for prompt, result in zip(PROMPTS, results, strict=False):
+        assert [o.index for o in result.outputs] == [0, 1, 2]
+        for number, output in enumerate(result.outputs):
+            alone = SamplingParams(seed=child_seed(5, number), max_tokens=9)
+            (single,) = outputs(llm, prompt, alone)
+            assert (single.token_ids, single.text) == (output.token_ids, output.text)
+        assert len({o.token_ids for o in result.outputs}) == 3
+
+
+def test_the_first_of_n_is_what_one_alone_would_be(llm):
+    (one,) = outputs(llm, "cat", SamplingParams(seed=2, max_tokens=9))
+    assert outputs(llm, "cat", SamplingParams(seed=2, max_tokens=9, n=4))[0] == one
+
+
+def test_streamed_pieces_say_whose_they_are(llm):
+    params = SamplingParams(n=2, seed=5, max_tokens=7, ignore_eos=True)
+    whole = llm.generate(PROMPTS[:2], params, use_tqdm=False)
+    texts: dict[tuple[int, int], str] = {}
+    for piece in llm.stream(PROMPTS[:2], params):
+        key = (piece.index, piece.completion)
+        texts[key] = texts.get(key, "") + piece.text
+    assert texts == {(i, o.index): o.text for i, r in enumerate(whole) for o in r.outputs}
+
+
+def test_aborting_a_prompt_ends_all_its_completions_and_no_other(llm):
+    params = SamplingParams(n=3, seed=1, max_tokens=12, ignore_eos=True)
+    ended: dict[tuple[int, int], str] = {}
+    for count, piece in enumerate(llm.stream(["cat", "12:"], params)):
+        if count == 6:
+            llm.abort(piece.request_id.partition(".")[0])
+            gone = piece.index
+        if piece.finish_reason is not None:
+            ended[piece.index, piece.completion] = piece.finish_reason
+    expected = {(i, c): "abort" if i == gone else "length" for i in range(2) for c in range(3)}
+    assert ended == expected
+
+
+# --- where a text ends ----------------------------------------------------------------------------
+
+
+def spelled(llm: LLM, ids: list[int], **params) -> SamplingParams:
+    """Parameters under which the first tokens are these: a bias no random model resists.
+
+    The biases fall with the place, and each token may come once.
+    """
+    bias = {token: 5000.0 - 500 * place for place, token in enumerate(ids)}
+    settings = {"temperature": 0, "max_tokens": 8, "logit_bias": bias} | params
+    return SamplingParams(**settings, frequency_penalty=2.0, repetition_penalty=1e6)
+
+
+def forced(llm: LLM, text: str, **params):
+    """The output of an engine that cannot but write `text`."""
+    ids = llm.tokenizer.encode(text, add_bos=False)
+    assert len(set(ids)) == len(ids)
+    return outputs(llm, "x", spelled(llm, ids, **params))[0]
+
+
+def forced_by_grammar(llm: LLM, text: str, **params):
+    from plamo_ref.sampling import GuidedParams
+
+    settings = {"temperature": 1.0, "max_tokens": 60, "guided": GuidedParams(choice=[text])}
+    return outputs(llm, "x", SamplingParams(**(settings | params)))[0]
+
+
+@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("stop", ["top c", "京都で", "🦙", "p cat 東京"])
+def test_a_stop_string_ends_the_text_wherever_the_tokens_have_their_borders(llm, seed, stop):
+    """The grammar fixes the text, the seed decides how it is cut into tokens."""
+    text = "the stop cat 東京京都です🦙 end"
+    cut = forced_by_grammar(llm, text, stop=["nowhere", stop], seed=seed)
+    assert cut.text == text[: text.index(stop)]
+    assert (cut.finish_reason, cut.stop_reason) == ("stop", stop)
+    kept = forced_by_grammar(llm, text, stop=stop, seed=seed, include_stop_str_in_output=True)
+    assert kept.text == text[: text.index(stop) + len(stop)]
+    assert kept.token_ids == cut.token_ids
+    whole = forced_by_grammar(llm, text, stop="nowhere", seed=seed)
+    assert (whole.text, whole.finish_reason, whole.stop_reason) == (text, "stop", None)
+
+
+def test_a_stop_token_ends_the_text_and_is_no_part_of_it(llm):
+    cat = llm.tokenizer.id_of("cat")
+    output = forced(llm, "stopcat", stop_token_ids=[cat])
+    assert (output.text, output.finish_reason, output.stop_reason) == ("stop", "stop", cat)
+    assert output.token_ids[-1] == cat
+
+
+def test_eos_ends_a_text_unless_it_is_ignored(llm):
+    likely = {"logit_bias": {EOS: 1000.0}, "temperature": 0, "max_tokens": 5}
+    (ended,) = outputs(llm, "x", SamplingParams(**likely))
+    assert (ended.token_ids, ended.text, ended.stop_reason) == ((EOS,), "", EOS)
+    (on,) = outputs(llm, "x", SamplingParams(**likely, ignore_eos=True))
+    assert (on.token_ids, on.finish_reason, on.stop_reason) == ((EOS,) * 5, "length", None)
+    (own,) = outputs(
+        llm,
+        "x",
+        SamplingParams(
+            temperature=0, logit_bias={OP: 1000.0}, ignore_eos=True, stop_token_ids=[OP]
+        ),
+    )
+    assert (own.token_ids, own.finish_reason, own.stop_reason) == ((OP,), "stop", OP)
+
+
+def test_before_min_tokens_neither_stop_tokens_nor_stop_strings_count(llm):
+    likely = {"logit_bias": {EOS: 1000.0}, "temperature": 0, "max_tokens": 9}
+    (output,) = outputs(llm, "x", SamplingParams(**likely, min_tokens=4))
+    assert len(output.token_ids) == 5
+    assert EOS not in output.token_ids[:4]
+    assert output.token_ids[4] == EOS
+
+    always = {"logit_bias": {llm.tokenizer.id_of("a"): 1000.0}, "temperature": 0, "stop": "a"}
+    for least in (0, 1, 3):
+        (output,) = outputs(llm, "x", SamplingParams(**always, min_tokens=least))
+        assert output.text == "a" * least
+        assert (output.finish_reason, output.stop_reason) == ("stop", "a")
+
+
+def test_a_stop_string_in_the_last_token_allowed_is_a_stop(llm):
+    always = {"logit_bias": {llm.tokenizer.id_of("a"): 1000.0}, "temperature": 0}
+    (output,) = outputs(llm, "x", SamplingParams(**always, max_tokens=3, stop="aaa"))
+    assert (output.text, output.finish_reason) == ("", "stop")
+    (output,) = outputs(llm, "x", SamplingParams(**always, max_tokens=3, stop="aaaa"))
+    assert (output.text, output.finish_reason) == ("aaa", "length")
+
+
+def test_a_bias_for_a_token_that_does_not_exist_is_refused(llm):
+    for params in ({"logit_bias": {10**6: 1.0}}, {"stop_token_ids": [10**6]}):
+        with pytest.raises(EngineError, match="logit_bias or stop_token_ids names token 1000000"):
+            llm.generate(["a", "b"], [SamplingParams(), SamplingParams(**params)], use_tqdm=False)

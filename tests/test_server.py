@@ -1,0 +1,474 @@
+"""The HTTP face, field by field: shapes, statuses, limits, templates.
+
+Invariant tested: a client's mistake is a 4xx in OpenAI's shape that names the field, never a 500
+and never a crash; what is served fits the OpenAPI document.
+"""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tests.servers import RunningServer, running_server
+
+import plamo_ref
+from plamo_ref import LLM, Plamo2Tokenizer, SamplingParams
+from plamo_ref.hub import find
+from plamo_ref.server.config import ServerConfig
+from plamo_ref.server.errors import ApiError
+from plamo_ref.server.logprobs import CompletionLogprobs, token_text
+from plamo_ref.server.params import common_params
+from plamo_ref.server.schemas import CompletionRequest
+from plamo_ref.server.templates import TemplateLoadError, load_template
+from plamo_ref.server.wire import event
+
+LIMIT = 512  # max_model_len
+BODY = 200_000
+GREEDY = {"model": "tiny", "temperature": 0}
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
+    options = ("--max-model-len", str(LIMIT), "--max-body-bytes", str(BODY))
+    with running_server(tmp_path_factory.mktemp("server"), *options) as running:
+        yield running
+
+
+@pytest.fixture
+def client(server: RunningServer) -> Iterator[httpx.Client]:
+    with server.client() as client:
+        yield client
+
+
+def complete(client: httpx.Client, **fields: object) -> dict:
+    answer = client.post("/v1/completions", json={**GREEDY, "prompt": "吾輩は", **fields})
+    assert answer.status_code == 200, answer.text
+    return answer.json()
+
+
+def refused(answer: httpx.Response, status: int, param: str | None = None) -> dict:
+    """The error of an answer, whose shape is checked."""
+    assert answer.status_code == status, answer.text
+    assert answer.headers["content-type"] == "application/json"
+    body = answer.json()
+    assert body.keys() == {"error"}
+    assert body["error"].keys() == {"message", "type", "param", "code"}
+    assert body["error"]["message"]
+    assert body["error"]["param"] == param, body
+    return body["error"]
+
+
+def events(text: str) -> list[dict]:
+    """The events of a stream, whose framing is checked."""
+    *blocks, rest = text.split("\n\n")
+    assert rest == ""
+    assert all(block.startswith("data: ") and "\n" not in block for block in blocks)
+    assert blocks[-1] == "data: [DONE]"
+    return [json.loads(block.removeprefix("data: ")) for block in blocks[:-1]]
+
+
+# --- what is there --------------------------------------------------------------------------------
+
+
+def test_the_model_the_version_and_the_health_are_told(client):
+    (model,) = client.get("/v1/models").json()["data"]
+    assert (model["id"], model["object"]) == ("tiny", "model")
+    assert client.get("/v1/models/tiny").json() == model
+    assert client.get("/version").json() == {"version": plamo_ref.__version__}
+    assert client.get("/health").json() == {"status": "ready", "restarts": 0}
+
+
+def test_a_completion_is_the_offline_engines(client):
+    params = SamplingParams(temperature=0.9, seed=11, max_tokens=9, top_p=0.95, n=2)
+    offline = LLM("tiny", memory_bytes=64 << 20).generate("To be, or", params, use_tqdm=False)[0]
+    body = complete(
+        client, prompt="To be, or", temperature=0.9, seed=11, max_tokens=9, top_p=0.95, n=2
+    )
+    assert body["object"] == "text_completion"
+    assert body["model"] == "tiny"
+    got = [(c["index"], c["text"], c["finish_reason"]) for c in body["choices"]]
+    assert got == [(o.index, o.text, o.finish_reason) for o in offline.outputs]
+    tokens = sum(len(o.token_ids) for o in offline.outputs)
+    prompt = len(offline.prompt_token_ids)
+    assert body["usage"] == {
+        "prompt_tokens": prompt,
+        "completion_tokens": tokens,
+        "total_tokens": prompt + tokens,
+    }
+
+
+def test_text_goes_to_tokens_and_back(client):
+    text = "吾輩は猫である。🙂\0 x"
+    tokens = client.post("/tokenize", json={"prompt": text, "add_special_tokens": False}).json()
+    assert tokens["count"] == len(tokens["tokens"])
+    assert tokens["max_model_len"] == LIMIT
+    back = client.post("/detokenize", json={"tokens": tokens["tokens"]}).json()
+    assert back == {"prompt": text}
+    tokenizer = Plamo2Tokenizer.from_folder(find("tiny"))
+    assert client.post("/tokenize", json={"prompt": text}).json()["tokens"] == tokenizer.encode(
+        text
+    )
+
+
+def test_metrics_count_what_was_done(server, client):
+    before = server.metrics()
+    complete(client, max_tokens=7, ignore_eos=True)
+    after = server.metrics()
+
+    def grown(name: str) -> float:
+        return after[name] - before.get(name, 0)
+
+    assert grown("plamo_ref_generation_tokens_total") == 7
+    assert grown("plamo_ref_prompt_tokens_total") > 0
+    assert grown("plamo_ref_time_to_first_token_seconds_count") == 1
+    assert grown("plamo_ref_inter_token_latency_seconds_count") == 6
+    assert grown('plamo_ref_requests_finished_total{reason="length"}') == 1
+    assert after["plamo_ref_engine_up"] == 1
+    assert {"plamo_ref_requests_waiting", "plamo_ref_preemptions_total"} <= after.keys()
+    server.wait_until_idle()
+
+
+# --- echo and log probabilities -------------------------------------------------------------------
+
+
+def test_echo_with_logprobs_scores_the_prompt(client):
+    ids = client.post("/tokenize", json={"prompt": "吾輩は猫である。"}).json()["tokens"]
+    body = complete(client, prompt=ids, echo=True, logprobs=2, max_tokens=1)
+    (choice,) = body["choices"]
+    columns = choice["logprobs"]
+    assert {len(column) for column in columns.values()} == {len(ids) + 1}
+    assert columns["token_logprobs"][0] is None
+    assert columns["top_logprobs"][0] is None
+    assert all(-9999 <= value <= 0 for value in columns["token_logprobs"][1:])
+    for token, value, top in list(zip(*list(columns.values())[:3], strict=True))[1:]:
+        assert top[token] == value
+        assert len(top) in (2, 3)
+    assert columns["token_logprobs"][-1] == max(columns["top_logprobs"][-1].values())  # greedy
+    nothing = complete(client, prompt=ids, echo=True, logprobs=2, max_tokens=0)
+    (only,) = nothing["choices"]
+    assert (only["text"], only["finish_reason"]) == ("吾輩は猫である。", "length")
+    assert only["logprobs"] == {name: column[:-1] for name, column in columns.items()}
+    assert nothing["usage"]["completion_tokens"] == 0
+
+
+def test_a_chat_has_its_logprobs_token_by_token(client):
+    messages = [{"role": "user", "content": "猫"}]
+    fields = {**GREEDY, "messages": messages, "max_tokens": 4, "logprobs": True, "top_logprobs": 2}
+    (choice,) = client.post("/v1/chat/completions", json=fields).json()["choices"]
+    content = choice["logprobs"]["content"]
+    assert (
+        b"".join(bytes(entry["bytes"]) for entry in content).decode()
+        == (choice["message"]["content"])
+    )
+    for entry in content:
+        assert entry["logprob"] == entry["top_logprobs"][0]["logprob"]
+        assert len(entry["top_logprobs"]) == 2
+
+
+def test_half_a_character_is_named_by_its_bytes():
+    tokenizer = Plamo2Tokenizer.from_folder(find("tiny"))
+    ids = tokenizer.encode("🫠", add_bos=False)
+    assert [token_text(tokenizer, i) for i in ids] == [
+        "bytes:\\xf0",
+        "bytes:\\x9f",
+        "bytes:\\xab",
+        "bytes:\\xa0",
+    ]
+    columns = CompletionLogprobs(tokenizer).columns([*ids, *ids], [None] * 8)
+    assert columns["text_offset"] == [0, 0, 0, 0, 1, 1, 1, 1]
+
+
+# --- mistakes -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"prompt": {"a": 1}}, "prompt"),
+        ({"prompt": [[1, "a"]]}, "prompt"),
+        ({"prompt": []}, "prompt"),
+        ({"prompt": [5120]}, "prompt"),
+        ({"prompt": [10**30]}, "prompt"),
+        ({"prompt": [-1]}, "prompt"),
+        ({"prompt": [True]}, "prompt"),
+        ({"prompt": ["x"] * 257}, "prompt"),
+        ({"max_tokens": "5"}, "max_tokens"),
+        ({"max_tokens": -1}, "max_tokens"),
+        ({"max_tokens": 1.5}, "max_tokens"),
+        ({"max_tokens": 0}, "max_tokens"),
+        ({"n": 0}, "n"),
+        ({"n": 65}, "n"),
+        ({"logprobs": 21}, "logprobs"),
+        ({"logprobs": True}, "logprobs"),
+        ({"temperature": "hot"}, "temperature"),
+        ({"stream": "yes"}, "stream"),
+        ({"stop": ["x"] * 17}, "stop"),
+        ({"stop": "x" * 257}, "stop"),
+        ({"stream_options": {"include_usage": True}}, "stream_options"),
+        ({"suffix": "end"}, "suffix"),
+        ({"best_of": 3}, "best_of"),
+        ({"logit_bias": {"x": 1}}, "logit_bias"),
+        ({"logit_bias": {"5": 101}}, "logit_bias"),
+        ({"seed": 2**63}, "seed"),
+        ({"model": None}, "model"),
+        ({"response_format": {"type": "xml"}}, "response_format"),
+        ({"response_format": {"type": "json_schema"}}, "response_format"),
+    ],
+)
+def test_a_wrong_field_is_named(client, fields, param):
+    body = {**GREEDY, "prompt": "x", "max_tokens": 1, **fields}
+    refused(client.post("/v1/completions", json=body), 400, param)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"temperature": -1},
+        {"top_p": 2},
+        {"top_p": 0},
+        {"min_p": -0.5},
+        {"presence_penalty": 3},
+        {"min_tokens": 99},
+        {"logit_bias": {"5120": 1}},
+        {"stop_token_ids": [5120]},
+        {"guided_regex": "("},
+        {"guided_regex": "a", "guided_choice": ["b"]},
+        {"guided_choice": []},
+        {"prompt": "\ud800"},
+    ],
+)
+def test_what_the_engine_would_not_take_is_the_clients_mistake(client, fields):
+    body = json.dumps({**GREEDY, "prompt": "x", "max_tokens": 3, **fields})
+    answer = client.post(
+        "/v1/completions", content=body, headers={"Content-Type": "application/json"}
+    )
+    refused(answer, 400)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"", b"{", b"[]", b"null", b'"x"', b"\xff\xfe", b"{} x", b"[" * 100_000, b"9" * 5000],
+)
+def test_a_body_that_is_no_object_is_refused(client, body):
+    for path in ("/v1/completions", "/v1/chat/completions", "/tokenize", "/detokenize"):
+        answer = client.post(path, content=body, headers={"Content-Type": "application/json"})
+        refused(answer, 400)
+
+
+def test_an_unknown_model_and_an_unknown_path_are_404(client):
+    body = {"model": "gpt-4", "prompt": "x"}
+    error = refused(client.post("/v1/completions", json=body), 404, "model")
+    assert error["code"] == "model_not_found"
+    refused(client.get("/v1/models/a/b"), 404, "model")
+    refused(client.get("/v1/engines"), 404)
+    refused(client.get("/v1/completions"), 405)
+
+
+def test_a_large_body_is_refused_whether_or_not_it_says_its_size(client):
+    body = json.dumps({"model": "tiny", "prompt": "x" * 10_000_000}).encode()
+    chunks = (body[i : i + 65536] for i in range(0, len(body), 65536))
+    headers = {"Content-Type": "application/json"}
+    refused(client.post("/v1/completions", content=body, headers=headers), 413)
+    refused(client.post("/v1/completions", content=chunks, headers=headers), 413)
+
+
+def test_prompt_and_output_have_to_fit_together(client):
+    full = [50] * LIMIT
+    assert complete(client, prompt=full[:-1], max_tokens=1)["usage"]["total_tokens"] == LIMIT
+    for prompt, max_tokens in ((full[:-1], 2), (full, 1), ("x" * 100_000, 1), (full[:-9], 10)):
+        fields = {**GREEDY, "prompt": prompt, "max_tokens": max_tokens}
+        error = refused(client.post("/v1/completions", json=fields), 400, "prompt")
+        assert error["code"] == "context_length_exceeded"
+
+
+def test_fields_that_change_nothing_are_let_through(client):
+    more = {"user": "me", "store": False, "metadata": {"a": "b"}, "service_tier": "auto", "n": None}
+    assert complete(client, max_tokens=2, **more)["usage"]["completion_tokens"] == 2
+
+
+@settings(max_examples=60)
+@given(
+    body=st.dictionaries(
+        st.sampled_from(sorted({*CompletionRequest.model_fields, "x"} - {"model", "max_tokens"})),
+        st.recursive(
+            st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+            lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner),
+            max_leaves=6,
+        ),
+    )
+)
+def test_whatever_is_sent_the_answer_is_in_shape(client, body):
+    # json.dumps writes NaN and lone surrogates, as careless clients do.
+    content = json.dumps({"model": "tiny", "prompt": "x", "max_tokens": 1, **body})
+    answer = client.post(
+        "/v1/completions", content=content, headers={"Content-Type": "application/json"}
+    )
+    if answer.status_code != 200:
+        refused(answer, 400, answer.json()["error"]["param"])
+
+
+def test_parameters_left_out_have_the_engines_defaults():
+    request = CompletionRequest(model="tiny", prompt="x", top_p=None)
+    config = ServerConfig(model_name="tiny")
+    assert common_params(request, config, 16) == SamplingParams()
+
+
+# --- keys and origins -----------------------------------------------------------------------------
+
+
+def test_without_the_key_nothing_but_health_answers(tmp_path):
+    origin = "https://page.example"
+    options = ("--api-key", "geheim", "--api-key", "鍵", "--cors-origin", origin)
+    with running_server(tmp_path, *options) as server, server.client() as client:
+        assert client.get("/health").status_code == 200
+        for headers in ({}, {"Authorization": "Bearer gehei"}, {"Authorization": "Basic geheim"}):
+            for path in ("/v1/models", "/metrics", "/version", "/openapi.json"):
+                error = refused(client.get(path, headers=headers), 401)
+                assert error["code"] == "invalid_api_key"
+        for key in ("geheim", "鍵"):
+            headers = {"Authorization": b"Bearer " + key.encode(), "Origin": origin.encode()}
+            answer = client.get("/v1/models", headers=headers)
+            assert answer.status_code == 200
+            assert answer.headers["access-control-allow-origin"] == origin
+        asked = {"Origin": origin, "Access-Control-Request-Method": "POST"}
+        assert client.options("/v1/completions", headers=asked).status_code == 200
+
+
+def test_there_is_no_cors_unless_asked_for(client):
+    asked = {"Origin": "https://page.example", "Access-Control-Request-Method": "POST"}
+    for answer in (
+        client.get("/v1/models", headers=asked),
+        client.options("/v1/completions", headers=asked),
+    ):
+        assert not [name for name in answer.headers if name.startswith("access-control")]
+
+
+# --- chat templates -------------------------------------------------------------------------------
+
+
+def template_of(folder: Path, wanted: str | None = None):
+    return load_template(folder, wanted, Plamo2Tokenizer.from_folder(find("tiny")))
+
+
+def test_the_translate_format_is_the_makers():
+    template = template_of(find("tiny"), "translate")
+    assert template is not None
+    one = [{"role": "user", "content": "Hello"}]
+    languages = {"source_lang": "English", "target_lang": "Japanese"}
+    head = "<|plamo:op|>dataset\ntranslation\n"
+    assert template.render(one, languages) == (
+        f"{head}<|plamo:op|>input lang=English\nHello\n<|plamo:op|>output lang=Japanese\n"
+    )
+    assert template.render(one, {}) == (
+        f"{head}<|plamo:op|>input lang=English|Japanese\nHello\n<|plamo:op|>output\n"
+    )
+    assert template.stops == ("<|plamo:op|>",)
+    with pytest.raises(ApiError, match="system"):
+        template.render([{"role": "system", "content": "x"}], {})
+
+
+def test_a_checkpoints_own_template_is_used_in_all_its_forms(tmp_path):
+    source = "{{ bos_token }}{% for m in messages %}[{{ m.content }}]{% endfor %}"
+    messages = [{"role": "user", "content": "a"}, {"role": "user", "content": "b"}]
+    config = tmp_path / "tokenizer_config.json"
+    for own in (
+        source,
+        [{"name": "tool", "template": "x"}, {"name": "default", "template": source}],
+    ):
+        config.write_text(json.dumps({"chat_template": own}))
+        template = template_of(tmp_path)
+        assert template is not None
+        assert (
+            template.render(messages, {"bos_token": "cannot be changed"}) == "<|plamo:bos|>[a][b]"
+        )
+    config.write_text("{}")
+    assert template_of(tmp_path) is None
+    (tmp_path / "chat_template.jinja").write_text("file")
+    assert template_of(tmp_path).render(messages, {}) == "file"  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    "attack",
+    [
+        "{{ ''.__class__.__mro__[1].__subclasses__() }}",
+        "{{ messages.append(1) }}",
+        "{% for i in range(999999999) %}{% endfor %}",
+        "{{ raise_exception.__globals__ }}",
+        "{{ 1 / 0 }}",
+        "{{ messages[9].content }}",
+    ],
+)
+def test_a_template_can_neither_break_out_nor_break_the_server(tmp_path, attack):
+    path = tmp_path / "attack.jinja"
+    path.write_text(attack)
+    template = template_of(tmp_path, str(path))
+    assert template is not None
+    with pytest.raises(ApiError) as refusal:
+        template.render([{"role": "user", "content": "x"}], {})
+    assert refusal.value.status == 400
+
+
+def test_a_template_that_is_none_is_refused_by_name(tmp_path):
+    with pytest.raises(TemplateLoadError, match="translate"):
+        template_of(tmp_path, "no-such-file")
+    path = tmp_path / "broken.jinja"
+    path.write_text("{% for %}")
+    with pytest.raises(TemplateLoadError, match=r"broken\.jinja"):
+        template_of(tmp_path, str(path))
+
+
+def test_a_chat_ends_where_the_user_would_speak_and_knows_parts(client):
+    parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
+    fields = {**GREEDY, "messages": [{"role": "user", "content": parts}], "max_tokens": 8}
+    body = client.post("/v1/chat/completions", json=fields).json()
+    plain = {**fields, "messages": [{"role": "user", "content": "ab"}]}
+    again = client.post("/v1/chat/completions", json=plain).json()
+    assert body["choices"] == again["choices"]
+    assert body["object"] == "chat.completion"
+    image = [{"type": "image_url", "image_url": {"url": "x"}}]
+    wrong = {**fields, "messages": [{"role": "user", "content": image}]}
+    refused(client.post("/v1/chat/completions", json=wrong), 400, "messages")
+    tools = {**fields, "tools": [{"type": "function", "function": {"name": "f"}}]}
+    refused(client.post("/v1/chat/completions", json=tools), 400, "tools")
+
+
+# --- streams --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions"])
+def test_a_stream_is_framed_and_named_as_clients_expect(client, path):
+    chat = "chat" in path
+    fields = {**GREEDY, "max_tokens": 5, "n": 2, "stream": True}
+    fields |= {"messages": [{"role": "user", "content": "x"}]} if chat else {"prompt": "x"}
+    fields["stream_options"] = {"include_usage": True}
+    answer = client.post(path, json=fields)
+    assert answer.headers["content-type"].startswith("text/event-stream")
+    (*chunks, last) = events(answer.text)
+    kind = "chat.completion.chunk" if chat else "text_completion"
+    assert {chunk["object"] for chunk in [*chunks, last]} == {kind}
+    assert len({chunk["id"] for chunk in [*chunks, last]}) == 1
+    assert {chunk["usage"] for chunk in chunks} == {None}
+    assert (last["choices"], last["usage"]["completion_tokens"]) == ([], 10)
+    for index in (0, 1):
+        mine = [c for chunk in chunks for c in chunk["choices"] if c["index"] == index]
+        assert [c["finish_reason"] for c in mine if c["finish_reason"]] == ["length"]
+        assert mine[-1]["finish_reason"] == "length"
+        if chat:
+            assert mine[0]["delta"] == {"role": "assistant", "content": ""}
+
+
+def test_a_mistake_in_a_stream_is_an_ordinary_answer(client):
+    fields = {**GREEDY, "prompt": "x", "stream": True, "guided_regex": "("}
+    refused(client.post("/v1/completions", json=fields), 400)
+
+
+@given(st.text())
+def test_an_event_is_one_line_whatever_it_says(text):
+    data = event({"text": text.encode("utf-8", "replace").decode()})
+    assert data.startswith(b"data: ")
+    assert data.endswith(b"\n\n")
+    assert b"\n" not in data[:-2]
+    assert b"\r" not in data
