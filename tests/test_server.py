@@ -12,7 +12,7 @@ import httpx
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.servers import RunningServer, running_server
+from servers import RunningServer, running_server
 
 import plamo_ref
 from plamo_ref import LLM, Plamo2Tokenizer, SamplingParams
@@ -37,7 +37,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
         yield running
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def client(server: RunningServer) -> Iterator[httpx.Client]:
     with server.client() as client:
         yield client
@@ -396,7 +396,7 @@ def test_a_checkpoints_own_template_is_used_in_all_its_forms(tmp_path):
         "{{ ''.__class__.__mro__[1].__subclasses__() }}",
         "{{ messages.append(1) }}",
         "{% for i in range(999999999) %}{% endfor %}",
-        "{{ raise_exception.__globals__ }}",
+        "{{ raise_exception.__globals__.sys }}",
         "{{ 1 / 0 }}",
         "{{ messages[9].content }}",
     ],

@@ -6,6 +6,7 @@ nobody but `/health` answers. Plain ASGI, so that a disconnect reaches who waits
 
 import hmac
 from collections.abc import MutableMapping
+from contextlib import suppress
 from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -41,12 +42,11 @@ class Gate:
             await response_of(error, challenge)(scope, receive, send)
             return
         body = _Body(receive, send, self._limit)
-        try:
+        with suppress(_TooLargeError):
             await self.app(scope, body.receive, body.send)
-        except _TooLargeError:
-            if not body.answered:
-                await _discard(receive, body.size)
-                await response_of(self._too_large())(scope, receive, send)
+        if body.size > self._limit:  # whatever the app made of it
+            await _discard(receive, body.size)
+            await response_of(self._too_large())(scope, receive, send)
 
     def _refusal(self, scope: Scope, headers: MutableMapping[bytes, bytes]) -> ApiError | None:
         preflight = scope["method"] == "OPTIONS"  # browsers send it without the key
@@ -68,23 +68,22 @@ class Gate:
 
 
 class _Body:
-    """Counts what comes in; knows whether something has gone out."""
+    """Counts what comes in; once it is too much, lets nothing out any more."""
 
     def __init__(self, receive: Receive, send: Send, limit: int) -> None:
         self._receive, self._send, self._limit = receive, send, limit
-        self.size, self.answered = 0, False
+        self.size = 0
 
     async def receive(self) -> Message:
         message = await self._receive()
-        if message["type"] == "http.request":
-            self.size += len(message.get("body", b""))
-            if self.size > self._limit:
-                raise _TooLargeError
+        self.size += len(message.get("body", b""))
+        if self.size > self._limit:
+            raise _TooLargeError
         return message
 
     async def send(self, message: Message) -> None:
-        self.answered = True
-        await self._send(message)
+        if self.size <= self._limit:
+            await self._send(message)
 
 
 async def _discard(receive: Receive, size: int) -> None:
