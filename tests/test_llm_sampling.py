@@ -10,7 +10,7 @@ from noise import EOS, OP, assert_clean, noise_llm, noise_reference
 from plamo_ref import LLM, SamplingParams
 from plamo_ref.engine.config import EngineError
 from plamo_ref.reference import generate_ids
-from plamo_ref.sampling import child_seed
+from plamo_ref.sampling import GuidedParams, child_seed
 
 PROMPTS = ["あいう the 東京", "12:", "cat", "です、🦙"]
 
@@ -120,26 +120,8 @@ def test_aborting_a_prompt_ends_all_its_completions_and_no_other(llm):
 # --- where a text ends ----------------------------------------------------------------------------
 
 
-def spelled(llm: LLM, ids: list[int], **params) -> SamplingParams:
-    """Parameters under which the first tokens are these: a bias no random model resists.
-
-    The biases fall with the place, and each token may come once.
-    """
-    bias = {token: 5000.0 - 500 * place for place, token in enumerate(ids)}
-    settings = {"temperature": 0, "max_tokens": 8, "logit_bias": bias} | params
-    return SamplingParams(**settings, frequency_penalty=2.0, repetition_penalty=1e6)
-
-
 def forced(llm: LLM, text: str, **params):
-    """The output of an engine that cannot but write `text`."""
-    ids = llm.tokenizer.encode(text, add_bos=False)
-    assert len(set(ids)) == len(ids)
-    return outputs(llm, "x", spelled(llm, ids, **params))[0]
-
-
-def forced_by_grammar(llm: LLM, text: str, **params):
-    from plamo_ref.sampling import GuidedParams
-
+    """The output of a request whose grammar knows this text alone."""
     settings = {"temperature": 1.0, "max_tokens": 60, "guided": GuidedParams(choice=[text])}
     return outputs(llm, "x", SamplingParams(**(settings | params)))[0]
 
@@ -149,21 +131,29 @@ def forced_by_grammar(llm: LLM, text: str, **params):
 def test_a_stop_string_ends_the_text_wherever_the_tokens_have_their_borders(llm, seed, stop):
     """The grammar fixes the text, the seed decides how it is cut into tokens."""
     text = "the stop cat 東京京都です🦙 end"
-    cut = forced_by_grammar(llm, text, stop=["nowhere", stop], seed=seed)
+    cut = forced(llm, text, stop=["nowhere", stop], seed=seed)
     assert cut.text == text[: text.index(stop)]
     assert (cut.finish_reason, cut.stop_reason) == ("stop", stop)
-    kept = forced_by_grammar(llm, text, stop=stop, seed=seed, include_stop_str_in_output=True)
+    kept = forced(llm, text, stop=stop, seed=seed, include_stop_str_in_output=True)
     assert kept.text == text[: text.index(stop) + len(stop)]
     assert kept.token_ids == cut.token_ids
-    whole = forced_by_grammar(llm, text, stop="nowhere", seed=seed)
+    whole = forced(llm, text, stop="nowhere", seed=seed)
     assert (whole.text, whole.finish_reason, whole.stop_reason) == (text, "stop", None)
 
 
 def test_a_stop_token_ends_the_text_and_is_no_part_of_it(llm):
-    cat = llm.tokenizer.id_of("cat")
-    output = forced(llm, "stopcat", stop_token_ids=[cat])
-    assert (output.text, output.finish_reason, output.stop_reason) == ("stop", "stop", cat)
-    assert output.token_ids[-1] == cat
+    a, b = llm.tokenizer.id_of("a"), llm.tokenizer.id_of("b")
+    lengths = set()
+    for seed in range(8):
+        params = SamplingParams(
+            logit_bias={a: 1000.0, b: 1000.0}, stop_token_ids=[b], seed=seed, max_tokens=50
+        )
+        (output,) = outputs(llm, "x", params)
+        assert output.token_ids[-1] == b
+        assert output.text == "a" * (len(output.token_ids) - 1)
+        assert (output.finish_reason, output.stop_reason) == ("stop", b)
+        lengths.add(len(output.text))
+    assert len(lengths) > 2
 
 
 def test_eos_ends_a_text_unless_it_is_ignored(llm):

@@ -101,7 +101,7 @@ def test_they_are_the_reference_s_in_every_engine(name, reference_scores):
         before = scores[: len(prompt) - 1]
         assert_scores(result.prompt_logprobs[1:], prompt[1:], before, one.prompt_logprobs)
     if "hardly any memory" in name:
-        assert preemptions(llm) >= 3
+        assert preemptions(llm) >= 1
     assert_clean(llm)
 
 

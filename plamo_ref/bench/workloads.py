@@ -13,33 +13,15 @@ from typing import Any
 
 from plamo_ref.engine.core import EngineCore
 from plamo_ref.engine.record import StepRecord
+from plamo_ref.engine.traces import Trace
 from plamo_ref.sampling import SamplingParams
 
 FIRST_ID = 100  # random prompts avoid control tokens
 
 
-@dataclass(frozen=True)
-class Job:
-    """One request: when it comes (seconds after the start), its length, how much it generates."""
-
-    arrival: float
-    prompt_len: int
-    output_len: int
-
-
-def uniform(count: int, prompt_len: int, output_len: int) -> list[Job]:
+def uniform(count: int, prompt_len: int, output_len: int) -> Trace:
     """`count` equal requests, all at once."""
-    return [Job(0.0, prompt_len, output_len)] * count
-
-
-def mixed(count: int, scale: float, seed: int = 20261123) -> list[Job]:
-    """Prompts of 64 to 1024 tokens and outputs of 32 to 512, all at once, times `scale`.
-
-    With count=256 and scale=1 it is the workload of the recorded comparison with vLLM.
-    """
-    rng = random.Random(seed)
-    pairs = [(rng.randint(64, 1024), rng.randint(32, 512)) for _ in range(count)]
-    return [Job(0.0, max(1, round(p * scale)), max(1, round(o * scale))) for p, o in pairs]
+    return Trace.of(*[(prompt_len, output_len)] * count)
 
 
 def prompt_ids(index: int, length: int, vocab_size: int) -> list[int]:
@@ -87,14 +69,14 @@ def percentiles(seconds: Sequence[float]) -> dict[str, float]:
     return {f"p{p}": round(value * 1e3, 3) for p, value in places.items()}
 
 
-def run(core: EngineCore, jobs: Sequence[Job]) -> RunResult:
-    """Run `jobs` greedily to their full lengths, each entering at its arrival time.
+def run(core: EngineCore, trace: Trace) -> RunResult:
+    """Run a trace greedily to its full lengths, each request entering at its arrival in seconds.
 
     Raises:
-        EngineError: a job is too long for the engine.
+        EngineError: a request is too long for the engine.
     """
     vocab = core.runner.model.config.vocab_size
-    waiting = sorted(enumerate(jobs), key=lambda pair: pair[1].arrival)
+    waiting = list(enumerate(trace.requests))  # in order of arrival
     records: list[StepRecord] = []
     observe = lambda record, *_: records.append(record)  # noqa: E731
     core.observers.append(observe)

@@ -3,7 +3,6 @@
 Invariant: every number printed was measured in this call; --json keeps it with what redoes it.
 """
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +11,7 @@ import click
 from plamo_ref.commands._bench_options import engine_options, result_option
 
 if TYPE_CHECKING:
-    from plamo_ref.bench.workloads import Job
+    from plamo_ref.engine.traces import Trace
 
 
 @click.group()
@@ -31,11 +30,11 @@ def throughput(requests: int, prompt_len: int, output_len: int, **options: Any) 
     from plamo_ref.bench.workloads import run, uniform
 
     core, finish = _open(options)
-    jobs = uniform(requests, prompt_len, output_len)
-    run(core, jobs[:1])  # the first run pays for what later ones find ready
-    together = run(core, jobs).row()
-    alone = [run(core, jobs[:1]) for _ in range(min(4, requests))]
-    seconds = sum(one.seconds for one in alone) / len(alone)
+    one = uniform(1, prompt_len, output_len)
+    run(core, one)  # the first run pays for what later ones find ready
+    together = run(core, uniform(requests, prompt_len, output_len)).row()
+    alone = [run(core, one) for _ in range(min(4, requests))]
+    seconds = sum(result.seconds for result in alone) / len(alone)
     speed = output_len / seconds
     together |= {
         "one_after_the_other_tokens_per_s": round(speed, 1),
@@ -75,9 +74,9 @@ def latency(prompt_len: int, output_len: int, repeat: int, **options: Any) -> No
 @result_option
 def mixed(requests: int, scale: float, both: bool, **options: Any) -> None:
     """The mixed workload: prompts of 64-1024 tokens, outputs of 32-512, all at once."""
-    from plamo_ref.bench import workloads
+    from plamo_ref.engine.traces import Trace
 
-    _race(workloads.mixed(requests, scale), both, options)
+    _race(Trace.mixed(requests, scale), both, options)
 
 
 @bench.command()
@@ -86,8 +85,14 @@ def mixed(requests: int, scale: float, both: bool, **options: Any) -> None:
 @click.option("--both", is_flag=True, help="Run it with both schedulers.")
 @result_option
 def trace(file: Path, both: bool, **options: Any) -> None:
-    """Run the requests of FILE: JSON [{"arrival": s, "prompt_len": n, "output_len": n}, …]."""
-    _race(_read_trace(file), both, options)
+    """Run the requests of FILE.
+
+    It is JSON: {"requests": [{"prompt_len": 7, "output_len": 5, "arrival": 0.5}, …]}, arrivals in
+    seconds and in order.
+    """
+    from plamo_ref.engine.traces import Trace
+
+    _race(Trace.read(file), both, options)
 
 
 @bench.command()
@@ -104,15 +109,16 @@ def scheduler(running: str, **options: Any) -> None:
     _finish("scheduler", [time_decisions(count) for count in counts], options["json_file"])
 
 
-def _race(jobs: "list[Job]", both: bool, options: dict[str, Any]) -> None:
-    """Run the same jobs with one scheduler or with both."""
+def _race(trace: "Trace", both: bool, options: dict[str, Any]) -> None:
+    """Run the same requests with one scheduler or with both."""
     from plamo_ref.bench.workloads import run
+    from plamo_ref.engine.traces import Trace
 
     rows = []
     for name in ("v0", "v1") if both else (options["scheduler"],):
         core, finish = _open(options | {"scheduler": name})
-        run(core, jobs[:1])
-        rows.append({"scheduler": name} | run(core, jobs).row())
+        run(core, Trace(trace.requests[:1]))  # the first run pays for what later ones find ready
+        rows.append({"scheduler": name} | run(core, trace).row())
     finish(click.get_current_context().info_name or "", rows)
 
 
@@ -152,20 +158,3 @@ def _text(value: Any) -> str:
     if isinstance(value, dict):
         return "  ".join(f"{key} {number}" for key, number in value.items())
     return f"{value:,}" if isinstance(value, int | float) else str(value)
-
-
-def _read_trace(file: Path) -> "list[Job]":
-    """The jobs of a trace file, or one line about what is wrong with it."""
-    from plamo_ref.bench.workloads import Job
-
-    try:
-        rows = json.loads(file.read_text(encoding="utf-8"))
-        jobs = [Job(float(r["arrival"]), int(r["prompt_len"]), int(r["output_len"])) for r in rows]
-    except (ValueError, KeyError, TypeError) as error:
-        raise click.BadParameter(f"{file}: not a trace: {type(error).__name__} {error}") from None
-    for number, job in enumerate(jobs):
-        if job.arrival < 0 or job.prompt_len < 1 or job.output_len < 1:
-            raise click.BadParameter(f"{file}: request {number} has an impossible value: {job}")
-    if not jobs:
-        raise click.BadParameter(f"{file}: the trace has no requests")
-    return jobs

@@ -40,6 +40,7 @@ def create_app(service: Service) -> FastAPI:
     _generation_routes(app, service)
     _text_routes(app, service)
     _state_routes(app, service)
+    _say_which_model(app, service.config.model_name)
     app.add_middleware(Gate, config=service.config)
     if service.config.cors_origins:
         app.add_middleware(
@@ -49,6 +50,20 @@ def create_app(service: Service) -> FastAPI:
             allow_headers=["*"],
         )
     return app
+
+
+def _say_which_model(app: FastAPI, name: str) -> None:
+    """In the document, the only value of a request's `model` is the model that is served."""
+    describe = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        document = describe()
+        for request in (CompletionRequest, ChatRequest):
+            fields = document["components"]["schemas"][request.__name__]["properties"]
+            fields["model"]["enum"] = [name]
+        return document
+
+    app.openapi = openapi  # type: ignore[method-assign]
 
 
 def _generation_routes(app: FastAPI, service: Service) -> None:
