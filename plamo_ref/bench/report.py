@@ -31,6 +31,14 @@ def machine() -> str:
     return f"{model}, {os.cpu_count()} cores, torch uses {torch.get_num_threads()}"
 
 
+def command() -> str:
+    """The command line of this process, as one would type it in the project's folder."""
+    program = Path(sys.argv[0])
+    if program.suffix == ".py" and program.parent.name == "benchmarks":
+        return shlex.join(["python", f"benchmarks/{program.name}", *sys.argv[1:]])
+    return shlex.join(["plamo-ref", *sys.argv[1:]])
+
+
 def report(name: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
     """A result: `rows` of measurements under the name of the benchmark."""
     return {
@@ -42,7 +50,7 @@ def report(name: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
             "numpy": numpy.__version__,
             "plamo_ref": plamo_ref.__version__,
         },
-        "command": shlex.join(["plamo-ref", *sys.argv[1:]]),
+        "command": command(),
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "data": rows,
     }
