@@ -145,7 +145,7 @@ def test_a_json_object_is_any_object(llm):
         r"[ぁ-ん]{1,9}",
         r"a{3}",
         r"(cat|category){1,3}",
-        r"\d{3}-\d{4}",
+        r"[0-9]{3}-[0-9]{4}",
         r"[東京都]{2}府?",
         r"x\n\\\"y",
     ],
@@ -164,10 +164,21 @@ CHOICES = [
 
 
 @pytest.mark.parametrize("choice", CHOICES, ids=["prefixes", "bytes", "punctuation"])
-def test_every_output_is_one_of_the_choices_and_each_can_be_had(llm, choice):
-    found = outputs(llm, GuidedParams(choice=choice), n=4 * SEEDS)
-    assert {output.text for output in found} == set(choice)
+def test_every_output_is_one_of_the_choices(llm, choice):
+    found = outputs(llm, GuidedParams(choice=choice))
+    assert {output.text for output in found} <= set(choice)
     assert {output.finish_reason for output in found} == {"stop"}
+    assert len({output.text for output in found}) >= 2
+
+
+@pytest.mark.parametrize("text", [text for choice in CHOICES for text in choice])
+def test_each_choice_can_be_had(text):
+    (choice,) = (choice for choice in CHOICES if text in choice)
+    guide = MAKER.start(GuidedParams(choice=choice))
+    for token in TOKENIZER.encode(text, add_bos=False):
+        assert guide.mask([])[token]
+        guide.accept(token)
+    assert guide.complete
 
 
 def test_characters_that_only_bytes_can_spell():
@@ -205,14 +216,27 @@ def test_a_token_is_allowed_exactly_when_some_choice_goes_on_with_its_bytes(choi
             if i not in TOKENIZER.control_ids
             and any(text.startswith(prefix + TOKENIZER.token_bytes(i)) for text in wanted)
         }
-        allowed = set(guide.mask([EOS, OP]).nonzero()[0].tolist())
-        assert allowed == expected | ({EOS, OP} if complete else set())
-        assert set(guide.mask([]).nonzero()[0].tolist()) == expected
-        token = random.choice(sorted(expected))
+        allowed = set(guide.mask([]).nonzero()[0].tolist())
+        ends = {EOS, OP} if complete else set()
+        assert set(guide.mask([EOS, OP]).nonzero()[0].tolist()) == allowed | ends
+        next_bytes = {t[len(prefix)] for t in wanted if t.startswith(prefix) and t != prefix}
+        if len(next_bytes) > 1 or complete:
+            assert allowed == expected
+        else:  # what must come is cut as the tokenizer would
+            assert allowed
+            assert allowed <= expected
+        token = random.choice(sorted(allowed))
         guide.accept(token)
         prefix += TOKENIZER.token_bytes(token)
     assert guide.complete
     assert prefix in wanted
+
+
+def test_what_must_come_is_cut_as_the_tokenizer_would(llm):
+    """A trained model has never seen forced text cut in another way."""
+    text = "the stop cat 東京都です🦙 end"
+    for output in outputs(llm, GuidedParams(choice=[text])):
+        assert output.token_ids == tuple(TOKENIZER.encode(text, add_bos=False))
 
 
 def test_a_stop_token_that_is_text_is_for_the_grammar_to_judge():
@@ -301,7 +325,7 @@ def test_a_grammar_that_could_go_on_does_so_until_min_tokens(llm):
     assert {o.text for o in found} == {"aaaaaa"}
     choice = GuidedParams(choice=["cat", "category"])
     for output in outputs(llm, choice, logit_bias={EOS: 90.0}, min_tokens=6):
-        assert (output.text, len(output.token_ids) >= 2) == ("category", True)
+        assert output.text == "category"
 
 
 def test_a_user_cannot_forbid_all_that_the_grammar_allows(llm):

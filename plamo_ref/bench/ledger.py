@@ -1,4 +1,4 @@
-"""The ledger in README.md, made from recorded results: `python -m plamo_ref.bench.ledger README.md`.
+"""The ledger of README.md, made of recorded results: `python -m plamo_ref.bench.ledger README.md`.
 
 Invariant: a number in the ledger is a number in notebooks/recorded/*.json, beside the machine and
 the command that gave it.

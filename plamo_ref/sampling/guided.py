@@ -3,7 +3,7 @@
 Invariant: a token that the mask forbids is never chosen, and a text that ended by a stop token is
 complete; a grammar that cannot be enforced is refused by name before anything runs. The grammar
 engine is llguidance, working on the tokens' bytes, so byte-fallback tokens and Japanese need no
-special case.
+special case. Where only one text can follow, it comes in the tokenizer's own tokens.
 Built in notebooks/16_sampling_and_guided_decoding.ipynb.
 """
 
