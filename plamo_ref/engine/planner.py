@@ -75,7 +75,9 @@ def plan_memory(
     groups = attention_groups(config)
     block_bytes = {g.kind: config.kv_bytes_per_token(g.kind, dtype.itemsize) * size for g in groups}
     slot_bytes = config.state_bytes(dtype.itemsize, state_dtype.itemsize)
-    span = math.ceil((config.attention_window_size + size) / size)  # blocks of W + 1 keys
+    # Blocks of W + 1 keys, wherever they begin; fewer if no request can become that long.
+    longest = min(config.attention_window_size, engine.max_model_len or math.inf)
+    span = math.ceil((longest + size) / size)
     seat_bytes = slot_bytes + span * sum(block_bytes.values())
     reserved = slot_bytes + sum(block_bytes.values())  # the null places
     seats = min(engine.max_num_seqs, (budget - reserved) // seat_bytes)
@@ -132,10 +134,12 @@ def _reasons(
 ) -> tuple[str, ...]:
     """The plan in sentences."""
     size, window = engine.block_size, config.attention_window_size
+    whole = engine.max_model_len is not None and engine.max_model_len < window
+    reach = "the longest request" if whole else f"W + 1 = {window + 1} keys"
     limit = "max_num_seqs" if seats == engine.max_num_seqs else "memory"
     lines = [
         f"{seats} seats, limited by {limit}: each {seat_bytes:,} bytes = a state slot and "
-        f"{span} blocks of {size} tokens per attention group, enough for W + 1 = {window + 1} keys"
+        f"{span} blocks of {size} tokens per attention group, enough for {reach}"
     ]
     if "sliding_window" in num_blocks:
         lines.append(

@@ -93,12 +93,23 @@ class Layer(nn.Module):
         return hidden + self.post_mlp_norm(self.mlp(self.pre_mlp_norm(hidden))), new
 
 
+class Embedding(nn.Module):
+    """A row for each token. Not initialised: weights come from a file or from training."""
+
+    def __init__(self, rows: int, size: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(rows, size))
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return F.embedding(ids, self.weight)
+
+
 class Decoder(nn.Module):
     """Embedding, layers, last norm: what the checkpoint calls `model`."""
 
     def __init__(self, config: Plamo2Config, *, chunked: bool) -> None:
         super().__init__()
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.embed_tokens = Embedding(config.vocab_size, config.hidden_size)
         layers = (Layer(config, i, chunked=chunked) for i in range(config.num_hidden_layers))
         # The checkpoint's names say "layers" twice.
         self.layers = nn.ModuleDict({"layers": nn.ModuleList(layers)})
