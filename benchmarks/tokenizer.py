@@ -4,18 +4,13 @@
 
 TEXT is any UTF-8 file, FOLDER one with a tokenizer.jsonl. Without FOLDER the vocabulary is made of
 the text's own frequent substrings, so that matches are as long and as many as with a trained one.
-Prints a table, and JSON with the machine, the versions and the command.
+Prints a table; --json keeps it with the machine, the versions and the command.
 
 Invariant: everything that is timed is also checked (decoded text equals the text).
 """
 
 import argparse
-import json
 import math
-import os
-import platform
-import shlex
-import sys
 import tempfile
 import time
 from collections import Counter
@@ -23,6 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from plamo_ref.bench.report import report, write
 from plamo_ref.detokenizer import IncrementalDetokenizer
 from plamo_ref.tokenizer import Plamo2Tokenizer, Row
 
@@ -116,16 +112,6 @@ def microseconds(tokenizer: Plamo2Tokenizer, unit: str, size: int) -> float:
     return round(seconds(lambda: tokenizer.encode(text, add_bos=False)) / size * 1e6, 3)
 
 
-def processor() -> str:
-    """The CPU's name, where Linux tells it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
-
-
 def print_table(result: dict[str, Any]) -> None:
     for name, value in result.items():
         if name != "adversarial_us_per_code_point":
@@ -148,21 +134,9 @@ def main() -> None:
             Plamo2Tokenizer(made_rows(text, arguments.rows)).save(made)
         result = measure(text, arguments.folder or Path(made))
     print_table(result)
-    report = {
-        "command": shlex.join(["python", *sys.argv]),
-        "machine": {
-            "processor": processor(),
-            "cores": os.cpu_count(),
-            "system": f"{platform.system()} {platform.machine()}",
-        },
-        "versions": {"python": platform.python_version()},
-        "vocabulary": "made from the text" if arguments.folder is None else "given",
-        "result": result,
-    }
-    rendered = json.dumps(report, indent=2, ensure_ascii=False)
-    print("\n" + rendered)
     if arguments.json:
-        arguments.json.write_text(rendered + "\n", encoding="utf-8")
+        source = "made from the text" if arguments.folder is None else "given"
+        write(report("tokenizer", [{"vocabulary": source} | result]), arguments.json)
 
 
 if __name__ == "__main__":

@@ -176,8 +176,10 @@ def test_lm_eval_finds_the_log_probabilities_of_the_offline_engine(server, tmp_p
 
 def offline_score(llm: LLM, context: str, continuation: str) -> tuple[float, bool]:
     """Log probability of a continuation, and whether every token of it is the likeliest."""
-    start = len(llm.tokenizer.encode(context, add_bos=False))
-    ids = llm.tokenizer.encode(context + continuation, add_bos=False)
+    ids = llm.tokenizer.encode(context, add_bos=False)
+    start = len(ids)
+    # What follows may be cut differently alone: the harness takes it from the whole.
+    ids += llm.tokenizer.encode(context + continuation, add_bos=False)[start:]
     params = SamplingParams(max_tokens=1, prompt_logprobs=0)
     (output,) = llm.generate([ids], params, use_tqdm=False)
     assert output.prompt_logprobs is not None
