@@ -22,8 +22,8 @@ help:
 	@echo "make clean   delete caches and builds (rm -r $(VENV) starts from nothing)"
 
 demo: $(VENV)/.installed
-	$(RUN) plamo_ref generate --model tiny --echo --prompt '吾輩は' --max-tokens 80 --seed 1 --stats
-	$(RUN) plamo_ref generate --model tiny --echo --prompt 'To be, or' --max-tokens 80 --seed 1 --stats
+	$(RUN) plamo_ref generate --model tiny --echo --prompt '吾輩は' --max-tokens 80 --temperature 0.7 --top-p 0.95 --seed 1 --stats
+	$(RUN) plamo_ref generate --model tiny --echo --prompt 'To be, or' --max-tokens 80 --temperature 0.7 --top-p 0.95 --seed 1 --stats
 
 lab: $(VENV)/.installed-notebooks
 	$(RUN) jupyter lab --LabApp.default_url=/lab/tree/notebooks $(if $(filter 0,$(shell id -u)),--allow-root)

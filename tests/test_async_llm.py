@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -177,6 +178,8 @@ def test_more_requests_than_allowed_are_refused_at_once(engine, monkeypatch):
             await anext(deltas)
             with pytest.raises(EngineBusyError, match="try again"):
                 await collect(llm, [Job(ids, LONG)] * 2)
+            with pytest.raises(RequestRefusedError, match="5 completions"):
+                await collect(llm, [Job(ids, LONG)] * 5)
             assert len(await collect(llm, [Job(ids, short(1))])) == 1
 
     engine.run(test)
@@ -251,7 +254,7 @@ def test_closing_ends_running_calls():
     asyncio.run(run())
 
 
-def test_the_engine_process_ends_with_its_front_however_that_dies(tmp_path):
+def test_the_engine_process_ends_with_its_front_however_that_dies():
     script = """
 import asyncio
 from plamo_ref.engine.async_llm import AsyncLLM
@@ -267,13 +270,16 @@ async def main():
 
 asyncio.run(main())
 """
-    with subprocess.Popen(
-        [sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, cwd=tmp_path
-    ) as front:
-        assert front.stdout is not None
-        engine = psutil.Process(int(front.stdout.readline()))
-        front.kill()
-    assert psutil.wait_procs([engine], timeout=20)[1] == []
+    # What dies so suddenly cannot remove its folder; and paths of sockets have to be short.
+    with tempfile.TemporaryDirectory() as home:
+        environment = {**os.environ, "TMPDIR": home, "OMP_NUM_THREADS": "1"}
+        with subprocess.Popen(
+            [sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, env=environment
+        ) as front:
+            assert front.stdout is not None
+            engine = psutil.Process(int(front.stdout.readline()))
+            front.kill()
+        assert psutil.wait_procs([engine], timeout=20)[1] == []
 
 
 def test_messages_survive_the_wire():

@@ -21,6 +21,10 @@ import psutil
 import pytest
 from servers import RunningServer, running_server
 
+from plamo_ref.engine.async_llm import AsyncLLM
+from plamo_ref.server.config import ServerConfig
+from plamo_ref.server.run import serve
+
 SCALE = int(os.environ.get("SCENARIO_SCALE", "1"))
 GREEDY = {"model": "tiny", "temperature": 0, "ignore_eos": True}
 LONG = {**GREEDY, "prompt": "吾輩は", "max_tokens": 20_000}
@@ -126,7 +130,7 @@ def test_an_echo_is_the_beginning_of_the_same_text(server):
 
 @pytest.mark.parametrize("stream", [True, False])
 def test_a_client_that_hangs_up_frees_what_it_had(server, stream):
-    with raw_request(server, {**LONG, "stream": stream, "n": 4}) as connection:
+    with raw_request(server.address, {**LONG, "stream": stream, "n": 4}) as connection:
         if stream:
             assert b"200 OK" in connection.recv(100)
         server.wait_until("plamo_ref_requests_running", 4)
@@ -134,14 +138,42 @@ def test_a_client_that_hangs_up_frees_what_it_had(server, stream):
     assert server.metrics()['plamo_ref_requests_finished_total{reason="abort"}'] >= 4
 
 
-def raw_request(server: RunningServer, body: dict) -> socket.socket:
+def raw_request(address: str, body: dict) -> socket.socket:
     """A connection on which a request has been sent, and nothing read."""
-    place = urlsplit(server.address)
+    place = urlsplit(address)
     data = json.dumps(body).encode()
     head = f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(data)}\r\n"
     connection = socket.create_connection((place.hostname, place.port), timeout=20)
     connection.sendall(head.encode() + b"Content-Type: application/json\r\n\r\n" + data)
     return connection
+
+
+def test_the_books_of_the_engine_are_right_after_clients_have_gone():
+    """In this process, where the engine can be asked to check every block and slot."""
+
+    async def run() -> None:
+        llm = AsyncLLM("tiny", memory_bytes=64 << 20, max_num_seqs=4)
+        address = asyncio.get_running_loop().create_future()
+        config = ServerConfig(model_name="tiny")
+        server = asyncio.create_task(serve(llm, config, port=0, listening=address.set_result))
+        for number in range(6):
+            body = {**LONG, "n": 3, "stream": True}
+            with await asyncio.to_thread(raw_request, await address, body) as connection:
+                while llm.num_requests < 3 or llm.stats.num_running < 3:
+                    await asyncio.sleep(0.01)
+                if number % 2:
+                    await asyncio.to_thread(connection.recv, 100)
+        async with asyncio.timeout(20):
+            while llm.num_requests:
+                await asyncio.sleep(0.01)
+        audit = await llm.audit()
+        assert (audit.problem, audit.num_requests, audit.stats.slots_used) == (None, 0, 0)
+        assert set(audit.stats.blocks_used.values()) == {0}
+        signal.raise_signal(signal.SIGTERM)
+        await server
+        assert llm.state == "closed"
+
+    asyncio.run(run())
 
 
 def test_many_who_come_and_go_leave_nothing(server):
@@ -196,7 +228,7 @@ def test_when_the_engine_is_killed_everybody_is_told_and_it_comes_back(tmp_path)
     with running_server(tmp_path, "--max-requests", "4") as server, server.client() as client:
         with (
             client.stream("POST", "/v1/completions", json={**LONG, "stream": True}) as stream,
-            raw_request(server, LONG) as waiting,
+            raw_request(server.address, LONG) as waiting,
         ):
             lines = stream.iter_lines()
             assert next(lines).startswith("data: ")
@@ -221,7 +253,7 @@ def test_when_the_engine_is_killed_everybody_is_told_and_it_comes_back(tmp_path)
 
 def test_when_the_engine_may_not_come_back_the_server_ends_with_an_error(tmp_path):
     with running_server(tmp_path, "--engine-restarts", "0") as server:
-        with raw_request(server, LONG) as waiting:
+        with raw_request(server.address, LONG) as waiting:
             server.wait_until("plamo_ref_requests_running", 1)
             server.engine().kill()
             assert waiting.recv(100).startswith(b"HTTP/1.1 500")
@@ -246,7 +278,7 @@ def test_a_signal_lets_streams_come_to_their_end(tmp_path):
 def test_a_signal_does_not_wait_for_ever(tmp_path):
     with (
         running_server(tmp_path, "--drain-seconds", "0.3") as server,
-        raw_request(server, {**LONG, "stream": True}) as connection,
+        raw_request(server.address, {**LONG, "stream": True}) as connection,
     ):
         assert b"200 OK" in connection.recv(100)
         began = time.monotonic()

@@ -124,7 +124,7 @@ class AsyncLLM:
 
         Raises:
             EngineUnavailableError, EngineBusyError: nothing was started.
-            RequestRefusedError: a job can never run.
+            RequestRefusedError: a job can never run, or there are too many for any time.
             EngineDiedError: the engine ended meanwhile.
             SlowReaderError: too many tokens were not fetched.
         """
@@ -179,6 +179,10 @@ class AsyncLLM:
 
     def _submit(self, call: Call, jobs: Sequence[Job]) -> list[str]:
         child = self._life.engine
+        if len(jobs) > self.max_requests:
+            raise RequestRefusedError(
+                f"{len(jobs)} completions in one call, at most {self.max_requests} may be"
+            )
         if len(self._streams) + len(jobs) > self.max_requests:
             raise EngineBusyError(
                 f"{len(self._streams)} requests are under way, at most {self.max_requests} may be, "

@@ -30,7 +30,7 @@ def build_core(
     device = engine.resolve_device()
     dtype = engine.resolve_dtype(device)
     state_dtype = engine.resolve_state_dtype(dtype)
-    loaded = load(select(engine.kernels), dtype, device)
+    loaded = load(select(engine.kernels, device=device, dtype=dtype), dtype, device)
     budget = cache_budget(engine, device, model, dtype.itemsize)
     plan = plan_memory(model, engine, budget, dtype=dtype, state_dtype=state_dtype)
     return EngineCore(ModelRunner(loaded, plan, state_dtype), plan, engine), plan

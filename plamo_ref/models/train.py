@@ -207,11 +207,11 @@ def main(texts: tuple[str, ...], out: Path, every: int, sources: str, **options:
     """
     recipe = Recipe(**options)  # type: ignore[arg-type]
     out.mkdir(parents=True, exist_ok=True)
-    data = split(
-        [Path(t).read_text(encoding="utf-8") for t in texts],
-        held_out_share=recipe.held_out_share,
-        seed=recipe.seed,
-    )
+    try:
+        whole = [Path(t).read_text(encoding="utf-8") for t in texts]
+        data = split(whole, held_out_share=recipe.held_out_share, seed=recipe.seed)
+    except (ValueError, OSError) as error:
+        raise click.UsageError(f"the texts cannot be used: {error}") from None
     tokenizer = load_or_learn_tokenizer(out, data, recipe.vocab_size)
     config = tiny_config(recipe.vocab_size)
     bos, eos = config.bos_token_id or 0, config.eos_token_id or 0
@@ -239,7 +239,7 @@ def main(texts: tuple[str, ...], out: Path, every: int, sources: str, **options:
         "losses": [round(x, 4) for x in run.losses[:: max(1, len(run.losses) // 400)]],
         "held_out_bits_per_byte": run.held_out,
         "seconds": round(run.seconds),
-        "machine": f"{platform.machine()} CPU, {torch.get_num_threads()} threads",
+        "machine": f"{platform.machine()} CPU, threads: {torch.get_num_threads()}",
         "torch": torch.__version__,
         "sources": sources,
     }

@@ -42,7 +42,7 @@ class SamplingParams:
     skip_special_tokens: bool = True  # in the text; the ids are always complete
     logprobs: int | None = None  # report each token's log probability and so many alternatives
     prompt_logprobs: int | None = None  # the same for the prompt's tokens
-    guided: GuidedParams | None = None  # a grammar that the output must follow
+    guided: GuidedParams | None = None  # a grammar to follow; once done, it overrules min_tokens
 
     def __post_init__(self) -> None:
         stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)

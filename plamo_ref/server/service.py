@@ -76,7 +76,6 @@ class Service:
     ) -> AsyncGenerator[Delta, None]:
         """`params.n` completions of each prompt; job index = prompt number * n + completion."""
         jobs = [Job(ids, params.completion(i)) for ids in prompts for i in range(params.n)]
-        self.metrics.prompt_tokens.inc(sum(map(len, prompts)))
         began = time.perf_counter()
         last: dict[int, float] = {}
         reasons: list[str] = []
@@ -84,6 +83,8 @@ class Service:
         try:
             async with aclosing(self.llm.generate(jobs)) as deltas:
                 async for delta in deltas:
+                    if not last:  # the engine has taken them
+                        self.metrics.prompt_tokens.inc(sum(map(len, prompts)))
                     self._count(delta, last, began)
                     if delta.finish_reason is not None:
                         reasons.append(delta.finish_reason)

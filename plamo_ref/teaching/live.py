@@ -148,7 +148,7 @@ def chat_widget(
     params = params or SamplingParams(max_tokens=200, temperature=0.8)
     example = replace(params, temperature=0, n=1, max_tokens=EXAMPLE_TOKENS, ignore_eos=True)
     pieces = list(llm.stream(prompt, example))
-    text = "".join(piece.text for piece in pieces).replace("\n", "\n        ")
+    text = "".join(piece.text for piece in pieces).replace("\n", "⏎")
     lines = [
         f"you     {prompt}",
         f"model   {text}",

@@ -107,5 +107,5 @@ def history(llm: LLM, records: Sequence[StepRecord]) -> tuple[Figure, str]:
     right.set(xlabel="step", ylabel="% of the pool in use", ylim=(0, 105))
     for ax in (left, right):
         ax.grid(color=GREY, linewidth=0.5)
-        ax.legend()
+        ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)  # beside no curve
     return fig, f"{len(rows)} steps, at the most: " + ", ".join(words)

@@ -1,0 +1,191 @@
+"""Every Triton kernel against its torch twin: `python -m plamo_ref.kernels.check`.
+
+    --time      the published models' shapes on the GPU, timed: GB/s or TFLOP/s, share of the floor
+    --model M   8B or 1B (default: both)
+
+On a CUDA GPU: float32 and bfloat16, odd shapes and the published models' shapes. Without one:
+Triton's interpreter, which proves the arithmetic and the addressing in float32 at odd shapes, and
+nothing about bfloat16, speed or races.
+
+The truth is the twin in float64 on the same numbers; the error is ‖got - truth‖ / ‖truth‖, beside
+it the largest single difference over the largest truth. Elements that the twin leaves NaN must be
+NaN: nothing else may be written.
+
+Invariant: exits with 0 only if every comparison that this machine can make was made and is good.
+"""
+
+import argparse
+import dataclasses
+import os
+import statistics
+import sys
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from plamo_ref.kernels.check_cases import MODELS, Case, model_cases, small_cases
+from plamo_ref.kernels.errors import KernelError
+from plamo_ref.kernels.table import TORCH, Kernels, triton_table
+
+# Ratio of norms. float32: rounding, and three-part tf32 on a GPU. bfloat16: 8 bits of fraction,
+# after up to three roundings in a row.
+LIMITS = {torch.float32: 1e-5, torch.bfloat16: 1e-2}
+MAXIMUM = 4.0  # the largest difference may be so many times the limit, over the largest truth
+COPY_BANDWIDTH, TENSOR_RATE = 4.28e12, 768e12  # of one H200: bytes read and written /s, FLOP/s
+
+
+def copied(value: Any, dtype: torch.dtype | None = None) -> Any:
+    """A deep copy; floating-point tensors in `dtype` if one is given, with the same strides."""
+    if isinstance(value, Tensor):
+        kept = dtype is None or not value.is_floating_point()
+        return value.clone() if kept else value.to(dtype, copy=True)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = {f.name: copied(getattr(value, f.name), dtype) for f in dataclasses.fields(value)}
+        return dataclasses.replace(value, **fields)
+    return value
+
+
+def results(case: Case, table: Kernels, dtype: torch.dtype | None = None) -> list[Tensor]:
+    """What the call returns and what it changed, on copies of the arguments."""
+    arguments = [copied(a, dtype) for a in case.arguments]
+    returned = getattr(table, case.operation)(*arguments)
+    returned = returned if isinstance(returned, tuple) else (returned,)
+    return [*returned, *(arguments[i] for i in case.written)]
+
+
+def compare(got: list[Tensor], truth: list[Tensor]) -> tuple[float, float]:
+    """The largest ratio of norms and the largest maximum; infinite where NaN is in other places."""
+    ratios, most = [0.0], [0.0]
+    for g, t in zip(got, truth, strict=True):
+        if g.shape != t.shape or not torch.equal(g.isnan(), t.isnan()):
+            return float("inf"), float("inf")
+        g, t = g.double().nan_to_num(0.0), t.double().nan_to_num(0.0)
+        if t.numel():
+            ratios.append(float((g - t).norm() / t.norm().clamp_min(1e-30)))
+            most.append(float((g - t).abs().max() / t.abs().max().clamp_min(1e-30)))
+    return max(ratios), max(most)
+
+
+def limit_of(case: Case, dtype: torch.dtype) -> float:
+    """A state kept in bfloat16 is rounded when it is stored, whatever computes it."""
+    stored = [case.arguments[i].dtype for i in case.written]
+    return max(LIMITS[kind] for kind in (dtype, *stored))
+
+
+def check(
+    cases: Iterable[Case], dtype: torch.dtype, table: Kernels
+) -> Iterator[tuple[Case, float, float, float, bool]]:
+    """For each case: the kernel's ratio and maximum, the twin's ratio, and whether it is good."""
+    for case in cases:
+        truth = results(case, TORCH, torch.float64)
+        ratio, most = compare(results(case, table), truth)
+        own, _ = compare(results(case, TORCH), truth)
+        limit = limit_of(case, dtype)
+        yield case, ratio, most, own, ratio <= limit and most <= MAXIMUM * limit
+
+
+def check_all(device: torch.device, models: list[str]) -> int:
+    """Print one table. Returns the number of failures."""
+    table, bad = triton_table(), 0
+    print(f"{'':4} {'dtype':8} {'case':56} {'ratio':>9} {'maximum':>9} {'twin':>9}")
+    dtypes = (torch.float32, torch.bfloat16) if device.type == "cuda" else (torch.float32,)
+    for dtype in dtypes:
+        sources = [("", small_cases(device, dtype))]
+        if device.type == "cuda":
+            wanted = [shape for shape in MODELS if shape.name in models]
+            sources += [(f"{s.name}: ", model_cases(device, dtype, s)) for s in wanted]
+        kind = str(dtype).removeprefix("torch.").replace("float", "f")
+        for prefix, cases in sources:
+            for case, ratio, most, own, good in check(cases, dtype, table):
+                name = case.name if not prefix else f"{prefix}{case.operation} {case.name}"
+                word = "ok" if good else "BAD"
+                print(f"{word:4} {kind:8} {name:56} {ratio:9.1e} {most:9.1e} {own:9.1e}")
+                bad += not good
+    return bad
+
+
+def seconds(case: Case, table: Kernels, repeats: int = 30) -> float:
+    """Median time of the kernels of one call, between CUDA events around a recorded graph.
+
+    A graph, because launching from Python takes longer than most of these kernels run. Copies of
+    the arguments take turns, so that the cache of the GPU does not hold what is read.
+    """
+    size = max(case.moved_bytes, 1)
+    sets = [case.arguments] + [
+        tuple(copied(a) for a in case.arguments) for _ in range(min(8, (1 << 28) // size))
+    ]
+    call = getattr(table, case.operation)
+    for arguments in sets:
+        call(*arguments)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for arguments in sets:
+            call(*arguments)
+    times = []
+    for _ in range(repeats):
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        graph.replay()
+        end.record()
+        end.synchronize()
+        times.append(start.elapsed_time(end) / 1e3 / len(sets))
+    return statistics.median(times)
+
+
+def time_all(device: torch.device, models: list[str]) -> None:
+    """Print a line for each timed call; the floor is that of one H200."""
+    table = triton_table()
+    print(f"{'case':52} {'µs':>9} {'floor µs':>9} {'of floor':>9}  rate")
+    for shape in (shape for shape in MODELS if shape.name in models):
+        for case in model_cases(device, torch.bfloat16, shape):
+            if not case.moved_bytes:
+                continue
+            took = seconds(case, table)
+            floor = max(case.moved_bytes / COPY_BANDWIDTH, case.operations / TENSOR_RATE)
+            bound = case.moved_bytes / COPY_BANDWIDTH >= case.operations / TENSOR_RATE
+            rate = case.moved_bytes / took / 1e9 if bound else case.operations / took / 1e12
+            unit = "GB/s" if bound else "TFLOP/s"
+            name = f"{shape.name}: {case.operation} {case.name}"
+            print(
+                f"{name:52} {took * 1e6:9.1f} {floor * 1e6:9.1f} {floor / took:9.0%}  "
+                f"{rate:.0f} {unit}",
+                flush=True,
+            )
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Returns the exit status: 0 good, 1 a kernel is wrong, 2 it cannot be done here."""
+    parser = argparse.ArgumentParser(prog="python -m plamo_ref.kernels.check")
+    parser.add_argument("--time", action="store_true", help="time the kernels (needs a GPU)")
+    parser.add_argument("--model", choices=[s.name for s in MODELS], help="only this shape")
+    options = parser.parse_args(arguments)
+    models = [options.model] if options.model else [s.name for s in MODELS]
+    if torch.cuda.is_available():
+        device = torch.device("cuda")
+        print(f"on {torch.cuda.get_device_name(device)}")
+        if options.time:
+            time_all(device, models)
+            return 0
+    elif options.time:
+        print("--time needs a CUDA GPU", file=sys.stderr)
+        return 2
+    else:
+        # Triton decides when a kernel is defined, and none is defined before `triton_table`.
+        os.environ["TRITON_INTERPRET"] = "1"
+        device = torch.device("cpu")
+        print(
+            "no CUDA GPU: Triton's interpreter, float32, odd shapes. Not checked: bfloat16, speed"
+        )
+    try:
+        bad = check_all(device, models)
+    except ImportError as error:
+        raise KernelError(f"Triton cannot be imported here: {error}") from None
+    print(f"{bad} of the comparisons are bad" if bad else "all good")
+    return 1 if bad else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,278 @@
+"""Arguments for every operation: odd shapes for truth, the published models' shapes for speed.
+
+Invariant: whatever an operation must not read is NaN: unused blocks, the rest of a last block,
+slots of others, the slot of a request without a past. All numbers come from one seed.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from plamo_ref.kernels.qk_norm_rope import rope_tables
+from plamo_ref.kernels.ssm import ScanInputs, ScanParams
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The sizes of a model that kernels see."""
+
+    name: str
+    hidden: int
+    intermediate: int
+    heads: int
+    kv_heads: int
+    size: int  # of a head
+    mamba_heads: int
+    state: int
+    window: int
+    taps: int = 4
+    block_size: int = 16
+
+
+MODELS = (
+    Shape("8B", 4096, 16384, 32, 4, 128, 64, 64, 2048),
+    Shape("1B", 2048, 8192, 16, 1, 128, 32, 64, 2048),
+)
+# Powers of two and not, one KV head and as many as query heads, every published head size.
+SMALL = (
+    Shape("a", 64, 96, 4, 2, 16, 2, 8, 6, taps=4, block_size=4),
+    Shape("b", 72, 40, 3, 1, 32, 3, 24, 5, taps=2, block_size=3),
+    Shape("c", 33, 17, 8, 1, 16, 1, 16, 70, taps=3, block_size=16),
+    Shape("d", 128, 130, 2, 2, 128, 1, 32, 8, taps=4, block_size=5),
+    Shape("e", 40, 24, 10, 2, 24, 2, 64, 1, taps=5, block_size=1),
+)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One call of an operation of the table."""
+
+    name: str
+    operation: str
+    arguments: tuple[Any, ...]
+    written: tuple[int, ...] = ()  # places of the arguments that it changes
+    moved_bytes: int = 0  # through the device's memory, at the least
+    operations: int = 0  # multiplications and additions in products of matrices
+
+
+class Maker:
+    """Makes tensors of one dtype on one device."""
+
+    def __init__(self, device: torch.device, dtype: torch.dtype, seed: int = 0) -> None:
+        self.device, self.dtype = device, dtype
+        self.generator = torch.Generator(device).manual_seed(seed)
+
+    def noise(self, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
+        wide = torch.randn(shape, generator=self.generator, device=self.device)
+        return wide.to(dtype or self.dtype)
+
+    def nan(self, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
+        return torch.full(shape, math.nan, dtype=dtype or self.dtype, device=self.device)
+
+    def ints(self, values: Sequence[int]) -> Tensor:
+        return torch.tensor(values, dtype=torch.int64, device=self.device)
+
+    def shuffled(self, count: int) -> Tensor:
+        """1 … count in a random order; 0 is the null place."""
+        return torch.randperm(count, generator=self.generator, device=self.device) + 1
+
+
+def norm_cases(make: Maker, shape: Shape, tokens: int) -> Iterator[Case]:
+    item, size = make.dtype.itemsize, shape.hidden
+    x, gain = make.noise(tokens, size), make.noise(size)
+    yield Case(f"{tokens}", "rms_norm", (x, gain, 1e-6), moved_bytes=2 * tokens * size * item)
+    # As B, C and Δ come: a part of a wider row.
+    part = make.noise(tokens, 2 * shape.state + 7)[:, 3 : 3 + shape.state]
+    yield Case(f"{tokens} strided", "rms_norm", (part, make.noise(shape.state), 1e-6))
+    arguments = (make.noise(tokens, size), x, gain, make.noise(size), 1e-6)
+    yield Case(f"{tokens}", "add_norm", arguments, moved_bytes=4 * tokens * size * item)
+    wide = make.noise(tokens, 2 * shape.intermediate)
+    moved = 3 * tokens * shape.intermediate * item
+    yield Case(f"{tokens}", "swiglu", (wide,), moved_bytes=moved)
+
+
+def qk_case(make: Maker, shape: Shape, tokens: int) -> Case:
+    heads, groups, size = shape.heads, shape.kv_heads, shape.size
+    blocks = tokens // shape.block_size + 2
+    positions = make.ints([(7919 * t) % 100_003 for t in range(tokens)])
+    width = (heads + 2 * groups) * size
+    arguments = (
+        make.noise(tokens, width + 8)[:, :width],  # rows further apart than they are long
+        make.noise(heads, size),
+        make.noise(groups, size),
+        rope_tables(positions, size, 10000.0, make.dtype),
+        make.nan(blocks, shape.block_size, groups, size),
+        make.nan(blocks, shape.block_size, groups, size),
+        make.shuffled(blocks * shape.block_size - 1)[:tokens],
+    )
+    moved = 2 * tokens * width * make.dtype.itemsize
+    return Case(f"{tokens}", "qk_norm_rope_write", arguments, (4, 5), moved_bytes=moved)
+
+
+def paged_case(
+    make: Maker, shape: Shape, shares: Sequence[tuple[int, int]], window: int | None
+) -> Case:
+    """Shares: tokens of each request computed before, and in this step."""
+    size, groups, block_size = shape.size, shape.kv_heads, shape.block_size
+    firsts = [0 if window is None else max(0, past - window) // block_size for past, _ in shares]
+    lengths = [past + new for past, new in shares]
+    spans = [math.ceil(n / block_size) - f for n, f in zip(lengths, firsts, strict=True)]
+    places = make.shuffled(sum(spans)).tolist()
+    rows = [[places.pop() for _ in range(span)] for span in spans]
+    wide = max(spans) + 1
+    table = make.ints([[*row, *[0] * (wide - len(row))] for row in rows])  # type: ignore[misc]
+    caches = [make.noise(sum(spans) + 1, block_size, groups, size) for _ in range(2)]
+    for cache in caches:
+        cache[0] = math.nan
+        for row, length in zip(rows, lengths, strict=True):
+            if row and length % block_size:
+                cache[row[-1], length % block_size :] = math.nan
+    counts = [new for _, new in shares]
+    q = make.noise(sum(counts), shape.heads, size)
+    common = (q, *caches, table, make.ints(firsts), make.ints(lengths))
+    label = f"{'+'.join(map(str, shares[0]))} ×{len(shares)}, W {window}"
+    past_seen = [min(p, window) if window is not None else p for p, _ in shares]
+    keys = sum(past_seen) + sum(counts)
+    moved = (2 * keys * groups + 2 * sum(counts) * shape.heads) * size * make.dtype.itemsize
+    if all(new == 1 for new in counts):
+        return Case(label, "paged_decode", (*common, window), moved_bytes=moved)
+    pairs = sum(_pairs(past, new, window) for past, new in shares)
+    starts = torch.tensor([0, *counts], device=make.device).cumsum(0)
+    return Case(
+        label,
+        "paged_prefill",
+        (*common, starts, window),
+        moved_bytes=moved,
+        operations=4 * pairs * shape.heads * size,
+    )
+
+
+def _pairs(past: int, new: int, window: int | None) -> int:
+    """Of a query and a key that it sees."""
+    seen = (position + 1 for position in range(past, past + new))
+    return sum(seen) if window is None else sum(min(n, window + 1) for n in seen)
+
+
+def conv_cases(make: Maker, shape: Shape, requests: int, counts: Sequence[int]) -> Iterator[Case]:
+    channels, item = shape.mamba_heads * shape.size, make.dtype.itemsize
+    weight = make.noise(channels, 1, shape.taps)[:, 0, :]
+    cache = make.noise(requests + 2, channels, shape.taps - 1)
+    slots = make.shuffled(requests + 1)[:requests]
+    moved = requests * channels * item * 2 * shape.taps
+    update = (make.noise(requests, channels), weight, cache, slots)
+    yield Case(f"{requests}", "conv_update", update, (2,), moved_bytes=moved)
+    starts, has_past, cache, slots = _parts(make, counts, (channels, shape.taps - 1), make.dtype)
+    u = make.noise(sum(counts), channels + 8)[:, :channels]
+    label = f"{counts[0]} ×{len(counts)}"
+    prefill = (u, weight, cache, slots, starts, has_past)
+    moved = 2 * sum(counts) * channels * item
+    yield Case(label, "conv_prefill", prefill, (2,), moved_bytes=moved)
+
+
+def scan_cases(
+    make: Maker,
+    shape: Shape,
+    requests: int,
+    counts: Sequence[int],
+    state_dtype: torch.dtype = torch.float32,
+) -> Iterator[Case]:
+    heads, size, state = shape.mamba_heads, shape.size, shape.state
+    cache = make.noise(requests + 2, heads, size, state, dtype=state_dtype)
+    slots = make.shuffled(requests + 1)[:requests]
+    kind = str(state_dtype).removeprefix("torch.")
+    item = make.dtype.itemsize
+    moved = requests * heads * size * (2 * state * state_dtype.itemsize + 3 * item)
+    params = scan_params(make, heads)
+    arguments = (scan_inputs(make, shape, requests), params, cache, slots)
+    yield Case(f"{requests}, {kind}", "state_update", arguments, (2,), moved_bytes=moved)
+    if not counts:
+        return
+    starts, has_past, cache, slots = _parts(make, counts, (heads, size, state), state_dtype)
+    tokens = sum(counts)
+    inputs = scan_inputs(make, shape, tokens)
+    yield Case(
+        f"{counts[0]} ×{len(counts)}, {kind}",
+        "scan_prefill",
+        (inputs, params, cache, slots, starts, has_past),
+        (2,),
+        moved_bytes=tokens * heads * size * 3 * item,
+        operations=tokens * heads * (4 * state * size + 64 * (2 * state + 2 * size)),
+    )
+
+
+def scan_inputs(make: Maker, shape: Shape, tokens: int) -> ScanInputs:
+    """z strided as the projection leaves it; Δ from far below to far above the usual."""
+    heads, size, state = shape.mamba_heads, shape.size, shape.state
+    return ScanInputs(
+        u=make.noise(tokens, heads, size),
+        z=make.noise(tokens, heads, 2, size)[:, :, 0],
+        dt=3 * make.noise(tokens, heads) - 2,
+        B=make.noise(tokens, state),
+        C=make.noise(tokens, state),
+    )
+
+
+def scan_params(make: Maker, heads: int) -> ScanParams:
+    wide = torch.promote_types(make.dtype, torch.float32)
+    return ScanParams(
+        A=-make.noise(heads, dtype=wide).exp(),
+        D=make.noise(heads, dtype=wide),
+        dt_bias=make.noise(heads, dtype=wide),
+    )
+
+
+def _parts(
+    make: Maker, counts: Sequence[int], shape: tuple[int, ...], dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Starts, has_past (every second request), slots' memory with NaN where nobody was, slots."""
+    requests = len(counts)
+    starts = torch.tensor([0, *counts], device=make.device).cumsum(0)
+    has_past = make.ints([i % 2 for i in range(requests)]).bool()
+    slots = make.shuffled(requests + 1)[:requests]
+    cache = make.nan(requests + 2, *shape, dtype=dtype)
+    cache[slots[has_past]] = make.noise(int(has_past.sum()), *shape, dtype=dtype)
+    return starts, has_past, cache, slots
+
+
+def small_cases(device: torch.device, dtype: torch.dtype) -> Iterator[Case]:
+    """Every operation at odd shapes, edges of the window, empty and one-token parts."""
+    for index, shape in enumerate(SMALL):
+        make, window = Maker(device, dtype, seed=index), shape.window
+        cases = [
+            *norm_cases(make, shape, 3),
+            qk_case(make, shape, 3),
+            *conv_cases(make, shape, 2, (1, 2, 33, 3)),
+            *scan_cases(make, shape, 2, (1, 0, 65 if index == 0 else 18)),
+        ]
+        edges = [(max(0, window + extra - 1), 1) for extra in (-1, 0, 1, 2)]
+        chunks = [(0, 1), (window, 1), (window + 1, 2), (4, 0), (3, 17)]
+        for limit in (window, None):
+            cases += [
+                paged_case(make, shape, edges[:2] if index > 1 else edges, limit),
+                paged_case(make, shape, chunks[1:] if index > 1 else chunks, limit),
+            ]
+        for case in cases:
+            name = f"{shape.name}: {case.operation} {case.name}"
+            yield Case(name, case.operation, case.arguments, case.written)
+
+
+def model_cases(device: torch.device, dtype: torch.dtype, shape: Shape) -> Iterator[Case]:
+    """Every operation at one published model's shapes."""
+    make = Maker(device, dtype)
+    for tokens in (1, 128, 2048):
+        yield from norm_cases(make, shape, tokens)
+        yield qk_case(make, shape, tokens)
+    for context, requests in ((300, 1), (2047, 1), (300, 128), (2100, 32)):
+        yield paged_case(make, shape, [(context, 1)] * requests, shape.window)
+    yield paged_case(make, shape, [(9000, 1)] * 2, None)
+    for shares in ([(0, 2048)], [(4000, 2048)], [(0, 300), (100, 77), (2500, 1000)]):
+        yield paged_case(make, shape, shares, shape.window)
+    yield paged_case(make, shape, [(1000, 1048)], None)
+    for requests, counts in ((1, (2048,)), (32, (100, 333, 700, 1)), (128, (64,) * 32)):
+        yield from conv_cases(make, shape, requests, counts)
+        yield from scan_cases(make, shape, requests, counts)
+    yield from scan_cases(make, shape, 128, (), torch.bfloat16)

@@ -1,0 +1,99 @@
+# mypy: disallow-untyped-defs=False
+"""What the Triton kernels share: the launch, the precision of products, the search of a request.
+
+Invariant: no launcher looks at the values of a tensor, only at shapes: a launch never makes the
+host wait for the device, and a step with fixed shapes can be recorded as a CUDA graph.
+
+Kernels read whatever dtype their tensors have and compute in float32.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Config:
+    """One row of a kernel's table of configurations."""
+
+    up_to: int  # the row is for sizes up to this one; what "size" is, the table says
+    block: int  # elements (or tokens) of one program
+    warps: int
+    stages: int = 1  # loop iterations whose loads are in flight at once
+
+
+def pick(table: tuple[Config, ...], size: int) -> Config:
+    """The first row that covers `size`, else the last. Plain tables start fast: a tuner would
+    spend the first requests' time, and every new shape's."""
+    return next((row for row in table if size <= row.up_to), table[-1])
+
+
+def launch(
+    kernel: Any, grid: tuple[int, ...], *args: Any, config: Config, **constants: object
+) -> None:
+    """Run `kernel` on the device of its first tensor; a grid without programs is left out."""
+    if 0 in grid:
+        return
+    tensor = next(arg for arg in args if isinstance(arg, Tensor))
+    # Triton launches on the current device, which need not be the tensors' own.
+    with torch.cuda.device_of(tensor):
+        kernel[grid](*args, **constants, num_warps=config.warps, num_stages=config.stages)
+
+
+def power_of_two(n: int, least: int = 1) -> int:
+    """The size of a range that covers n: Triton's ranges are powers of two, products need 16."""
+    return max(least, triton.next_power_of_2(n))
+
+
+def precision(dtype: torch.dtype) -> str:
+    """Of products with float32 operands, for activations of `dtype`.
+
+    tf32 keeps 10 bits of the fraction, more than bfloat16's 7; float32 activations get three tf32
+    products instead of one, which together keep nearly all 23.
+    """
+    return "tf32x3" if dtype == torch.float32 else "tf32"
+
+
+def with_unit_stride(x: Tensor) -> Tensor:
+    """x itself if its last dimension is contiguous (all that kernels ask), else a copy."""
+    return x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()
+
+
+@triton.jit
+def find_request(starts_ptr, requests, block, BLOCK: tl.constexpr):
+    """Which request block number `block` belongs to, when each has its own blocks of tokens.
+
+    Request i gets the blocks from starts[i] // BLOCK + i on: at least as many as its tokens need,
+    at least one, computed from its start alone. T // BLOCK + R blocks cover all requests, and the
+    host needs to know no lengths.
+
+    Returns (request, first token of the block counted from the request's start).
+    """
+    low = 0
+    high = requests
+    while high - low > 1:  # starts[low] is at or before the block, starts[high] is after it
+        middle = (low + high) // 2
+        start = tl.load(starts_ptr + middle).to(tl.int32)
+        at_or_before = start // BLOCK + middle <= block
+        low = tl.where(at_or_before, middle, low)
+        high = tl.where(at_or_before, high, middle)
+    first = tl.load(starts_ptr + low).to(tl.int32)
+    return low, (block - (first // BLOCK + low)) * BLOCK
+
+
+@triton.jit
+def silu(x):
+    return x / (1 + tl.exp(-x))
+
+
+@triton.jit
+def softplus(x):
+    """log(1 + exp x), also where exp x is too small for 1 + exp x to notice (Kahan's log1p)."""
+    y = tl.exp(tl.minimum(x, 20.0))
+    w = 1 + y
+    log1p = tl.where(w == 1, y, tl.log(w) * (y / tl.where(w == 1, 1.0, w - 1)))
+    return tl.where(x > 20, x, log1p)

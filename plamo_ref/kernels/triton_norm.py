@@ -1,0 +1,139 @@
+# mypy: disallow-untyped-defs=False
+"""RMS norm and the seam between two sub-layers, each in one pass over memory.
+
+Formulas and twins: plamo_ref/kernels/norm.py.
+
+Invariant: as in the twins, statistics in float32 and a rounding to the dtype of x before the gain.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from plamo_ref.kernels.errors import require
+from plamo_ref.kernels.triton_launch import Config, launch, pick, power_of_two, with_unit_stride
+
+# Size: elements of a row. A block is rows: short rows (B, C and Δ of Mamba) share a program.
+NORM_CONFIGS = (
+    Config(up_to=256, block=16, warps=4),
+    Config(up_to=2048, block=1, warps=4),
+    Config(up_to=1 << 20, block=1, warps=16),
+)
+
+
+@triton.jit
+def normalise(x, D: tl.constexpr, eps):
+    """x / sqrt(mean(x²) + eps) over the last axis; what lies beyond D must be 0."""
+    return x * tl.rsqrt(tl.sum(x * x, axis=-1, keep_dims=True) / D + eps)
+
+
+@triton.jit(do_not_specialize=["rows"])
+def rms_norm_kernel(
+    x_ptr,
+    gain_ptr,
+    out_ptr,
+    rows,
+    x_stride,
+    eps,
+    D: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    ROWS: tl.constexpr,
+):
+    row = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64)[:, None]
+    col = tl.arange(0, BLOCK_D)[None, :]
+    inside = (row < rows) & (col < D)
+    x = tl.load(x_ptr + row * x_stride + col, mask=inside, other=0.0)
+    gain = tl.load(gain_ptr + col, mask=col < D, other=0.0).to(tl.float32)
+    normed = normalise(x.to(tl.float32), D, eps).to(x.dtype).to(tl.float32) * gain
+    tl.store(out_ptr + row * D + col, normed.to(out_ptr.dtype.element_ty), mask=inside)
+
+
+def rms_norm(x: Tensor, gain: Tensor, eps: float) -> Tensor:
+    """x [..., D], gain [D] → [..., D]. As the twin, for one gain of all rows."""
+    size = x.shape[-1]
+    require(gain.shape == (size,), f"rms_norm: gain is {list(gain.shape)}, but x ends in [{size}]")
+    flat = with_unit_stride(x).reshape(-1, size)
+    out = torch.empty(x.shape, dtype=torch.promote_types(x.dtype, gain.dtype), device=x.device)
+    config = pick(NORM_CONFIGS, size)
+    launch(
+        rms_norm_kernel,
+        (triton.cdiv(flat.shape[0], config.block),),
+        flat,
+        gain.contiguous(),
+        out,
+        flat.shape[0],
+        flat.stride(0),
+        eps,
+        config=config,
+        D=size,
+        BLOCK_D=power_of_two(size),
+        ROWS=config.block,
+    )
+    return out
+
+
+@triton.jit
+def add_norm_kernel(
+    residual_ptr,
+    x_ptr,
+    post_ptr,
+    pre_ptr,
+    sum_ptr,
+    out_ptr,
+    residual_stride,
+    x_stride,
+    eps,
+    D: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    row = tl.program_id(0).to(tl.int64)
+    col = tl.arange(0, BLOCK_D)
+    inside = col < D
+    x = tl.load(x_ptr + row * x_stride + col, mask=inside, other=0.0)
+    residual = tl.load(residual_ptr + row * residual_stride + col, mask=inside, other=0.0)
+    # Asked for before the first sum: the gains arrive while the statistics are computed.
+    post = tl.load(post_ptr + col, mask=inside, other=0.0).to(tl.float32)
+    pre = tl.load(pre_ptr + col, mask=inside, other=0.0).to(tl.float32)
+
+    dtype = residual.dtype
+    normed = normalise(x.to(tl.float32), D, eps).to(dtype).to(tl.float32) * post
+    # The next norm sees the stream as the next addition will: rounded.
+    total = (residual.to(tl.float32) + normed.to(dtype).to(tl.float32)).to(dtype)
+    tl.store(sum_ptr + row * D + col, total, mask=inside)
+    normed = normalise(total.to(tl.float32), D, eps).to(dtype).to(tl.float32) * pre
+    tl.store(out_ptr + row * D + col, normed.to(dtype), mask=inside)
+
+
+def add_norm(
+    residual: Tensor, x: Tensor, post_gain: Tensor, pre_gain: Tensor, eps: float
+) -> tuple[Tensor, Tensor]:
+    """residual, x [T, D], gains [D] → the new residual and its norm, both [T, D]."""
+    rows, size = residual.shape
+    require(
+        x.shape == residual.shape and post_gain.shape == pre_gain.shape == (size,),
+        f"add_norm: residual {list(residual.shape)}, x {list(x.shape)}, gains "
+        f"{list(post_gain.shape)} and {list(pre_gain.shape)} do not fit together",
+    )
+    dtypes = {residual.dtype, x.dtype, post_gain.dtype, pre_gain.dtype}
+    require(len(dtypes) == 1, f"add_norm: one dtype for all, not {sorted(map(str, dtypes))}")
+    residual, x = with_unit_stride(residual), with_unit_stride(x)
+    total = torch.empty((rows, size), dtype=x.dtype, device=x.device)
+    out = torch.empty_like(total)
+    launch(
+        add_norm_kernel,
+        (rows,),
+        residual,
+        x,
+        post_gain.contiguous(),
+        pre_gain.contiguous(),
+        total,
+        out,
+        residual.stride(0),
+        x.stride(0),
+        eps,
+        config=pick(NORM_CONFIGS, size),
+        D=size,
+        BLOCK_D=power_of_two(size),
+    )
+    return total, out

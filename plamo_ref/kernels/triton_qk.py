@@ -1,0 +1,137 @@
+# mypy: disallow-untyped-defs=False
+"""QK-norm, RoPE and the write of keys and values into their blocks: each element of qkv read once.
+
+Formula and twin: plamo_ref/kernels/qk_norm_rope.py.
+
+Invariant: rows that are not in slot_mapping are not touched. The arithmetic is float32 and rounded
+where the published model rounds: after the norm, and in the result.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from plamo_ref.config import QK_NORM_EPS
+from plamo_ref.kernels.errors import require
+from plamo_ref.kernels.triton_launch import Config, launch, pick, power_of_two, with_unit_stride
+
+# Size: tokens. A block is heads of one token: one at a time for a few tokens, so that the device
+# has enough programs; more when tokens alone are enough.
+QK_CONFIGS = (
+    Config(up_to=64, block=2, warps=1),
+    Config(up_to=1 << 30, block=8, warps=4),
+)
+
+
+@triton.jit
+def qk_norm_rope_kernel(
+    qkv_ptr,
+    q_gain_ptr,
+    k_gain_ptr,
+    cos_ptr,
+    sin_ptr,
+    mapping_ptr,
+    q_ptr,
+    keys_ptr,
+    values_ptr,
+    qkv_stride,
+    eps,
+    H: tl.constexpr,
+    G: tl.constexpr,
+    P: tl.constexpr,
+    BLOCK_P: tl.constexpr,  # half a head, rounded up
+    HEADS: tl.constexpr,
+):
+    """HEADS heads of one token, in the order of qkv: queries, keys, values."""
+    HALF: tl.constexpr = P // 2
+    token = tl.program_id(0).to(tl.int64)
+    head = (tl.program_id(1) * HEADS + tl.arange(0, HEADS))[:, None]
+    col = tl.arange(0, BLOCK_P)[None, :]
+    is_q, is_k, is_v = head < H, (head >= H) & (head < H + G), head >= H + G
+    inside = (head < H + 2 * G) & (col < HALF)
+
+    # The pair (i, i + P/2) rotates together: a tile for each half.
+    source = qkv_ptr + token * qkv_stride + head * P + col
+    raw_1 = tl.load(source, mask=inside, other=0.0)
+    raw_2 = tl.load(source + HALF, mask=inside, other=0.0)
+    x1, x2 = raw_1.to(tl.float32), raw_2.to(tl.float32)
+    squares = tl.sum(x1 * x1, axis=1, keep_dims=True) + tl.sum(x2 * x2, axis=1, keep_dims=True)
+    scale = tl.rsqrt(squares / P + eps)
+    q_gain, k_gain = q_gain_ptr + head * P + col, k_gain_ptr + (head - H) * P + col
+    in_q, in_k = is_q & inside, is_k & inside
+    gain_1 = tl.load(q_gain, mask=in_q, other=0.0) + tl.load(k_gain, mask=in_k, other=0.0)
+    gain_2 = tl.load(q_gain + HALF, mask=in_q, other=0.0)
+    gain_2 += tl.load(k_gain + HALF, mask=in_k, other=0.0)
+    x1 = (x1 * scale).to(raw_1.dtype).to(tl.float32) * gain_1.to(tl.float32)
+    x2 = (x2 * scale).to(raw_1.dtype).to(tl.float32) * gain_2.to(tl.float32)
+
+    cos = tl.load(cos_ptr + token * HALF + col, mask=col < HALF, other=0.0).to(tl.float32)
+    sin = tl.load(sin_ptr + token * HALF + col, mask=col < HALF, other=0.0).to(tl.float32)
+    y1 = (x1 * cos - x2 * sin).to(raw_1.dtype)
+    y2 = (x2 * cos + x1 * sin).to(raw_1.dtype)
+
+    q = q_ptr + (token * H + head) * P + col
+    tl.store(q, y1, mask=in_q)
+    tl.store(q + HALF, y2, mask=in_q)
+    slot = tl.load(mapping_ptr + token).to(tl.int64)
+    k = keys_ptr + (slot * G + head - H) * P + col
+    tl.store(k, y1, mask=in_k)
+    tl.store(k + HALF, y2, mask=in_k)
+    v = values_ptr + (slot * G + head - H - G) * P + col
+    tl.store(v, raw_1, mask=is_v & inside)
+    tl.store(v + HALF, raw_2, mask=is_v & inside)
+
+
+def qk_norm_rope_write(
+    qkv: Tensor,
+    q_gain: Tensor,
+    k_gain: Tensor,
+    tables: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    slot_mapping: Tensor,
+) -> Tensor:
+    """As the twin: changes keys and values in place and returns the queries [T, H, P]."""
+    (heads, size), kv_heads, tokens = q_gain.shape, k_gain.shape[0], qkv.shape[0]
+    width = (heads + 2 * kv_heads) * size
+    require(
+        qkv.shape[1] == width and size % 2 == 0 and k_gain.shape[1] == size,
+        f"qk_norm_rope_write: qkv {list(qkv.shape)} does not hold {heads} queries, {kv_heads} keys "
+        f"and {kv_heads} values of size {size} for each token",
+    )
+    require(
+        tables.shape == (2, tokens, 1, size // 2) and slot_mapping.shape == (tokens,),
+        f"qk_norm_rope_write: tables {list(tables.shape)} and slot_mapping "
+        f"{list(slot_mapping.shape)} do not fit {tokens} tokens of head size {size}",
+    )
+    require(
+        keys.shape[2:] == (kv_heads, size) and keys.is_contiguous() and values.is_contiguous(),
+        f"qk_norm_rope_write: the cache is {list(keys.shape)}, not contiguous [blocks, block_size, "
+        f"{kv_heads}, {size}]",
+    )
+    qkv, tables = with_unit_stride(qkv), tables.contiguous()
+    q = torch.empty((tokens, heads, size), dtype=qkv.dtype, device=qkv.device)
+    config = pick(QK_CONFIGS, tokens)
+    launch(
+        qk_norm_rope_kernel,
+        (tokens, triton.cdiv(heads + 2 * kv_heads, config.block)),
+        qkv,
+        q_gain.contiguous(),
+        k_gain.contiguous(),
+        tables[0],
+        tables[1],
+        slot_mapping,
+        q,
+        keys,
+        values,
+        qkv.stride(0),
+        QK_NORM_EPS,
+        config=config,
+        H=heads,
+        G=kv_heads,
+        P=size,
+        BLOCK_P=power_of_two(size // 2),
+        HEADS=config.block,
+    )
+    return q

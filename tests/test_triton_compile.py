@@ -1,0 +1,232 @@
+"""Every Triton kernel compiled for sm_80 and sm_90, at the published models' shapes, with no GPU.
+
+Invariant tested: the launches of 1B and 8B compile as they are, with no spill, within the registers
+and the shared memory of the device. The launches are those of the kernels' own launchers: they get
+tensors without content, and their launch is recorded instead of run.
+"""
+
+import os
+import re
+import subprocess
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from plamo_ref.kernels.check_cases import MODELS, Shape
+from plamo_ref.kernels.ssm import ScanInputs, ScanParams
+from plamo_ref.kernels.table import Kernels, triton_table
+
+triton = pytest.importorskip("triton")
+if os.environ.get("TRITON_INTERPRET") == "1":
+    pytest.skip("the interpreter compiles nothing", allow_module_level=True)
+
+BF16, F32 = torch.bfloat16, torch.float32
+SHARED_MEMORY = {80: 163 << 10, 90: 227 << 10}  # bytes that one block may have
+
+
+@dataclass(frozen=True)
+class Launch:
+    kernel: Any
+    arguments: tuple[Any, ...]
+    constants: dict[str, Any]
+    warps: int
+    stages: int
+
+
+def empty(*shape: int, dtype: torch.dtype = BF16) -> Tensor:
+    return torch.empty(shape, dtype=dtype, device="meta")
+
+
+def ints(*shape: int) -> Tensor:
+    return empty(*shape, dtype=torch.int64)
+
+
+def calls(table: Kernels, shape: Shape, dtype: torch.dtype) -> Iterator[Callable[[], Any]]:
+    """One call of each operation for a step that decodes, and one for a step that prefills."""
+
+    def x(*sizes: int) -> Tensor:
+        return empty(*sizes, dtype=dtype)
+
+    hidden, heads, groups, size = shape.hidden, shape.heads, shape.kv_heads, shape.size
+    channels = shape.mamba_heads * size
+    for tokens in (8, 2048):
+        stream = x(tokens, hidden)
+        yield lambda s=stream: table.add_norm(s, s, x(hidden), x(hidden), 1e-6)
+        yield lambda s=stream: table.rms_norm(s, x(hidden), 1e-6)
+        part = x(tokens, 2 * shape.state + 256)[:, : shape.state]
+        yield lambda p=part: table.rms_norm(p, x(shape.state), 1e-6)
+        yield lambda t=tokens: table.swiglu(x(t, 2 * shape.intermediate))
+        yield lambda t=tokens: table.qk_norm_rope_write(
+            x(t, (heads + 2 * groups) * size),
+            x(heads, size),
+            x(groups, size),
+            x(2, t, 1, size // 2),
+            x(100, 16, groups, size),
+            x(100, 16, groups, size),
+            ints(t),
+        )
+    memory = x(100, 16, groups, size)
+    conv_cache = x(9, channels, shape.taps - 1)
+    weight = x(channels, 1, shape.taps)[:, 0, :]
+    for window, requests in ((shape.window, 8), (None, 8), (shape.window, 256)):
+        paged = (memory, memory, ints(requests, 150), ints(requests), ints(requests))
+        yield lambda p=paged, r=requests, w=window: table.paged_decode(x(r, heads, size), *p, w)
+        yield lambda p=paged, r=requests, w=window: table.paged_prefill(
+            x(2048, heads, size), *p, ints(r + 1), w
+        )
+    flags = empty(8, dtype=torch.bool)
+    yield lambda: table.conv_update(x(8, channels), weight, conv_cache, ints(8))
+    yield lambda: table.conv_prefill(
+        x(2048, channels), weight, conv_cache, ints(8), ints(9), flags
+    )
+    for kept in (F32, BF16):
+        states = empty(9, shape.mamba_heads, size, shape.state, dtype=kept)
+        for requests in (2, 128):
+            yield lambda r=requests, s=states: table.state_update(
+                *scan(shape, r, dtype), s, ints(r)
+            )
+        yield lambda s=states: table.scan_prefill(
+            *scan(shape, 2048, dtype), s, ints(8), ints(9), flags
+        )
+
+
+def scan(shape: Shape, tokens: int, dtype: torch.dtype) -> tuple[ScanInputs, ScanParams]:
+    heads, size = shape.mamba_heads, shape.size
+    gate = empty(tokens, heads, 2, size, dtype=dtype)[:, :, 0]
+    inputs = ScanInputs(
+        u=empty(tokens, heads, size, dtype=dtype),
+        z=gate,
+        dt=empty(tokens, heads, dtype=dtype),
+        B=empty(tokens, shape.state, dtype=dtype),
+        C=empty(tokens, shape.state, dtype=dtype),
+    )
+    return inputs, ScanParams(*(empty(heads, dtype=F32) for _ in range(3)))
+
+
+@cache
+def launches(shape: Shape, dtype: torch.dtype) -> tuple[Launch, ...]:
+    """What the launchers would launch. Recorded, not run: nothing here has content."""
+    found: list[Launch] = []
+
+    def record(kernel: Any, grid: Any, *arguments: Any, config: Any, **constants: Any) -> None:
+        assert all(0 < n < 2**31 for n in grid)
+        assert all(n < 2**16 for n in grid[1:]), f"{kernel}: {grid} is beyond what CUDA launches"
+        found.append(Launch(kernel, arguments, constants, config.warps, config.stages))
+
+    modules = ("conv", "decode", "mlp", "norm", "prefill", "qk", "scan", "state")
+    table = triton_table()
+    with pytest.MonkeyPatch.context() as patch:
+        for name in modules:
+            patch.setattr(f"plamo_ref.kernels.triton_{name}.launch", record)
+        for call in calls(table, shape, dtype):
+            call()
+    return tuple(found)
+
+
+TYPES = {BF16: "*bf16", F32: "*fp32", torch.int64: "*i64", torch.bool: "*i1"}
+
+
+def source(launch: Launch) -> tuple[Any, str]:
+    """The launch as Triton would specialise it, and a text that tells equal ones."""
+    from triton.compiler import ASTSource
+
+    kernel, signature, attributes, constants = launch.kernel, {}, {}, dict(launch.constants)
+    for index, value in enumerate(launch.arguments):
+        param = kernel.params[index]
+        fixed = param.do_not_specialize or param.do_not_specialize_on_alignment
+        if isinstance(value, Tensor):
+            signature[param.name] = TYPES[value.dtype]
+            aligned = not fixed
+        elif isinstance(value, float):
+            signature[param.name] = "fp32"
+            aligned = False
+        elif value == 1 and not fixed:
+            signature[param.name], constants[param.name] = "constexpr", 1
+            aligned = False
+        else:
+            signature[param.name] = "i32"
+            aligned = value % 16 == 0 and not fixed
+        if aligned:
+            attributes[(index,)] = [["tt.divisibility", 16]]
+    signature |= dict.fromkeys(launch.constants, "constexpr")
+    signature = {name: signature[name] for name in kernel.arg_names}
+    where = {name: kernel.arg_names.index(name) for name in constants}
+    fixed_values = {(where[name],): value for name, value in constants.items()}
+    text = f"{kernel.__name__} {signature} {attributes} {constants} {launch.warps} {launch.stages}"
+    return ASTSource(kernel, signature, fixed_values, attributes), text
+
+
+@cache
+def _compiled(text: str, capability: int, hold: Callable[[], tuple[Any, Launch]]) -> Any:
+    raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Usage:
+    registers: int
+    stack: int
+    spills: int
+    shared: int
+    instructions: int
+    ptx: str
+
+
+def usage(compiled: Any, folder: Path) -> Usage:
+    tools = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+    cubin = folder / "kernel.cubin"
+    cubin.write_bytes(compiled.asm["cubin"])
+
+    def output(tool: str, option: str) -> str:
+        done = subprocess.run(
+            [tools / tool, option, cubin], capture_output=True, text=True, check=True
+        )
+        return done.stdout
+
+    resources = dict(re.findall(r"(REG|STACK):(\d+)", output("cuobjdump", "-res-usage")))
+    machine = output("nvdisasm", "-c")
+    return Usage(
+        registers=int(resources["REG"]),
+        stack=int(resources["STACK"]),
+        spills=len(re.findall(r"\b(?:STL|LDL)\b", machine)),
+        shared=compiled.metadata.shared,
+        instructions=machine.count("\n"),
+        ptx=compiled.asm["ptx"],
+    )
+
+
+def compile_all(shape: Shape, dtype: torch.dtype, capability: int, folder: Path, done: dict):
+    from triton.backends.compiler import GPUTarget
+
+    results = {}
+    for launch in launches(shape, dtype):
+        made, text = source(launch)
+        if (text, capability) not in done:
+            compiled = triton.compile(
+                made,
+                target=GPUTarget("cuda", capability, 32),
+                options={"num_warps": launch.warps, "num_stages": launch.stages},
+            )
+            done[text, capability] = usage(compiled, folder)
+        results[text] = (launch, done[text, capability])
+    return results
+
+
+if __name__ == "__main__":
+    import sys
+    import tempfile
+    import time
+    done: dict = {}
+    for shape in MODELS:
+        for dtype in (BF16, F32) if "f32" in sys.argv else (BF16,):
+            for cc in (90, 80):
+                t = time.perf_counter()
+                with tempfile.TemporaryDirectory() as d:
+                    for text, (launch, use) in compile_all(shape, dtype, cc, Path(d), done).items():
+                        print(shape.name, cc, launch.kernel.__name__, launch.warps, launch.stages, use.registers, use.stack, use.spills, use.shared, use.instructions, "wgmma" in use.ptx, {k: v for k, v in launch.constants.items()}, flush=True)
+                print(time.perf_counter() - t)
