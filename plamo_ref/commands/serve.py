@@ -19,7 +19,14 @@ ENGINE = (
     "memory_bytes",
     "max_model_len",
 )
-LIMITS = ("max_body_bytes", "max_prompts", "max_choices", "max_logprobs")
+LIMITS = (
+    "api_keys",
+    "cors_origins",
+    "max_body_bytes",
+    "max_prompts",
+    "max_choices",
+    "max_logprobs",
+)
 shown: dict[str, Any] = {"show_default": True}
 positive = click.IntRange(1)
 
@@ -77,21 +84,7 @@ def server_options(command: options.Command) -> options.Command:
 @options.model_options
 @server_options
 @engine_options
-def serve(
-    model: str,
-    revision: str | None,
-    offline: bool,
-    host: str,
-    port: int,
-    served_model_name: str | None,
-    api_keys: tuple[str, ...],
-    cors_origins: tuple[str, ...],
-    chat_template: str | None,
-    engine_restarts: int,
-    max_requests: int,
-    drain_seconds: float,
-    **others: Any,
-) -> None:
+def serve(model: str, host: str, port: int, **given: Any) -> None:
     """Serve a model over HTTP, to clients made for OpenAI's API.
 
     It listens on this machine alone unless --host says otherwise; then think of --api-key.
@@ -103,27 +96,20 @@ def serve(
     from plamo_ref.server.config import ServerConfig
 
     config = ServerConfig(
-        model_name=served_model_name or model,
-        api_keys=api_keys,
-        cors_origins=cors_origins,
-        **{name: others[name] for name in LIMITS},
+        model_name=given["served_model_name"] or model, **{name: given[name] for name in LIMITS}
     )
     llm = AsyncLLM(
         model,
-        revision=revision,
-        offline=offline,
-        max_requests=max_requests,
-        max_restarts=engine_restarts,
-        **{name: others[name] for name in ENGINE},
+        max_restarts=given["engine_restarts"],
+        **{name: given[name] for name in (*ENGINE, "revision", "offline", "max_requests")},
     )
-    asyncio.run(
-        run.serve(
-            llm,
-            config,
-            host=host,
-            port=port,
-            chat_template=chat_template,
-            drain_seconds=drain_seconds,
-            listening=lambda address: click.echo(f"listening on {address}", err=True),
-        )
+    serving = run.serve(
+        llm,
+        config,
+        host=host,
+        port=port,
+        chat_template=given["chat_template"],
+        drain_seconds=given["drain_seconds"],
+        listening=lambda address: click.echo(f"listening on {address}", err=True),
     )
+    asyncio.run(serving)

@@ -22,11 +22,13 @@ from torch import Tensor
 from plamo_ref.kernels.errors import require
 from plamo_ref.kernels.triton_launch import Config, launch, pick, power_of_two, precision
 
-# Size: P, the head size. A block is keys.
+# Size: P, the head size. A tile is keys; a block is one KV head.
 DECODE_CONFIGS = (
-    Config(up_to=128, block=64, warps=4, stages=3),
-    Config(up_to=1 << 20, block=32, warps=4, stages=2),
+    Config(up_to=128, block=1, warps=4, stages=3, tile=64),
+    Config(up_to=1 << 20, block=1, warps=4, stages=2, tile=32),
 )
+# Elements twice as wide, and each operand of tf32x3 in two halves: smaller tiles.
+WIDE_DECODE_CONFIGS = (Config(up_to=1 << 20, block=1, warps=4, stages=2, tile=32),)
 JOIN_CONFIG = Config(up_to=1 << 30, block=1, warps=2)
 PROGRAMS = 256  # wanted in all: about two for each multiprocessor of a large GPU
 KEYS_OF_A_PART = 128  # at least: less is not worth joining
@@ -57,12 +59,12 @@ def decode_kernel(
     BLOCK_SIZE: tl.constexpr,
     BLOCK_HEADS: tl.constexpr,
     BLOCK_P: tl.constexpr,
-    BLOCK: tl.constexpr,
+    TILE: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     """One part of the keys for the query heads of one KV head of one request."""
     group, part, row = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
-    h, p, j = tl.arange(0, BLOCK_HEADS), tl.arange(0, BLOCK_P), tl.arange(0, BLOCK)
+    h, p, j = tl.arange(0, BLOCK_HEADS), tl.arange(0, BLOCK_P), tl.arange(0, TILE)
     own = (h < HEADS)[:, None] & (p < P)[None, :]
     q_at = q_ptr + row * q_stride + (group * HEADS + h)[:, None] * P + p[None, :]
     q = tl.load(q_at, mask=own, other=0.0)
@@ -71,8 +73,8 @@ def decode_kernel(
     low = 0
     if WINDOWED:
         low = tl.maximum(length - 1 - window, 0)  # W earlier keys and the token's own
-    # Parts begin at multiples of BLOCK, so that only the last one has an incomplete tile.
-    share = tl.cdiv(tl.cdiv(length - low, BLOCK), PARTS) * BLOCK
+    # Parts begin at multiples of TILE, so that only the last one has an incomplete tile.
+    share = tl.cdiv(tl.cdiv(length - low, TILE), PARTS) * TILE
     begin = low + part * share
     end = tl.minimum(begin + share, length)
 
@@ -81,7 +83,7 @@ def decode_kernel(
     m = tl.full((BLOCK_HEADS,), float("-inf"), dtype=tl.float32)
     total = tl.zeros((BLOCK_HEADS,), dtype=tl.float32)
     acc = tl.zeros((BLOCK_HEADS, BLOCK_P), dtype=tl.float32)
-    for start in range(begin, end, BLOCK):
+    for start in range(begin, end, TILE):
         position = start + j
         seen = position < end
         block = tl.load(table + position // BLOCK_SIZE - first, mask=seen, other=0).to(tl.int64)
@@ -156,7 +158,7 @@ def paged_decode(
     """One query a request. Arguments as of the twin → [R, H, P]."""
     check_paged("paged_decode", q, keys, values, block_table, first_block, seq_lens)
     (requests, heads, size), (block_size, groups) = q.shape, keys.shape[1:3]
-    config = pick(DECODE_CONFIGS, size)
+    config = pick(WIDE_DECODE_CONFIGS if q.dtype == torch.float32 else DECODE_CONFIGS, size)
     most_keys = block_table.shape[1] * block_size
     if window is not None:
         most_keys = min(most_keys, window + 1)
@@ -187,7 +189,7 @@ def paged_decode(
         HEADS=heads // groups,
         BLOCK_SIZE=block_size,
         BLOCK_HEADS=power_of_two(heads // groups, 16),
-        BLOCK=config.block,
+        TILE=config.tile,
         PRECISION=precision(q.dtype),
         **sizes,
     )

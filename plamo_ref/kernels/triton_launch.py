@@ -24,6 +24,7 @@ class Config:
     block: int  # elements (or tokens) of one program
     warps: int
     stages: int = 1  # loop iterations whose loads are in flight at once
+    tile: int = 0  # tokens of one loop iteration, where there is a loop
 
 
 def pick(table: tuple[Config, ...], size: int) -> Config:

@@ -26,14 +26,13 @@ from plamo_ref.kernels.triton_launch import (
     precision,
 )
 
-# Size: P, the head size. A block is queries.
+# Size: P, the head size. A block is queries, a tile keys.
 PREFILL_CONFIGS = (
-    Config(up_to=128, block=128, warps=8, stages=2),
-    Config(up_to=1 << 20, block=64, warps=8, stages=1),
+    Config(up_to=128, block=128, warps=8, stages=2, tile=64),
+    Config(up_to=1 << 20, block=64, warps=8, stages=1, tile=64),
 )
-# tf32x3 holds every operand twice, float32 is twice as wide: smaller tiles.
-WIDE_PREFILL_CONFIGS = (Config(up_to=1 << 20, block=64, warps=8, stages=1),)
-KEYS = 64  # in one tile
+# Elements twice as wide, and each operand of tf32x3 in two halves: smaller tiles.
+WIDE_PREFILL_CONFIGS = (Config(up_to=1 << 20, block=32, warps=4, stages=1, tile=32),)
 
 
 @triton.jit(
@@ -161,7 +160,7 @@ def paged_prefill(
         BLOCK_SIZE=block_size,
         BLOCK_P=power_of_two(size, 16),
         QUERIES=config.block,
-        KEYS=KEYS,
+        KEYS=config.tile,
         PRECISION=precision(q.dtype),
     )
     return out

@@ -30,12 +30,15 @@ from plamo_ref.kernels.triton_launch import (
 )
 from plamo_ref.kernels.triton_state import check_scan, scan_pointers, scan_strides
 
-# Size: P. A block is rows of P. With chunks of 128 the [Q, Q] tile no longer fits the registers.
+# Size: P. A block is rows of P, a tile a chunk: with 128 tokens the [Q, Q] tile no longer fits the
+# registers.
 SCAN_CONFIGS = (
-    Config(up_to=16, block=16, warps=4),
-    Config(up_to=1 << 30, block=32, warps=8),
+    Config(up_to=16, block=16, warps=4, tile=64),
+    Config(up_to=1 << 30, block=32, warps=8, tile=64),
 )
-LEAST_CHUNK, MOST_CHUNK = 16, 64
+# float32: each operand of tf32x3 in two halves, so smaller tiles.
+WIDE_SCAN_CONFIGS = (Config(up_to=1 << 30, block=16, warps=4, tile=32),)
+LEAST_CHUNK = 16  # products of matrices need it
 
 
 @triton.jit(
@@ -96,7 +99,10 @@ def scan_kernel(
         # Tokens past the end have Δ = 0: they add nothing and let nothing decay.
         delta = tl.where(live, softplus(dt + bias), 0.0)
         log_decay = tl.cumsum(delta * a, axis=0)
-        total = tl.sum(delta * a, axis=0)
+        # The last one's own value: a sum in another order would not cancel against it exactly,
+        # and where decays are strong the exponents are large.
+        last = tl.minimum(count - start, Q) - 1
+        total = tl.sum(tl.where(i == last, log_decay, 0.0), axis=0)
 
         u_at = u_ptr + t * u_stride + head * u_stride_head + i[:, None] * u_stride + p[None, :]
         live_p = live[:, None] & p_in[None, :]
@@ -137,7 +143,7 @@ def scan_prefill(
 ) -> Tensor:
     """Several tokens a request, each continuing from its slot's state. As the twin → y [T, H, P].
 
-    `chunk` is brought between 16 and 64 and to a power of two; it has no effect on the result.
+    `chunk` is a wish: products need 16, the registers allow the tile of the table.
     """
     inputs, params = check_scan("scan_prefill", inputs, params, cache, slots)
     (tokens, heads, size), state = inputs.u.shape, cache.shape[3]
@@ -148,7 +154,8 @@ def scan_prefill(
         f"{list(has_past.shape)} do not fit {requests} requests",
     )
     y = torch.empty((tokens, heads, size), dtype=inputs.z.dtype, device=cache.device)
-    config = pick(SCAN_CONFIGS, size)
+    wide = inputs.u.dtype == torch.float32
+    config = pick(WIDE_SCAN_CONFIGS if wide else SCAN_CONFIGS, size)
     launch(
         scan_kernel,
         (heads * triton.cdiv(size, config.block), requests),
@@ -163,7 +170,7 @@ def scan_prefill(
         H=heads,
         P=size,
         N=state,
-        Q=min(power_of_two(chunk, LEAST_CHUNK), MOST_CHUNK),
+        Q=min(power_of_two(chunk, LEAST_CHUNK), config.tile),
         BLOCK_P=config.block,
         BLOCK_N=power_of_two(state, 16),
         PRECISION=precision(inputs.u.dtype),

@@ -26,7 +26,7 @@ BLUE, ORANGE, GREEN, PURPLE = "#0072B2", "#E69F00", "#009E73", "#CC79A7"
 SKY, VERMILION, YELLOW, BLACK = "#56B4E9", "#D55E00", "#F0E442", "#000000"
 GREY = "#BBBBBB"
 
-MAX_SVG_BYTES = 12_000  # above this a PNG is the smaller picture; a whole lesson has 150 kB
+MAX_SVG_BYTES = 9_000  # above this a PNG is the smaller picture; a whole lesson has 150 kB
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,50 @@
+"""The engine on Triton kernels, in the interpreter, beside the engine on torch twins.
+
+Invariant tested: the model cannot tell which table it has: same greedy tokens, same logits within
+float32, with prefills in chunks, decodes beside them, a window that slides and both kinds of state.
+"""
+
+import torch
+
+from plamo_ref.engine.config import EngineConfig
+from plamo_ref.engine.core import EngineCore
+from plamo_ref.engine.runner import ModelRunner
+from plamo_ref.kernels.table import TORCH, Kernels, triton_table
+from plamo_ref.sampling import SamplingParams
+from plamo_ref.teaching.lab import lab_config, lab_plan, least_blocks, random_pair
+
+CONFIG = lab_config(hidden_size_per_head=16, num_key_value_heads=1)
+PROMPTS = ((5, 9, 33, 60, 2, 2, 17, 41, 8), (7, 12, 50))
+
+
+def run(table: Kernels) -> tuple[list[list[int]], list[torch.Tensor]]:
+    """Tokens of each request, and the logits of each step."""
+    model = random_pair(CONFIG, torch.float32, ops=table).served
+    plan = lab_plan(
+        CONFIG,
+        block_size=4,
+        blocks=least_blocks(CONFIG, 4, 40),
+        slots=2,
+        max_num_seqs=2,
+    )
+    settings = EngineConfig(
+        dtype="float32", device="cpu", block_size=4, max_num_seqs=2, max_num_batched_tokens=7
+    )
+    core = EngineCore(ModelRunner(model, plan, torch.float32), plan, settings)
+    logits: list[torch.Tensor] = []
+    core.observers.append(lambda record, requests, rows: logits.append(rows.clone()))
+    greedy = SamplingParams(temperature=0, max_tokens=4)
+    requests = [core.add(prompt, greedy) for prompt in PROMPTS]
+    while core.has_work:
+        core.step()
+    return [list(request.output_ids) for request in requests], logits
+
+
+def test_the_engine_says_the_same_on_both_tables():
+    expected, twin_logits = run(TORCH)
+    got, logits = run(triton_table())
+    assert got == expected
+    assert [len(ids) for ids in got] == [4, 4]
+    assert len(logits) == len(twin_logits) >= 5
+    for one, other in zip(logits, twin_logits, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)

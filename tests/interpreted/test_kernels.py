@@ -1,0 +1,211 @@
+"""Every Triton kernel against its torch twin in float64, run by Triton's interpreter.
+
+Invariant tested: at odd shapes and at the edges of window, chunk and block, each kernel is its
+formula within float32; it reads nothing that is not a request's own and writes nothing else. What
+must not be read or written is NaN in every case, and NaN must be exactly where the twin leaves it.
+"""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from plamo_ref.kernels.check import LIMITS, check, compare, main, results
+from plamo_ref.kernels.check_cases import SMALL, Case, Maker, paged_case, scan_cases, small_cases
+from plamo_ref.kernels.table import TORCH, KernelError, triton_table
+
+CPU, F32 = torch.device("cpu"), torch.float32
+CASES = {case.name: case for case in small_cases(CPU, F32)}
+KERNELS = triton_table()
+
+
+def agrees(case: Case) -> None:
+    ((_, ratio, most, _, good),) = check([case], F32, KERNELS)
+    assert good, f"{case.name}: ratio {ratio:.1e}, maximum {most:.1e}"
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_kernel_is_its_twin(name):
+    agrees(CASES[name])
+
+
+def test_every_operation_is_covered():
+    assert {case.operation for case in CASES.values()} == set(vars(TORCH)) - {"name"}
+
+
+# --- attention ------------------------------------------------------------------------------------
+
+SHAPE = replace(SMALL[0], heads=2, kv_heads=1, block_size=4)
+
+
+@pytest.mark.parametrize("group", range(1, 9))
+def test_query_heads_of_one_kv_head(group):
+    shape = replace(SHAPE, heads=2 * group, kv_heads=2)
+    make = Maker(CPU, F32)
+    agrees(paged_case(make, shape, [(9, 1)], 6))
+    agrees(paged_case(make, shape, [(5, 3)], 6))
+
+
+@pytest.mark.parametrize("past", [62, 63, 64, 65, 126, 127, 128, 129])
+def test_window_edge_at_the_edge_of_a_tile(past):
+    """W = 64 is one tile of keys, W + 1 keys are seen: one more than a tile."""
+    make = Maker(CPU, F32)
+    agrees(paged_case(make, SHAPE, [(past, 1)], 64))
+    agrees(paged_case(make, SHAPE, [(past, 2)], 64))
+
+
+@pytest.mark.parametrize("window", [None, 300])
+@pytest.mark.parametrize("lengths", [(600,), (599, 3), (257, 1)])
+def test_split_decode_joins_its_parts(window, lengths, monkeypatch):
+    """Long tables get several parts; a short request in the same step leaves most of them empty."""
+    launched = []
+    from plamo_ref.kernels import triton_decode
+
+    plain = triton_decode.launch
+    monkeypatch.setattr(
+        triton_decode, "launch", lambda *a, **k: (launched.append(k), plain(*a, **k))
+    )
+    agrees(paged_case(Maker(CPU, F32), SHAPE, [(n - 1, 1) for n in lengths], window))
+    assert len(launched) == 2
+    assert launched[0]["PARTS"] > 1
+
+
+def test_parts_fill_the_device_and_are_worth_joining():
+    from plamo_ref.kernels.triton_decode import KEYS_OF_A_PART, PROGRAMS, number_of_parts
+
+    for programs in (1, 4, 37, 256, 4000):
+        for keys in (1, 127, 300, 2049, 100_000):
+            parts = number_of_parts(programs, keys)
+            assert parts == 1 or parts * programs <= PROGRAMS
+            assert parts == 1 or parts * KEYS_OF_A_PART <= keys
+    assert number_of_parts(4, 2049) == 16
+
+
+def test_a_chunk_after_a_long_past_spans_several_tiles():
+    agrees(paged_case(Maker(CPU, F32), SHAPE, [(130, 70)], None))
+    agrees(paged_case(Maker(CPU, F32), SHAPE, [(130, 70), (0, 33)], 50))
+
+
+def test_padding_rows_disturb_nobody():
+    """Rows of length 0 that point at the null place, whose content is NaN."""
+    make = Maker(CPU, F32)
+    case = paged_case(make, SHAPE, [(20, 1), (3, 1)], 6)
+    q, keys, values, table, first, lens, window = case.arguments
+    expected = KERNELS.paged_decode(*case.arguments)
+    padded = [torch.cat((t, torch.zeros_like(t[:1]))) for t in (q, table, first, lens)]
+    got = KERNELS.paged_decode(padded[0], keys, values, *padded[1:], window)
+    assert torch.equal(got[:2], expected)
+    assert not got[2].any(), "a row without keys is 0"
+
+
+# --- convolution and scan --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("count", [15, 16, 17, 63, 64, 65, 100])
+def test_scan_and_convolution_at_the_edges_of_their_chunks(count):
+    shape = replace(SMALL[0], mamba_heads=1)
+    _, prefill = scan_cases(Maker(CPU, F32), shape, 1, (3, count))
+    agrees(prefill)
+
+
+@pytest.mark.parametrize("state", [8, 16, 24, 32, 64])
+@pytest.mark.parametrize("size", [16, 32, 128])
+def test_sizes_of_heads_and_states(size, state):
+    shape = replace(SMALL[0], mamba_heads=2, size=size, state=state)
+    for case in scan_cases(Maker(CPU, F32), shape, 2, (2, 5)):
+        agrees(case)
+
+
+def test_null_slots_of_padding_disturb_nobody():
+    """Several rows share slot 0, which holds NaN."""
+    case, _ = scan_cases(Maker(CPU, F32), SMALL[0], 2, (1, 2))
+    inputs, params, cache, slots = case.arguments
+    cache[0] = math.nan
+    rows = torch.tensor([0, 1, 0, 1])
+    padded = replace(inputs, **{n: t[rows] for n, t in vars(inputs).items()})
+    slots = torch.cat((slots, torch.zeros(2, dtype=slots.dtype)))
+    case = Case("", "state_update", (padded, params, cache, slots), (2,))
+    got, twin = results(case, KERNELS), results(case, TORCH)
+    live = torch.arange(len(cache)) > 0
+    assert compare([got[0][:2], got[1][live]], [twin[0][:2], twin[1][live]])[0] < LIMITS[F32]
+    assert got[0][:2].isfinite().all()
+
+
+def test_a_request_without_new_tokens_keeps_its_memory():
+    make = Maker(CPU, F32)
+    cache, slots = make.noise(4, 6, 3), make.ints([2, 1])
+    before = cache.clone()
+    u, weight = make.noise(5, 6), make.noise(6, 4)
+    starts, past = make.ints([0, 0, 5]), make.ints([1, 0]).bool()
+    KERNELS.conv_prefill(u, weight, cache, slots, starts, past)
+    assert torch.equal(cache[[0, 2, 3]], before[[0, 2, 3]])
+    assert torch.equal(cache[1], u[-3:].T)
+
+
+def test_extreme_steps_neither_overflow_nor_clamp():
+    """Δ near 1e-9, where 1 + exp x is 1 in float32, and Δ of 500."""
+    for case in scan_cases(Maker(CPU, F32), SMALL[0], 2, (2, 40)):
+        inputs, params, *_ = case.arguments
+        params.dt_bias.zero_()
+        half = inputs.dt.shape[0] // 2
+        inputs.dt[:half], inputs.dt[half:] = -20.0, 500.0
+        agrees(case)
+        assert results(case, KERNELS)[0].isfinite().all()
+
+
+def test_softplus_of_very_negative_steps_is_their_exponential():
+    case, _ = scan_cases(Maker(CPU, F32), SMALL[0], 1, (2,))
+    inputs, params, cache, slots = case.arguments
+    params.dt_bias.zero_(), inputs.dt.fill_(-20.0), cache[slots].zero_()
+    cache.zero_()
+    KERNELS.state_update(inputs, params, cache, slots)
+    u, b = inputs.u[0, :, :, None], inputs.B[0]
+    torch.testing.assert_close(cache[slots[0]], math.exp(-20) * u * b, rtol=1e-5, atol=0)
+
+
+# --- what does not fit -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("operation", sorted({case.operation for case in CASES.values()}))
+def test_tensors_that_do_not_fit_together_are_named(operation):
+    case = next(c for c in CASES.values() if c.operation == operation)
+    wrong = list(case.arguments)
+    place = 0 if operation != "rms_norm" else 1
+    if isinstance(wrong[0], Tensor):
+        wrong[place] = wrong[place][..., :-1]
+    else:
+        wrong[0] = replace(wrong[0], B=wrong[0].B[:, :-1])
+    with pytest.raises(KernelError, match=f"{operation.split('_')[0]}|convolution"):
+        getattr(KERNELS, operation)(*wrong)
+
+
+@pytest.mark.parametrize("operation", ["rms_norm", "swiglu"])
+def test_nothing_to_do_is_nothing(operation):
+    arguments = {"rms_norm": (torch.zeros(0, 8), torch.ones(8), 1e-6), "swiglu": (torch.zeros(0, 8),)}
+    assert getattr(KERNELS, operation)(*arguments[operation]).shape[0] == 0
+
+
+# --- the check notices ------------------------------------------------------------------------------
+
+
+def test_the_check_notices_a_wrong_kernel(monkeypatch, capsys):
+    from plamo_ref.kernels import check as check_module
+
+    def few(device, dtype):
+        yield CASES["a: swiglu 3"]
+
+    monkeypatch.setattr(check_module, "small_cases", few)
+    assert main([]) == 0
+    assert "all good" in capsys.readouterr().out
+    broken = replace(KERNELS, swiglu=lambda x: KERNELS.swiglu(x) * 1.0001)
+    monkeypatch.setattr(check_module, "triton_table", lambda: broken)
+    assert main([]) == 1
+    assert "BAD" in capsys.readouterr().out
+
+
+def test_the_check_notices_nan_in_another_place():
+    one, other = torch.tensor([math.nan, 1.0]), torch.tensor([1.0, math.nan])
+    assert compare([one], [one]) == (0, 0)
+    assert compare([one], [other])[0] == math.inf
