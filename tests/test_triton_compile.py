@@ -9,7 +9,7 @@ import os
 import re
 import subprocess
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -82,9 +82,7 @@ def calls(table: Kernels, shape: Shape, dtype: torch.dtype) -> Iterator[Callable
         )
     flags = empty(8, dtype=torch.bool)
     yield lambda: table.conv_update(x(8, channels), weight, conv_cache, ints(8))
-    yield lambda: table.conv_prefill(
-        x(2048, channels), weight, conv_cache, ints(8), ints(9), flags
-    )
+    yield lambda: table.conv_prefill(x(2048, channels), weight, conv_cache, ints(8), ints(9), flags)
     for kept in (F32, BF16):
         states = empty(9, shape.mamba_heads, size, shape.state, dtype=kept)
         for requests in (2, 128):
@@ -162,11 +160,6 @@ def source(launch: Launch) -> tuple[Any, str]:
     return ASTSource(kernel, signature, fixed_values, attributes), text
 
 
-@cache
-def _compiled(text: str, capability: int, hold: Callable[[], tuple[Any, Launch]]) -> Any:
-    raise NotImplementedError
-
-
 @dataclass(frozen=True)
 class Usage:
     registers: int
@@ -200,33 +193,104 @@ def usage(compiled: Any, folder: Path) -> Usage:
     )
 
 
-def compile_all(shape: Shape, dtype: torch.dtype, capability: int, folder: Path, done: dict):
-    from triton.backends.compiler import GPUTarget
+class Compiler:
+    """Compiles each launch once, however many calls or models lead to it."""
 
-    results = {}
-    for launch in launches(shape, dtype):
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.done = folder, {}
+
+    def __call__(self, launch: Launch, capability: int) -> Usage:
+        from triton.backends.compiler import GPUTarget
+
         made, text = source(launch)
-        if (text, capability) not in done:
+        if (text, capability) not in self.done:
             compiled = triton.compile(
                 made,
                 target=GPUTarget("cuda", capability, 32),
                 options={"num_warps": launch.warps, "num_stages": launch.stages},
             )
-            done[text, capability] = usage(compiled, folder)
-        results[text] = (launch, done[text, capability])
-    return results
+            self.done[text, capability] = usage(compiled, self.folder)
+        return self.done[text, capability]
 
 
-if __name__ == "__main__":
-    import sys
-    import tempfile
-    import time
-    done: dict = {}
-    for shape in MODELS:
-        for dtype in (BF16, F32) if "f32" in sys.argv else (BF16,):
-            for cc in (90, 80):
-                t = time.perf_counter()
-                with tempfile.TemporaryDirectory() as d:
-                    for text, (launch, use) in compile_all(shape, dtype, cc, Path(d), done).items():
-                        print(shape.name, cc, launch.kernel.__name__, launch.warps, launch.stages, use.registers, use.stack, use.spills, use.shared, use.instructions, "wgmma" in use.ptx, {k: v for k, v in launch.constants.items()}, flush=True)
-                print(time.perf_counter() - t)
+@pytest.fixture(scope="module")
+def compiler(tmp_path_factory: pytest.TempPathFactory) -> Compiler:
+    return Compiler(tmp_path_factory.mktemp("cubins"))
+
+
+# Registers of one thread, a little above what the compiler uses now: a kernel that outgrows its
+# bound has become another kernel, and its number of programs at a time should be looked at.
+REGISTERS = {
+    "rms_norm_kernel": 48,
+    "add_norm_kernel": 64,
+    "swiglu_kernel": 40,
+    "qk_norm_rope_kernel": 56,
+    "decode_kernel": 184,
+    "join_kernel": 48,
+    "prefill_kernel": 224,
+    "conv_update_kernel": 112,
+    "conv_prefill_kernel": 208,
+    "state_update_kernel": 96,
+    "scan_kernel": 255,
+}
+REGISTERS_OF_A_MULTIPROCESSOR = 65536
+
+
+@pytest.mark.parametrize("capability", [80, 90])
+@pytest.mark.parametrize("shape", MODELS, ids=lambda shape: shape.name)
+def test_published_shapes_compile_without_spills(shape, capability, compiler):
+    found = {launch.kernel.__name__ for launch in launches(shape, BF16)}
+    assert found == set(REGISTERS), "every kernel is launched, and has a bound"
+    for launch in launches(shape, BF16):
+        used, name = compiler(launch, capability), launch.kernel.__name__
+        where = f"{name} for sm_{capability}, {launch.constants}: {used.registers} registers"
+        assert (used.spills, used.stack) == (0, 0), where
+        assert used.registers <= REGISTERS[name], where
+        assert used.registers * 32 * launch.warps <= REGISTERS_OF_A_MULTIPROCESSOR, where
+        assert used.shared <= SHARED_MEMORY[capability], where
+
+
+def test_float32_compiles_with_few_spills(compiler):
+    """float32 on a GPU is for checking: each operand of a product is two tf32 values."""
+    with_products = {"decode_kernel", "prefill_kernel", "scan_kernel"}
+    seen = set()
+    for launch in launches(MODELS[0], F32):
+        name = launch.kernel.__name__
+        if name in with_products - seen:
+            used = compiler(launch, 90)
+            assert used.spills <= 24, f"{name}: {used.spills} spills"
+            assert used.shared <= SHARED_MEMORY[90]
+            seen.add(name)
+    assert seen == with_products
+
+
+@pytest.mark.parametrize(
+    ("kernel", "capability", "instruction"),
+    [
+        ("prefill_kernel", 90, "wgmma.mma_async"),  # Hopper's matrix unit
+        ("scan_kernel", 90, "wgmma.mma_async"),
+        ("prefill_kernel", 80, "mma.sync"),
+        ("decode_kernel", 90, "mma.sync"),  # 16 rows are too few for wgmma's 64
+        ("decode_kernel", 90, "cp.async"),  # keys arrive while earlier ones are multiplied
+        ("prefill_kernel", 90, "cp.async"),
+        ("add_norm_kernel", 90, "ld.global.v4"),  # 16 bytes at a time
+        ("state_update_kernel", 90, "ld.global.v4"),
+        ("swiglu_kernel", 90, "ld.global.v4"),
+    ],
+)
+def test_kernels_use_the_instructions_they_are_written_for(
+    kernel, capability, instruction, compiler
+):
+    found = [used for used in launches(MODELS[0], BF16) if used.kernel.__name__ == kernel]
+    assert found
+    for launch in found:
+        assert instruction in compiler(launch, capability).ptx
+
+
+def test_a_spill_would_be_noticed(compiler):
+    """The same scan with twice the rows a program does not fit the registers."""
+    launch = next(x for x in launches(MODELS[0], BF16) if x.kernel.__name__ == "scan_kernel")
+    greedy = replace(launch, constants=launch.constants | {"BLOCK_P": 128}, warps=4)
+    used = compiler(greedy, 90)
+    assert used.spills > 0
+    assert used.stack > 0

@@ -9,7 +9,7 @@ Used by notebooks/17_serving_and_benchmarking.ipynb.
 import asyncio
 import time
 from collections.abc import Generator, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import replace
 from html import escape
 from typing import Any, cast
@@ -49,15 +49,12 @@ def live_panel(llm: LLM, *, pause: float = 0.0) -> Iterator[list[StepRecord]]:
     bars = Bars(llm) if _widgets_can_live() else None
     names = ", ".join(level.name for level in levels(llm))
     _display(f"[bars, with a live kernel] {names}", bars.box if bars else None)
-    llm.core.observers.append(keep)
-    try:
-        if bars is None:
+    with bars.attached() if bars else nullcontext():  # before `keep`: draw first, then pause
+        llm.core.observers.append(keep)
+        try:
             yield records
-        else:
-            with bars.attached():
-                yield records
-    finally:
-        llm.core.observers.remove(keep)
+        finally:
+            llm.core.observers.remove(keep)
     show(*history(llm, records))
 
 
@@ -116,7 +113,7 @@ class Chat:
                     if time.monotonic() - drawn >= DRAW_SECONDS:
                         self._draw(prompt, text, "")
                         drawn = time.monotonic()
-                    await asyncio.sleep(0)  # the kernel's turn
+                    pass  # the kernel's turn
                     if self._stopped:
                         self._llm.abort(self._request_id)  # nothing, if a click has done it
         except PlamoRefError as error:

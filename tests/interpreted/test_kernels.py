@@ -100,7 +100,7 @@ def test_padding_rows_disturb_nobody():
     assert not got[2].any(), "a row without keys is 0"
 
 
-# --- convolution and scan --------------------------------------------------------------------------
+# --- convolution and scan ----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("count", [15, 16, 17, 63, 64, 65, 100])
@@ -165,7 +165,7 @@ def test_softplus_of_very_negative_steps_is_their_exponential():
     torch.testing.assert_close(cache[slots[0]], math.exp(-20) * u * b, rtol=1e-5, atol=0)
 
 
-# --- what does not fit -----------------------------------------------------------------------------
+# --- what does not fit -------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("operation", sorted({case.operation for case in CASES.values()}))
@@ -183,11 +183,14 @@ def test_tensors_that_do_not_fit_together_are_named(operation):
 
 @pytest.mark.parametrize("operation", ["rms_norm", "swiglu"])
 def test_nothing_to_do_is_nothing(operation):
-    arguments = {"rms_norm": (torch.zeros(0, 8), torch.ones(8), 1e-6), "swiglu": (torch.zeros(0, 8),)}
+    arguments = {
+        "rms_norm": (torch.zeros(0, 8), torch.ones(8), 1e-6),
+        "swiglu": (torch.zeros(0, 8),),
+    }
     assert getattr(KERNELS, operation)(*arguments[operation]).shape[0] == 0
 
 
-# --- the check notices ------------------------------------------------------------------------------
+# --- the check notices --------------------------------------------------------------------------
 
 
 def test_the_check_notices_a_wrong_kernel(monkeypatch, capsys):
