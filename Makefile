@@ -3,9 +3,11 @@
 #
 #   PYTHON=python3.12   the Python that makes .venv (else the first suitable one is taken)
 #   PIP_ARGS=…          more options for pip; its own settings (pip.conf, PIP_…) hold as well
+#   JOBS=2              processes that share the tests, a file at a time
 
 VENV := .venv
 RUN := $(VENV)/bin/python -m
+JOBS ?= 2
 INSTALL = $(RUN) pip install --disable-pip-version-check $(PIP_ARGS)
 
 # Small products, as in Triton's interpreter, are slowed down by BLAS threads, not sped up.
@@ -33,7 +35,7 @@ lab: $(VENV)/.installed-notebooks
 test: $(VENV)/.installed-test
 	@status=0; $(MAKE) --no-print-directory lint || status=1; \
 	if tools/chromium.sh; then marks=; else marks='not browser'; fi; \
-	$(RUN) pytest -m "$$marks" || status=1; \
+	OMP_NUM_THREADS=1 $(RUN) pytest -n $(JOBS) --dist loadfile -m "$$marks" || status=1; \
 	exit $$status
 
 lint: $(VENV)/.installed-test

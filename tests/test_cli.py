@@ -402,11 +402,13 @@ def test_a_batch_reads_the_weights_once_and_moves_each_state_twice():
 
 def embed(monkeypatch, folder: Path) -> None:
     """Let "tiny" be the model in `folder`."""
-    import plamo_ref.hub
+    import plamo_ref.engine.llm
 
-    find = plamo_ref.hub.find
+    find = plamo_ref.engine.llm.find
     monkeypatch.setattr(
-        plamo_ref.hub, "find", lambda model, **more: folder if model == "tiny" else find(model)
+        plamo_ref.engine.llm,
+        "find",
+        lambda model, **more: folder if model == "tiny" else find(model),
     )
 
 

@@ -113,7 +113,7 @@ class Chat:
                     if time.monotonic() - drawn >= DRAW_SECONDS:
                         self._draw(prompt, text, "")
                         drawn = time.monotonic()
-                    pass  # the kernel's turn
+                    await asyncio.sleep(0)  # the kernel's turn
                     if self._stopped:
                         self._llm.abort(self._request_id)  # nothing, if a click has done it
         except PlamoRefError as error:

@@ -101,15 +101,8 @@ def history(llm: LLM, records: Sequence[StepRecord]) -> tuple[Figure, str]:
         style = style_of(i)
         ax, scale = (left, 1.0) if i < 2 else (right, 100 / (now.most or 1))
         look: dict[str, Any] = {"color": style.colour, "linestyle": style.dash}
-        every = max(1, len(rows) // 8)
-        ax.plot(
-            steps,
-            [n * scale for n in used],
-            label=now.name,
-            marker=style.marker,
-            markevery=every,
-            **look,
-        )
+        look |= {"marker": style.marker, "markevery": max(1, len(rows) // 8)}
+        ax.plot(steps, [n * scale for n in used], label=now.name, **look)
     left.set(xlabel="step", ylabel="requests", ylim=(0, None))
     right.set(xlabel="step", ylabel="% of the pool in use", ylim=(0, 105))
     for ax in (left, right):
