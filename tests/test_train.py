@@ -9,7 +9,7 @@ import torch
 from click.testing import CliRunner
 
 from plamo_ref.checkpoint import Checkpoint
-from plamo_ref.models.corpus import Batches, passages, split
+from plamo_ref.models.corpus import Batches, passages, split, unindented
 from plamo_ref.models.train import Recipe, bits_per_byte, init_weights, main, tiny_config
 from plamo_ref.models.vocabulary import learn_rows
 from plamo_ref.reference import Plamo2Reference
@@ -169,3 +169,21 @@ def test_training_lowers_the_loss(text_file, tmp_path):
         (train(text_file, tmp_path, 12, "--learning-rate", "0.01") / "training.json").read_text()
     )
     assert record["losses"][-1] < record["losses"][0] - 0.5
+
+
+def test_a_share_of_passages_loses_the_white_space_in_front():
+    texts = [f"\u3000{i}" for i in range(200)]
+    bare = unindented(texts, 0.5, seed=1)
+    assert [t.strip() for t in bare] == [t.strip() for t in texts]
+    assert 60 < sum(not t.startswith("\u3000") for t in bare) < 140
+    assert unindented(texts, 0.0, seed=1) == texts
+
+
+def test_a_run_can_go_on_from_a_checkpoint_and_the_card_tells_of_both(trained, text_file, tmp_path):
+    train(text_file, tmp_path, 2, "--init", str(trained))
+    card = (tmp_path / "README.md").read_text()
+    assert "| run 1 | 4 steps" in card
+    assert "| run 2 | 2 steps" in card
+    assert (tmp_path / "tokenizer.jsonl").read_bytes() == (trained / "tokenizer.jsonl").read_bytes()
+    record = json.loads((tmp_path / "training.json").read_text())
+    assert record["before"] == json.loads((trained / "training.json").read_text())

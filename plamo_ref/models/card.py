@@ -5,6 +5,7 @@ Invariant: every figure in the card is read from training.json, none is typed.
 
 import json
 from pathlib import Path
+from typing import Any
 
 import matplotlib.figure
 
@@ -17,11 +18,8 @@ can be run, read and tested on a laptop. It is not derived from any published PL
 | | |
 |---|---|
 | data | {sources} |
-| training tokens | {training_tokens:,} in the text; {seen:,} seen ({epochs:.1f} epochs) |
-| steps | {steps} of {batch} × {length} tokens |
-| hardware | {machine}, {minutes:.0f} minutes, torch {torch} |
+{runs}
 | held-out | **{bits:.3f} bits per byte** on {held_out_bytes:,} bytes that were not trained on |
-| seed | {seed} |
 
 ![loss curve](loss.png)
 
@@ -29,34 +27,65 @@ can be run, read and tested on a laptop. It is not derived from any published PL
 writes in the manner of its books, knows nothing, and repeats phrases, and the prejudices, of texts
 that are more than a century old.
 
-Made by `python -m plamo_ref.models.train TEXT… --out FOLDER` (options in training.json).
+Made by `python -m plamo_ref.models.train TEXT… --out FOLDER` (all options are in training.json;
+a run after the first goes on from it with `--init`).
 """
+
+
+RUN = (
+    "| run {number} | {steps} steps of {batch} × {length} tokens ({seen:,} seen, {epochs:.1f} "
+    "epochs), learning rate {learning_rate}, unindent {unindent}, seed {seed}; {machine}, "
+    "{minutes:.0f} minutes, torch {torch} |"
+)
+
+HELD_OUT: dict[str, Any] = {"color": "#0072b2", "markersize": 4}
 
 
 def write_card(folder: Path) -> None:
     """Write README.md and loss.png beside the training.json of `folder`."""
     record = json.loads((folder / "training.json").read_text(encoding="utf-8"))
-    recipe = record["recipe"]
-    seen = recipe["steps"] * recipe["batch"] * recipe["length"]
+    runs = [record]
+    while runs[0].get("before"):
+        runs.insert(0, runs[0]["before"])
     text = CARD.format(
-        **record,
-        **{k: recipe[k] for k in ("steps", "batch", "length", "seed")},
-        seen=seen,
-        epochs=seen / record["training_tokens"],
-        minutes=record["seconds"] / 60,
+        sources=runs[0]["sources"],
+        runs="\n".join(RUN.format(number=i, **_run(r)) for i, r in enumerate(runs, start=1)),
+        parameters=record["parameters"],
+        held_out_bytes=record["held_out_bytes"],
         bits=record["held_out_bits_per_byte"][-1][1],
     )
     (folder / "README.md").write_text(text, encoding="utf-8")
-    _draw_losses(record, folder / "loss.png")
+    _draw_losses(runs, folder / "loss.png")
 
 
-def _draw_losses(record: dict, path: Path) -> None:
+def _run(record: dict) -> dict:
+    """The fields of RUN."""
+    recipe = record["recipe"]
+    seen = recipe["steps"] * recipe["batch"] * recipe["length"]
+    return {
+        **recipe,
+        "seen": seen,
+        "epochs": seen / record["training_tokens"],
+        "unindent": recipe.get("unindent", 0.0),
+        "machine": record["machine"],
+        "torch": record["torch"],
+        "minutes": record["seconds"] / 60,
+    }
+
+
+def _draw_losses(runs: list[dict], path: Path) -> None:
+    """All runs, one after the other."""
     figure = matplotlib.figure.Figure(figsize=(7, 3), layout="constrained")
     axes = figure.subplots()
-    losses, steps = record["losses"], record["recipe"]["steps"]
-    axes.plot([i * steps / len(losses) for i in range(len(losses))], losses, lw=0.8, color="0.4")
-    axes.set(xlabel="step", ylabel="training loss, nats per token")
     right = axes.twinx()
-    right.plot(*zip(*record["held_out_bits_per_byte"], strict=True), "o-", color="#0072b2", ms=4)
-    right.set_ylabel("held-out bits per byte", color="#0072b2")
+    start = 0
+    for record in runs:
+        losses, steps = record["losses"], record["recipe"]["steps"]
+        places = [start + i * steps / len(losses) for i in range(len(losses))]
+        axes.plot(places, losses, lw=0.8, color="0.4")
+        held_out = record["held_out_bits_per_byte"]
+        right.plot([start + s for s, _ in held_out], [b for _, b in held_out], "o-", **HELD_OUT)
+        start += steps
+    axes.set(xlabel="step", ylabel="training loss, nats per token")
+    right.set_ylabel("held-out bits per byte", color=HELD_OUT["color"])
     figure.savefig(path, dpi=100)

@@ -52,6 +52,16 @@ def split(texts: Sequence[str], *, held_out_share: float, seed: int) -> Split:
     return Split(train, held_out)
 
 
+def unindented(texts: Sequence[str], share: float, seed: int) -> list[str]:
+    """The texts, of which about `share` lose the white space that they open with.
+
+    A Japanese paragraph opens with a wide space and a prompt does not: a model that never saw one
+    without the other takes a bare prompt for something else.
+    """
+    rng = random.Random(seed)
+    return [text.lstrip() if rng.random() < share else text for text in texts]
+
+
 class Batches:
     """The training stream: passages shuffled anew each epoch, each as BOS … EOS, cut into rows."""
 

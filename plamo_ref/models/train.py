@@ -10,6 +10,7 @@ import platform
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import click
 import torch
@@ -21,7 +22,7 @@ from tqdm import tqdm
 from plamo_ref.checkpoint import save
 from plamo_ref.config import Plamo2Config
 from plamo_ref.models.card import write_card
-from plamo_ref.models.corpus import Batches, Split, encode_passages, split
+from plamo_ref.models.corpus import Batches, Split, encode_passages, split, unindented
 from plamo_ref.models.vocabulary import learn_rows
 from plamo_ref.reference import Plamo2Reference
 from plamo_ref.tokenizer import Plamo2Tokenizer
@@ -42,6 +43,7 @@ class Recipe:
     seed: int = 20261123
     held_out_share: float = 0.02
     vocab_size: int = 5120
+    unindent: float = 0.5  # share of passages that lose the white space they open with
     bfloat16: bool = True  # matrix products in bf16 while training; weights stay float32
 
     def rate(self, step: int) -> float:
@@ -180,12 +182,44 @@ def train(run: Run, data: Split, held_out: list[list[int]], every: int) -> None:
     bar.close()
 
 
-def load_or_learn_tokenizer(out: Path, data: Split, vocab_size: int) -> Plamo2Tokenizer:
-    """The tokenizer of an earlier run in `out`, else one learned from the training passages."""
-    if not (out / "tokenizer.jsonl").exists():
+def load_or_learn_tokenizer(
+    out: Path, init: Path | None, data: Split, vocab_size: int
+) -> Plamo2Tokenizer:
+    """The tokenizer of `init`, or of an earlier run in `out`, else learned from the passages."""
+    if init is not None:
+        Plamo2Tokenizer.from_folder(init).save(out)
+    elif not (out / "tokenizer.jsonl").exists():
         lines = [line for text in data.train for line in text.splitlines() if line]
         Plamo2Tokenizer(learn_rows(lines, vocab_size), add_bos=True).save(out)
     return Plamo2Tokenizer.from_folder(out)
+
+
+def record_of(
+    run: Run, training_tokens: int, data: Split, sources: str, init: Path | None
+) -> dict[str, Any]:
+    """What the model card says of a run; `before` is the record of the checkpoint it began with."""
+    return {
+        "recipe": asdict(run.recipe),
+        "parameters": run.model.config.num_parameters,
+        "training_tokens": training_tokens,
+        "held_out_bytes": sum(len(t.encode()) for t in data.held_out),
+        "losses": [round(x, 4) for x in run.losses[:: max(1, len(run.losses) // 400)]],
+        "held_out_bits_per_byte": run.held_out,
+        "seconds": round(run.seconds),
+        "machine": f"{platform.machine()} CPU, threads: {torch.get_num_threads()}",
+        "torch": torch.__version__,
+        "sources": sources,
+        "before": init and json.loads((init / "training.json").read_text(encoding="utf-8")),
+    }
+
+
+def new_model(init: Path | None, recipe: Recipe) -> Plamo2Reference:
+    """A model with fresh weights, or with those of the checkpoint `init` in float32."""
+    if init is not None:
+        return Plamo2Reference.from_pretrained(init)
+    model = Plamo2Reference(tiny_config(recipe.vocab_size))
+    init_weights(model, recipe.seed)
+    return model
 
 
 @click.command(context_settings={"show_default": True})
@@ -197,10 +231,24 @@ def load_or_learn_tokenizer(out: Path, data: Split, vocab_size: int) -> Plamo2To
 @click.option("--learning-rate", default=Recipe.learning_rate)
 @click.option("--vocab-size", default=Recipe.vocab_size, help="Rows of the tokenizer.")
 @click.option("--seed", default=Recipe.seed)
+@click.option("--warmup", default=Recipe.warmup, help="Steps until the full learning rate.")
+@click.option("--unindent", default=Recipe.unindent, help="Share of passages cut bare in front.")
+@click.option(
+    "--init",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Go on from this checkpoint (its weights, shape and tokenizer) instead of from nothing.",
+)
 @click.option("--every", default=200, help="Evaluate and save every so many steps.")
 @click.option("--bfloat16/--float32", default=True, help="Matrix products while training.")
 @click.option("--sources", default="", help="One line for the model card: what the texts are.")
-def main(texts: tuple[str, ...], out: Path, every: int, sources: str, **options: float) -> None:
+def main(
+    texts: tuple[str, ...],
+    out: Path,
+    init: Path | None,
+    every: int,
+    sources: str,
+    **options: float,
+) -> None:
     """Learn a tokenizer and train a small PLaMo 2 on the CPU from UTF-8 text files TEXTS.
 
     Run it again with the same options to go on after an interruption.
@@ -212,15 +260,14 @@ def main(texts: tuple[str, ...], out: Path, every: int, sources: str, **options:
         data = split(whole, held_out_share=recipe.held_out_share, seed=recipe.seed)
     except (ValueError, OSError) as error:
         raise click.UsageError(f"the texts cannot be used: {error}") from None
-    tokenizer = load_or_learn_tokenizer(out, data, recipe.vocab_size)
-    config = tiny_config(recipe.vocab_size)
+    tokenizer = load_or_learn_tokenizer(out, init, data, recipe.vocab_size)
+    model = new_model(init, recipe)
+    config = model.config
     bos, eos = config.bos_token_id or 0, config.eos_token_id or 0
     encode = lambda text: tokenizer.encode(text, add_bos=False)  # noqa: E731
-    encoded = encode_passages(data.train, encode, bos, eos)
+    shown = unindented(data.train, recipe.unindent, recipe.seed)
+    encoded = encode_passages(shown, encode, bos, eos)
     held_out = encode_passages(data.held_out, encode, bos, eos)
-    torch.manual_seed(recipe.seed)
-    model = Plamo2Reference(config)
-    init_weights(model, recipe.seed)
     batches = Batches(encoded, rows=recipe.batch, length=recipe.length, seed=recipe.seed)
     run = Run(model, batches, recipe, out)
     if (out / RESUME_FILE).exists():
@@ -231,19 +278,10 @@ def main(texts: tuple[str, ...], out: Path, every: int, sources: str, **options:
     )
     train(run, data, held_out, every)
     save(out, config, dict(model.named_parameters()), dtype=torch.bfloat16)
-    record = {
-        "recipe": asdict(recipe),
-        "parameters": config.num_parameters,
-        "training_tokens": sum(map(len, encoded)),
-        "held_out_bytes": sum(len(t.encode()) for t in data.held_out),
-        "losses": [round(x, 4) for x in run.losses[:: max(1, len(run.losses) // 400)]],
-        "held_out_bits_per_byte": run.held_out,
-        "seconds": round(run.seconds),
-        "machine": f"{platform.machine()} CPU, threads: {torch.get_num_threads()}",
-        "torch": torch.__version__,
-        "sources": sources,
-    }
-    (out / "training.json").write_text(json.dumps(record, ensure_ascii=False, indent=1) + "\n")
+    tokens = sum(map(len, encoded))
+    (out / "training.json").write_text(
+        json.dumps(record_of(run, tokens, data, sources, init), ensure_ascii=False, indent=1) + "\n"
+    )
     write_card(out)
     click.echo(f"held-out: {run.held_out[-1][1]} bits per byte; written to {out}")
 
