@@ -238,7 +238,7 @@ def test_the_panel_keeps_the_records_and_shows_their_figure(
 def test_the_bars_move_while_the_engine_works_and_end_at_zero(
     llm: LLM, displayed: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(live, "_widgets_can_live", lambda: True)
+    monkeypatch.setattr(live, "widgets_can_live", lambda: True)
     monkeypatch.setattr(live_bars, "DRAW_SECONDS", 0.0)
     made: list[Bars] = []
     seen: dict[str, list[int]] = {}

@@ -10,7 +10,8 @@ from click.testing import CliRunner
 
 from plamo_ref.checkpoint import Checkpoint
 from plamo_ref.models.corpus import Batches, passages, split, unindented
-from plamo_ref.models.train import Recipe, bits_per_byte, init_weights, main, tiny_config
+from plamo_ref.models.run import Recipe, Run, bits_per_byte
+from plamo_ref.models.train import init_weights, main, tiny_config
 from plamo_ref.models.vocabulary import learn_rows
 from plamo_ref.reference import Plamo2Reference
 from plamo_ref.tokenizer import Plamo2Tokenizer
@@ -142,9 +143,7 @@ def test_a_run_writes_a_genuine_checkpoint_with_card_record_and_curve(trained):
 def test_a_run_that_stops_and_goes_on_ends_where_an_unbroken_one_ends(
     trained, text_file, tmp_path, monkeypatch
 ):
-    from plamo_ref.models import train as module
-
-    whole, steps = module.Run.train_step, []
+    whole, steps = Run.train_step, []
 
     def stop_at_third(self):
         steps.append(self.step)
@@ -152,7 +151,7 @@ def test_a_run_that_stops_and_goes_on_ends_where_an_unbroken_one_ends(
             raise KeyboardInterrupt
         return whole(self)
 
-    monkeypatch.setattr(module.Run, "train_step", stop_at_third)
+    monkeypatch.setattr(Run, "train_step", stop_at_third)
     arguments = [str(text_file), "--out", str(tmp_path), "--steps", "4", "--every", "2"]
     arguments += ["--batch", "2", "--length", "32", "--vocab-size", "430", "--float32"]
     assert CliRunner().invoke(main, arguments).exit_code != 0

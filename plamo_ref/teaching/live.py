@@ -23,7 +23,7 @@ from plamo_ref.errors import PlamoRefError
 from plamo_ref.sampling import SamplingParams
 from plamo_ref.teaching.figures import show
 from plamo_ref.teaching.live_bars import DRAW_SECONDS, Bars, history, levels
-from plamo_ref.teaching.widgets import _widgets_can_live
+from plamo_ref.teaching.widgets import widgets_can_live
 
 EXAMPLE_TOKENS = 24  # of the transcript that stands for the chat where no kernel runs
 
@@ -46,7 +46,7 @@ def live_panel(llm: LLM, *, pause: float = 0.0) -> Iterator[list[StepRecord]]:
         records.append(record)
         time.sleep(pause)
 
-    bars = Bars(llm) if _widgets_can_live() else None
+    bars = Bars(llm) if widgets_can_live() else None
     names = ", ".join(level.name for level in levels(llm))
     _display(f"[bars, with a live kernel] {names}", bars.box if bars else None)
     with bars.attached() if bars else nullcontext():  # before `keep`: draw first, then pause
@@ -153,7 +153,7 @@ def chat_widget(
         "[chat, with a live kernel] a text box, Send, Stop, the transcript, the bars of the engine",
     ]
     box = None
-    if _widgets_can_live():
+    if widgets_can_live():
         box = Chat(llm, asyncio.get_running_loop(), params, prompt).box
     _display("\n".join(lines), box)
 

@@ -39,7 +39,7 @@ def interactive(draw: Draw, **controls: Control) -> None:
     show(*draw(**{name: default_of(control) for name, control in controls.items()}))
     described = ", ".join(f"{name} {_describe(c)}" for name, c in controls.items())
     bundle: dict[str, Any] = {"text/plain": f"[controls, with a live kernel] {described}"}
-    if _widgets_can_live():
+    if widgets_can_live():
         view: dict[str, Any] = {"version_major": 2, "version_minor": 0}
         view["model_id"] = panel(draw, **controls).model_id
         bundle["application/vnd.jupyter.widget-view+json"] = view
@@ -73,7 +73,7 @@ def _describe(control: Control) -> str:
     return f"{control[0]} to {control[1]}"
 
 
-def _widgets_can_live() -> bool:
+def widgets_can_live() -> bool:
     """Whether a kernel runs this code and ipywidgets is installed."""
     live = getattr(get_ipython(), "kernel", None) is not None
     return live and importlib.util.find_spec("ipywidgets") is not None
