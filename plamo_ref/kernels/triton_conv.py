@@ -118,7 +118,7 @@ def conv_prefill_kernel(
     if offset < count or offset == 0:
         channel = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
         inside = channel < C
-        past = (tl.load(has_past_ptr + request) != 0) & inside
+        past = channel < tl.where(tl.load(has_past_ptr + request) != 0, C, 0)
         slot = tl.load(slots_ptr + request).to(tl.int64)
         memory = cache_ptr + (slot * C + channel) * (K - 1)
         # From the block's first token on: offsets that are small need one register, not two.

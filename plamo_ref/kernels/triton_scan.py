@@ -30,11 +30,12 @@ from plamo_ref.kernels.triton_launch import (
 )
 from plamo_ref.kernels.triton_state import check_scan, scan_pointers, scan_strides
 
-# Size: P. A block is rows of P, a tile a chunk: with 128 tokens the [Q, Q] tile no longer fits the
-# registers.
+# Size: P. A block is rows of P, a tile a chunk. The [Q, Q] weights are worked out anew by each of
+# the P / block programs of a head: 32 tokens cost half the products that 64 do, and leave registers
+# for two programs on a multiprocessor; 64 by 32 need all of them, 128 spill.
 SCAN_CONFIGS = (
     Config(up_to=16, block=16, warps=4, tile=64),
-    Config(up_to=1 << 30, block=32, warps=8, tile=64),
+    Config(up_to=1 << 30, block=32, warps=4, tile=32),
 )
 # float32: each operand of tf32x3 in two halves, so smaller tiles.
 WIDE_SCAN_CONFIGS = (Config(up_to=1 << 30, block=16, warps=4, tile=32),)
@@ -85,8 +86,8 @@ def scan_kernel(
     slot = tl.load(slots_ptr + request).to(tl.int64)
     state_ptr = cache_ptr + (slot * H + head) * P * N + p[None, :] * N + n[:, None]
     inside = p_in[None, :] & n_in[:, None]
-    has_past = tl.load(has_past_ptr + request) != 0
-    state = tl.load(state_ptr, mask=inside & has_past, other=0.0).to(tl.float32)
+    known = p < tl.where(tl.load(has_past_ptr + request) != 0, P, 0)
+    state = tl.load(state_ptr, mask=inside & known[None, :], other=0.0).to(tl.float32)
 
     a, skip, bias = tl.load(a_ptr + head), tl.load(d_ptr + head), tl.load(bias_ptr + head)
     first = tl.load(starts_ptr + request).to(tl.int64)
