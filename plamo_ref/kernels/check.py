@@ -39,8 +39,10 @@ COPY_BANDWIDTH, TENSOR_RATE = 4.28e12, 768e12  # of one H200: bytes read and wri
 def copied(value: Any, dtype: torch.dtype | None = None) -> Any:
     """A deep copy; floating-point tensors in `dtype` if one is given, with the same strides."""
     if isinstance(value, Tensor):
-        kept = dtype is None or not value.is_floating_point()
-        return value.clone() if kept else value.to(dtype, copy=True)
+        kept = value.dtype if dtype is None or not value.is_floating_point() else dtype
+        # A clone would be contiguous, and the kernels' strides would go untested.
+        fresh = torch.empty_strided(value.shape, value.stride(), dtype=kept, device=value.device)
+        return fresh.copy_(value)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = {f.name: copied(getattr(value, f.name), dtype) for f in dataclasses.fields(value)}
         return dataclasses.replace(value, **fields)

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from plamo_ref.kernels.check import LIMITS, check, compare, main, results
+from plamo_ref.kernels.check import LIMITS, check, compare, copied, main, results
 from plamo_ref.kernels.check_cases import SMALL, Case, Maker, paged_case, scan_cases, small_cases
 from plamo_ref.kernels.table import TORCH, KernelError, triton_table
 
@@ -29,6 +29,14 @@ def agrees(case: Case) -> None:
 @pytest.mark.parametrize("name", CASES)
 def test_kernel_is_its_twin(name):
     agrees(CASES[name])
+
+
+def test_copies_for_a_run_keep_strides():
+    inputs = CASES["a: state_update 2, float32"].arguments[0]
+    assert not inputs.z.is_contiguous()
+    for dtype in (None, torch.float64):
+        assert copied(inputs, dtype).z.stride() == inputs.z.stride()
+        assert torch.equal(copied(inputs, dtype).z, inputs.z.to(dtype or F32))
 
 
 def test_every_operation_is_covered():
