@@ -112,7 +112,12 @@ def test_test_lints_first_and_then_runs_pytest_once(clone):
     calls = calls_of(clone, "make", "test")
     assert installs(calls) == [".[test]"]
     tools = [line.removeprefix("-m ") for line in calls if re.match("-m (ruff|mypy|pytest)", line)]
-    assert tools == ["ruff check .", "ruff format --check .", "mypy", "pytest -n 2 --dist loadfile -m "]
+    assert tools == [
+        "ruff check .",
+        "ruff format --check .",
+        "mypy",
+        "pytest -n 2 --dist loadfile -m ",
+    ]
     assert installs(calls_of(clone, "make", "demo")) == []  # the extra brought all that it needs
 
 
@@ -120,7 +125,10 @@ def test_test_lints_first_and_then_runs_pytest_once(clone):
 @pytest.mark.parametrize("tool", ["ruff", "mypy", "pytest"])
 def test_test_fails_with_any_tool_and_runs_pytest_all_the_same(clone, tool):
     assert call(clone, "make", "test", BROKEN=tool).returncode != 0
-    assert "-m pytest -n 2 --dist loadfile -m " in (clone.parent / "log").read_text(encoding="utf-8").splitlines()
+    assert (
+        "-m pytest -n 2 --dist loadfile -m "
+        in (clone.parent / "log").read_text(encoding="utf-8").splitlines()
+    )
 
 
 @needs_make
