@@ -55,6 +55,8 @@ def test_timing_decisions_needs_no_model():
     [
         ["throughput", "--requests", "2", "--prompt-len", "5", "--output-len", "3"],
         ["latency", "--repeat", "1", "--prompt-len", "5", "--output-len", "3"],
+        ["decode", "--batches", "1,2", "--prompt-len", "5", "--output-len", "4"],
+        ["prefill", "--lengths", "9"],
         ["mixed", "--requests", "3", "--scale", "0.01", "--both"],
         ["scheduler", "--running", "1,2"],
     ],
@@ -68,7 +70,7 @@ def test_every_benchmark_prints_a_table_and_writes_what_redoes_it(command, tmp_p
     assert result["versions"]["torch"] == torch.__version__
     assert result["machine"]
     assert result["command"].startswith("plamo-ref")
-    assert len(result["data"]) == (2 if command[0] in ("mixed", "scheduler") else 1)
+    assert len(result["data"]) == (1 if command[0] in ("throughput", "latency", "prefill") else 2)
 
 
 def test_a_trace_file_is_run(tmp_path, capsys):

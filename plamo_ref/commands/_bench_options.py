@@ -19,6 +19,9 @@ def engine_options(command: Command) -> Command:
         click.option("--block-size", default=16, **shown),
         click.option("--max-num-batched-tokens", default=2048, **shown),
         click.option("--max-num-seqs", default=64, **shown),
+        click.option(
+            "--kernels", type=click.Choice(["auto", "torch", "triton"]), default="auto", **shown
+        ),
         click.option("--state-dtype", default="auto", **shown),
         click.option("--dtype", default="auto", **shown),
         click.option("--device", default="auto", **shown),

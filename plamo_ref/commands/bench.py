@@ -68,6 +68,46 @@ def latency(prompt_len: int, output_len: int, repeat: int, **options: Any) -> No
 
 @bench.command()
 @engine_options
+@click.option("--batches", default="1,32,128,256", show_default=True, help="Requests at a time.")
+@click.option("--prompt-len", default=128, show_default=True)
+@click.option("--output-len", default=256, show_default=True)
+@result_option
+def decode(batches: str, prompt_len: int, output_len: int, **options: Any) -> None:
+    """Milliseconds of a decode step: what OUTPUT_LEN tokens take more than one does."""
+    from plamo_ref.bench.workloads import run, uniform
+
+    counts = _numbers(batches)
+    core, finish = _open(options | {"max_num_seqs": max(counts)})
+    rows = []
+    for count in counts:
+        short, long = uniform(count, prompt_len, 1), uniform(count, prompt_len, output_len)
+        run(core, uniform(count, prompt_len, 8))  # compiles what is not yet compiled
+        seconds = [run(core, trace).seconds for trace in (short, long)]
+        step = (seconds[1] - seconds[0]) / (output_len - 1)
+        speed = round(count / step, 1)
+        rows.append({"batch": count, "step_ms": round(step * 1e3, 3), "tokens_per_s": speed})
+    finish("decode", rows)
+
+
+@bench.command()
+@engine_options
+@click.option("--lengths", default="2048,8192", show_default=True, help="Tokens of one prompt.")
+@result_option
+def prefill(lengths: str, **options: Any) -> None:
+    """Prompt tokens per second of a single request."""
+    from plamo_ref.bench.workloads import run, uniform
+
+    core, finish = _open(options)
+    rows = []
+    for length in _numbers(lengths):
+        run(core, uniform(1, length, 1))
+        seconds = min(run(core, uniform(1, length, 1)).seconds for _ in range(3))
+        rows.append({"prompt_len": length, "tokens_per_s": round(length / seconds, 1)})
+    finish("prefill", rows)
+
+
+@bench.command()
+@engine_options
 @click.option("--requests", default=256, show_default=True)
 @click.option("--scale", default=1.0, show_default=True, help="Of all prompt and output lengths.")
 @click.option("--both", is_flag=True, help="Run it with both schedulers.")
@@ -102,11 +142,19 @@ def scheduler(running: str, **options: Any) -> None:
     """CPU time of a scheduling decision, without a model."""
     from plamo_ref.bench.scheduling import time_decisions
 
-    try:
-        counts = [int(part) for part in running.split(",")]
-    except ValueError:
-        raise click.BadParameter(f"--running {running}: expected numbers, as in 1,64,256") from None
+    counts = _numbers(running)
     _finish("scheduler", [time_decisions(count) for count in counts], options["json_file"])
+
+
+def _numbers(text: str) -> list[int]:
+    """ "1,64" → [1, 64]."""
+    try:
+        numbers = [int(part) for part in text.split(",")]
+    except ValueError:
+        numbers = []
+    if not numbers or min(numbers) < 1:
+        raise click.BadParameter(f"{text!r}: expected positive numbers, as in 1,64,256")
+    return numbers
 
 
 def _race(trace: "Trace", both: bool, options: dict[str, Any]) -> None:
