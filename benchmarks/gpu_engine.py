@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 
 from plamo_ref import LLM, SamplingParams
 
+CACHE_BYTES = 100_000_000  # several engines share the GPU here
 GOLDEN = Path(__file__).parent.parent / "tests" / "golden"
 PROMPTS = ["吾輩は", "To be, or", "三四郎は" * 40, "x" * 300]
 
@@ -19,7 +20,8 @@ PROMPTS = ["吾輩は", "To be, or", "三四郎は" * 40, "x" * 300]
 def golden_ids_equal(folder: Path, kernels: str) -> bool:
     """Whether the 32 greedy ids of a golden case come out, with a prompt cut into pieces."""
     expected = load_file(folder / "expected.safetensors")
-    llm = LLM(folder, device="cuda", dtype="float32", kernels=kernels, max_num_batched_tokens=20)
+    settings = {"dtype": "float32", "kernels": kernels, "max_num_batched_tokens": 20}
+    llm = LLM(folder, device="cuda", memory_bytes=CACHE_BYTES, **settings)
     params = SamplingParams(temperature=0, max_tokens=32, ignore_eos=True)
     (output,) = llm.generate(expected["prompt_ids"].tolist(), params, use_tqdm=False)
     return list(output.outputs[0].token_ids) == expected["greedy_ids"].tolist()
@@ -27,7 +29,8 @@ def golden_ids_equal(folder: Path, kernels: str) -> bool:
 
 def tiny_ids(kernels: str, dtype: str) -> list[tuple[int, ...]]:
     """Greedy ids of a mixed batch of the embedded model."""
-    llm = LLM("tiny", device="cuda", dtype=dtype, kernels=kernels, max_num_batched_tokens=64)
+    settings = {"dtype": dtype, "kernels": kernels, "max_num_batched_tokens": 64}
+    llm = LLM("tiny", device="cuda", memory_bytes=CACHE_BYTES, **settings)
     params = SamplingParams(temperature=0, max_tokens=64, ignore_eos=True)
     return [o.outputs[0].token_ids for o in llm.generate(PROMPTS * 4, params, use_tqdm=False)]
 
