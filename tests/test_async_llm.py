@@ -32,7 +32,12 @@ from plamo_ref.engine.config import EngineError
 from plamo_ref.engine.messages import Add, Codec, Step, Token
 from plamo_ref.sampling import GuidedParams, TokenLogprobs
 
-ENGINE = {"memory_bytes": 64 << 20, "max_num_seqs": 8, "max_num_batched_tokens": 64}
+ENGINE = {
+    "dtype": "float64",  # for which alone equality in any company is promised
+    "memory_bytes": 128 << 20,
+    "max_num_seqs": 8,
+    "max_num_batched_tokens": 64,
+}
 LONG = SamplingParams(temperature=0, max_tokens=2000, ignore_eos=True)
 
 

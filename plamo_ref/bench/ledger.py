@@ -42,7 +42,7 @@ def _load(rows: list[Row]) -> list[str]:
     r = rows[0]
     return [
         f"load a {r['file_gb']:.2f} GB checkpoint of the 1B shape: {r['load_s']:.1f} s, "
-        f"{r['peak_gb_over_what_stays']:.2f} GB of memory beyond what stays"
+        f"{abs(r['peak_gb_over_what_stays']):.2f} GB of memory beyond what stays"
     ]
 
 
@@ -63,8 +63,30 @@ def _golden(rows: list[Row]) -> list[str]:
     ]
 
 
+def _decode(rows: list[Row]) -> list[str]:
+    model, graphs = rows[0]["model"], rows[0].get("cuda_graphs", False)
+    steps = ", ".join(f"{r['batch']}: **{r['step_ms']:.2f} ms**" for r in rows)
+    how = "" if graphs else " without CUDA graphs"
+    return [f"{model.upper()} shape, decode step{how} by batch: {steps}"]
+
+
+def _prefill(rows: list[Row]) -> list[str]:
+    speeds = ", ".join(f"{r['prompt_len']:,}: {r['tokens_per_s']:,.0f} tokens/s" for r in rows)
+    return [f"{rows[0]['model'].upper()} shape, prefill by prompt length: {speeds}"]
+
+
+def _whole(rows: list[Row]) -> list[str]:
+    r = rows[0]
+    return [f"{r['model'].upper()} shape, the whole mixed workload: {r['seconds']:.2f} s"]
+
+
 LINES: Mapping[str, Callable[[list[Row]], list[str]]] = {
     "golden": _golden,
+    "gpu_decode_8b": _decode,
+    "gpu_decode_8b_plain": _decode,
+    "gpu_decode_1b": _decode,
+    "gpu_prefill_8b": _prefill,
+    "gpu_mixed_8b": _whole,
     "throughput": _throughput,
     "mixed": _mixed,
     "scheduler": _scheduler,

@@ -4,6 +4,7 @@ Invariant: a result can be redone from what it says: machine, versions, command.
 """
 
 import datetime
+import importlib.metadata
 import json
 import os
 import platform
@@ -31,12 +32,25 @@ def machine() -> str:
     return f"{model}, {os.cpu_count()} cores, torch uses {torch.get_num_threads()}"
 
 
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
 def command() -> str:
-    """The command line of this process, as one would type it in the project's folder."""
-    program = Path(sys.argv[0])
+    """The command line of this process, as one would type it in the project's folder.
+
+    Where the result was written to (`--json FILE`) does not belong to what was measured.
+    """
+    program, words = Path(sys.argv[0]), sys.argv[1:]
+    if "--json" in words:
+        place = words.index("--json")
+        words = words[:place] + words[place + 2 :]
     if program.suffix == ".py" and program.parent.name == "benchmarks":
-        return shlex.join(["python", f"benchmarks/{program.name}", *sys.argv[1:]])
-    return shlex.join(["plamo-ref", *sys.argv[1:]])
+        return shlex.join(["python", f"benchmarks/{program.name}", *words])
+    return shlex.join(["plamo-ref", *words])
 
 
 def report(name: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
@@ -47,6 +61,7 @@ def report(name: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
         "versions": {
             "python": platform.python_version(),
             "torch": torch.__version__,
+            "triton": _version("triton"),
             "numpy": numpy.__version__,
             "plamo_ref": plamo_ref.__version__,
         },

@@ -22,6 +22,7 @@ def engine_options(command: Command) -> Command:
         click.option(
             "--kernels", type=click.Choice(["auto", "torch", "triton"]), default="auto", **shown
         ),
+        click.option("--cuda-graphs/--no-cuda-graphs", default=True, **shown),
         click.option("--state-dtype", default="auto", **shown),
         click.option("--dtype", default="auto", **shown),
         click.option("--device", default="auto", **shown),

@@ -33,4 +33,5 @@ def build_core(
     loaded = load(select(engine.kernels, device=device, dtype=dtype), dtype, device)
     budget = cache_budget(engine, device, model, dtype.itemsize)
     plan = plan_memory(model, engine, budget, dtype=dtype, state_dtype=state_dtype)
-    return EngineCore(ModelRunner(loaded, plan, state_dtype), plan, engine), plan
+    runner = ModelRunner(loaded, plan, state_dtype, cuda_graphs=engine.cuda_graphs)
+    return EngineCore(runner, plan, engine), plan

@@ -40,6 +40,7 @@ class EngineConfig:
     state_dtype: str = "auto"  # of the SSM state: auto (at least float32, the faithful choice)
     seed: int = 0  # for requests that bring none
     kernels: KernelChoice = "auto"
+    cuda_graphs: bool = True  # record decode steps and replay them (on a GPU, Triton kernels)
     record: bool = False  # keep a record of every step
 
     def __post_init__(self) -> None:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from plamo_ref.batch import AttentionCache, ForwardBatch, LayerCache, MambaCache
+from plamo_ref.engine.graphs import DecodeGraphs
 from plamo_ref.engine.planner import MemoryPlan
 from plamo_ref.model import Plamo2Model
 
@@ -14,7 +15,14 @@ from plamo_ref.model import Plamo2Model
 class ModelRunner:
     """A model and the caches of its layers."""
 
-    def __init__(self, model: Plamo2Model, plan: MemoryPlan, state_dtype: torch.dtype) -> None:
+    def __init__(
+        self,
+        model: Plamo2Model,
+        plan: MemoryPlan,
+        state_dtype: torch.dtype,
+        *,
+        cuda_graphs: bool = False,
+    ) -> None:
         self.model = model
         config, weight = model.config, model.embedding
         heads, size = config.mamba_num_heads, config.hidden_size_per_head
@@ -31,6 +39,10 @@ class ModelRunner:
                 shape = (blocks, plan.block_size, config.num_key_value_heads, size)
                 caches.append(AttentionCache(weight.new_zeros(shape), weight.new_zeros(shape)))
         self.caches = tuple(caches)
+        self._graphs: DecodeGraphs | None = None
+        # The torch twins read lengths back to the host, which no graph can record.
+        if cuda_graphs and self.device.type == "cuda" and model.ops.name == "triton":
+            self._graphs = DecodeGraphs(self._step, plan, self.device)
 
     @property
     def device(self) -> torch.device:
@@ -38,6 +50,13 @@ class ModelRunner:
 
     @torch.inference_mode()
     def run(self, batch: ForwardBatch) -> Tensor:
-        """Compute the batch's tokens. Returns logits [n, V] of its `logits_rows`."""
+        """Compute the batch's tokens. Returns logits [n, V] of its `logits_rows`.
+
+        With CUDA graphs they stay valid until the next call.
+        """
+        logits = None if self._graphs is None else self._graphs.run(batch)
+        return self._step(batch) if logits is None else logits
+
+    def _step(self, batch: ForwardBatch) -> Tensor:
         hidden = self.model.forward(batch, self.caches)  # [T, D]
         return self.model.logits(hidden[batch.logits_rows])

@@ -1,0 +1,127 @@
+"""CUDA graphs for decoding: hundreds of launches become one.
+
+A graph replays fixed launches on fixed addresses. So a decode batch is copied into buffers of a
+fixed size (the next rung of a ladder), with block tables of a fixed width, and one graph is
+recorded for each rung when it is first needed.
+
+Invariant: rows beyond the batch read and write the null block and the null slot only, so padding
+never touches a live one; a batch that does not fit the buffers is run without a graph.
+"""
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor
+
+from plamo_ref.batch import ForwardBatch, GroupBatch
+from plamo_ref.config import LayerKind
+from plamo_ref.engine.planner import MemoryPlan
+from plamo_ref.engine.pool import NULL_PLACE
+
+LADDER = (1, 2, 4, 8, 16, 32, 48, 64, 96, 128, 160, 192, 224, 256)
+FULL_ATTENTION_BLOCKS = 512  # width of a full group's table; longer requests run without a graph
+WARM_UPS = 2  # runs before recording: they compile kernels and let libraries allocate
+
+Step = Callable[[ForwardBatch], Tensor]  # a batch → logits
+
+
+def table_widths(plan: MemoryPlan) -> dict[LayerKind, int]:
+    """Blocks that a decoding request's table can have: a window's span, or a fixed many."""
+    size = plan.block_size
+    return {
+        group.kind: FULL_ATTENTION_BLOCKS
+        if group.window is None
+        else -(-(group.window + size) // size) + 1
+        for group in plan.groups
+    }
+
+
+class DecodeBuffers:
+    """The tensors of a decode batch of at most `rows` requests, always at the same addresses."""
+
+    def __init__(self, rows: int, widths: Mapping[LayerKind, int], device: torch.device) -> None:
+        def zeros(*shape: int) -> Tensor:
+            return torch.zeros(shape, dtype=torch.int64, device=device)
+
+        self.rows, self.widths = rows, dict(widths)
+        every = torch.arange(rows + 1, device=device)
+        self.batch = ForwardBatch(
+            token_ids=zeros(rows),
+            positions=zeros(rows),
+            query_start_loc=every,  # one token a request
+            seq_lens=torch.ones(rows, dtype=torch.int64, device=device),
+            has_past=torch.ones(rows, dtype=torch.bool, device=device),
+            state_slots=zeros(rows),
+            groups={
+                kind: GroupBatch(zeros(rows, width), zeros(rows), zeros(rows))
+                for kind, width in widths.items()
+            },
+            logits_rows=every[:rows],
+            num_decodes=rows,
+            num_requests=rows,
+        )
+
+    def fit(self, batch: ForwardBatch) -> bool:
+        """Whether the block tables of `batch` are narrow enough."""
+        return all(
+            group.block_table.shape[1] <= self.widths[kind] for kind, group in batch.groups.items()
+        )
+
+    def load(self, batch: ForwardBatch) -> None:
+        """Copy a decode batch in; the rows behind it become padding."""
+        mine, count = self.batch, batch.num_requests
+        pairs = [
+            (mine.token_ids, batch.token_ids, 0),
+            (mine.positions, batch.positions, 0),
+            (mine.seq_lens, batch.seq_lens, 1),  # a padded row sees one key, of the null block
+            (mine.state_slots, batch.state_slots, NULL_PLACE),
+        ]
+        for kind, group in batch.groups.items():
+            fixed = mine.groups[kind]
+            pairs.append((fixed.first_block, group.first_block, 0))
+            pairs.append((fixed.slot_mapping, group.slot_mapping, NULL_PLACE))
+            fixed.block_table.fill_(NULL_PLACE)
+            fixed.block_table[:count, : group.block_table.shape[1]] = group.block_table
+        for target, source, padding in pairs:
+            target[:count] = source
+            target[count:] = padding
+
+
+class DecodeGraphs:
+    """One recorded graph for each rung of the ladder, recorded when it is first needed."""
+
+    def __init__(self, step: Step, plan: MemoryPlan, device: torch.device) -> None:
+        self._step, self._device = step, device
+        self._widths = table_widths(plan)
+        self._rungs = [n for n in LADDER if n < plan.max_num_seqs]
+        self._rungs += [min(plan.max_num_seqs, LADDER[-1])]
+        self._graphs: dict[int, tuple[torch.cuda.CUDAGraph, DecodeBuffers, Tensor]] = {}
+        self._pool = torch.cuda.graph_pool_handle()  # one after the other, so they can share
+
+    def run(self, batch: ForwardBatch) -> Tensor | None:
+        """Logits [R, V] of a decode batch; None: there is no graph for it, run it plainly."""
+        rung = next((n for n in self._rungs if n >= batch.num_requests), None)
+        if batch.has_prefills or rung is None or len(batch.logits_rows) != batch.num_requests:
+            return None
+        if rung not in self._graphs:
+            self._graphs[rung] = self._record(rung)
+        graph, buffers, logits = self._graphs[rung]
+        if not buffers.fit(batch):
+            return None
+        buffers.load(batch)
+        graph.replay()
+        return logits[: batch.num_requests]
+
+    def _record(self, rows: int) -> tuple[torch.cuda.CUDAGraph, DecodeBuffers, Tensor]:
+        """Record the step over buffers that hold nothing but padding."""
+        buffers = DecodeBuffers(rows, self._widths, self._device)
+        side = torch.cuda.Stream(self._device)
+        side.wait_stream(torch.cuda.current_stream(self._device))
+        with torch.cuda.stream(side):
+            for _ in range(WARM_UPS):
+                self._step(buffers.batch)
+        torch.cuda.current_stream(self._device).wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self._pool):
+            logits = self._step(buffers.batch)
+        return graph, buffers, logits
