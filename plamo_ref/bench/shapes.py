@@ -5,18 +5,14 @@ Invariant: random weights have the shape, dtype and memory of real ones; only th
 
 from pathlib import Path
 
-import torch
-
-from plamo_ref.checkpoint import Checkpoint
 from plamo_ref.config import Plamo2Config
 from plamo_ref.engine.build import build_core
 from plamo_ref.engine.config import EngineConfig
 from plamo_ref.engine.core import EngineCore
 from plamo_ref.engine.planner import MemoryPlan
+from plamo_ref.engine.source import open_source
 from plamo_ref.hub import find
-from plamo_ref.kernels.table import Kernels
-from plamo_ref.loading import build_model, load_model
-from plamo_ref.model import Plamo2Model
+from plamo_ref.random_weights import random_model
 
 SHAPES = {
     "1b": Plamo2Config(
@@ -32,19 +28,6 @@ SHAPES = {
 }
 
 
-def random_model(
-    config: Plamo2Config, ops: Kernels, dtype: torch.dtype, device: torch.device, seed: int = 0
-) -> Plamo2Model:
-    """A model with small random weights, made where they stay."""
-    generator = torch.Generator(device).manual_seed(seed)
-
-    def read(name: str) -> torch.Tensor:
-        tensor = torch.empty(config.tensor_shapes[name], dtype=dtype, device=device)
-        return tensor.normal_(0, 0.02, generator=generator)
-
-    return build_model(config, read, ops)
-
-
 def open_core(
     model: str | Path, shape: str | None, engine: EngineConfig
 ) -> tuple[EngineCore, MemoryPlan]:
@@ -52,9 +35,5 @@ def open_core(
     if shape is not None:
         config = SHAPES[shape]
         return build_core(config, engine, lambda *place: random_model(config, *place))
-    checkpoint = Checkpoint.open(find(model))
-    return build_core(
-        checkpoint.config,
-        engine,
-        lambda ops, dtype, device: load_model(checkpoint, ops, dtype=dtype, device=device),
-    )
+    source = open_source(find(model), engine.load_format)
+    return build_core(source.config, engine, source.load)

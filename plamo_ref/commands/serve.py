@@ -10,6 +10,7 @@ import click
 from plamo_ref.commands import _options as options
 
 ENGINE = (
+    "load_format",
     "dtype",
     "device",
     "scheduler",
@@ -42,6 +43,13 @@ def engine_options(command: options.Command) -> options.Command:
         click.option("--scheduler", type=click.Choice(["v1", "v0"]), default="v1", **shown),
         click.option("--device", default="auto", **shown),
         click.option("--dtype", default="auto", **shown),
+        click.option(
+            "--load-format",
+            type=click.Choice(["auto", "dummy"]),
+            default="auto",
+            help="dummy: random weights; the folder needs config.json and the tokenizer only.",
+            **shown,
+        ),
     ):
         command = option(command)
     return command

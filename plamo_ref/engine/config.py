@@ -27,6 +27,7 @@ class EngineError(PlamoRefError, ValueError):
 class EngineConfig:
     """How the engine runs. Sizes are in tokens and bytes; names follow vLLM's."""
 
+    load_format: Literal["auto", "dummy"] = "auto"  # dummy: random weights, to measure with
     dtype: str = "auto"  # of weights and activations: auto (bfloat16 on a GPU, else float32)
     device: str = "auto"  # auto (a GPU if there is one), "cpu", "cuda", "cuda:1" …
     block_size: int = 16  # tokens in a KV block
@@ -52,6 +53,8 @@ class EngineConfig:
         share = self.gpu_memory_utilization
         _require(0 < share <= 1, "gpu_memory_utilization", share, "above 0 and at most 1")
         _require(self.scheduler in ("v0", "v1"), "scheduler", self.scheduler, '"v1" or "v0"')
+        formats = ("auto", "dummy")
+        _require(self.load_format in formats, "load_format", self.load_format, f"one of {formats}")
         dtypes = ("auto", *DTYPES)
         hint = " (float16 overflows in this model)"
         _require(self.dtype in dtypes, "dtype", self.dtype, f"one of {dtypes}{hint}")

@@ -11,14 +11,13 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from plamo_ref.checkpoint import Checkpoint
 from plamo_ref.engine.build import build_core
 from plamo_ref.engine.completion import Completion, gather
 from plamo_ref.engine.config import EngineConfig, EngineError
 from plamo_ref.engine.outputs import RequestOutput, StreamPiece
 from plamo_ref.engine.record import StepRecord
+from plamo_ref.engine.source import open_source
 from plamo_ref.hub import find
-from plamo_ref.loading import load_model
 from plamo_ref.sampling import GuideMaker, SamplingParams
 from plamo_ref.text_stream import TextStream
 from plamo_ref.tokenizer import Plamo2Tokenizer
@@ -52,15 +51,11 @@ class LLM:
         except TypeError as error:
             raise EngineError(f"LLM: {error}") from None
         folder = find(model, revision=revision, cache_dir=cache_dir, offline=offline)
-        checkpoint = Checkpoint.open(folder)
-        self.model_config = checkpoint.config
+        source = open_source(folder, self.config.load_format)
+        self.model_config = source.config
         self.tokenizer = Plamo2Tokenizer.from_folder(folder)
-        self.stop_token_ids = checkpoint.stop_token_ids
-        self.core, self.plan = build_core(
-            checkpoint.config,
-            self.config,
-            lambda ops, dtype, device: load_model(checkpoint, ops, dtype=dtype, device=device),
-        )
+        self.stop_token_ids = source.stop_token_ids
+        self.core, self.plan = build_core(source.config, self.config, source.load)
         self.records: list[StepRecord] = []  # filled only with record=True
         if self.config.record:
             self.core.observers.append(lambda record, *_: self.records.append(record))

@@ -17,7 +17,6 @@ from functools import cache
 import msgspec
 import zmq
 
-from plamo_ref.checkpoint import Checkpoint
 from plamo_ref.engine.build import build_core
 from plamo_ref.engine.cache import IntegrityError
 from plamo_ref.engine.config import EngineConfig, EngineError
@@ -40,8 +39,8 @@ from plamo_ref.engine.messages import (
     Token,
 )
 from plamo_ref.engine.request import Request
+from plamo_ref.engine.source import ModelSource, open_source
 from plamo_ref.errors import PlamoRefError
-from plamo_ref.loading import load_model
 from plamo_ref.sampling import GuideMaker
 from plamo_ref.tokenizer import Plamo2Tokenizer
 
@@ -49,8 +48,8 @@ STATS_SECONDS = 0.05  # between two reports while the engine is busy
 LINGER_MS = 1000  # to get the last words out
 
 
-def load_core(spec: EngineSpec) -> tuple[EngineCore, Checkpoint]:
-    """The core of a spec, and the checkpoint that it was made from.
+def load_core(spec: EngineSpec) -> tuple[EngineCore, ModelSource]:
+    """The core of a spec, and what it was made from.
 
     Raises:
         PlamoRefError: the model or a setting cannot be used.
@@ -59,23 +58,19 @@ def load_core(spec: EngineSpec) -> tuple[EngineCore, Checkpoint]:
         config = EngineConfig(**spec.engine)
     except TypeError as error:
         raise EngineError(f"engine settings: {error}") from None
-    checkpoint = Checkpoint.open(spec.folder)
-    core, _ = build_core(
-        checkpoint.config,
-        config,
-        lambda ops, dtype, device: load_model(checkpoint, ops, dtype=dtype, device=device),
-    )
-    return core, checkpoint
+    source = open_source(spec.folder, config.load_format)
+    core, _ = build_core(source.config, config, source.load)
+    return core, source
 
 
 class EngineLoop:
     """Between the channel and the core: reads what has come, then makes one step."""
 
     def __init__(
-        self, core: EngineCore, checkpoint: Checkpoint, inbox: zmq.Socket, outbox: zmq.Socket
+        self, core: EngineCore, source: ModelSource, inbox: zmq.Socket, outbox: zmq.Socket
     ) -> None:
-        self.core, self._stop_ids = core, checkpoint.stop_token_ids
-        self._guides = cache(lambda: _guides(core, checkpoint))
+        self.core, self._stop_ids = core, source.stop_token_ids
+        self._guides = cache(lambda: _guides(source))
         self._inbox, self._outbox, self._codec = inbox, outbox, Codec()
         self._poller = zmq.Poller()
         self._poller.register(inbox, zmq.POLLIN)
@@ -186,10 +181,10 @@ class EngineLoop:
         self._outbox.send(self._codec.encode(message))
 
 
-def _guides(core: EngineCore, checkpoint: Checkpoint) -> GuideMaker:
+def _guides(source: ModelSource) -> GuideMaker:
     """Grammars are about bytes: for them alone the engine reads the tokenizer."""
-    tokenizer = Plamo2Tokenizer.from_folder(checkpoint.folder)
-    return GuideMaker(tokenizer, core.runner.model.config.vocab_size, checkpoint.stop_token_ids)
+    tokenizer = Plamo2Tokenizer.from_folder(source.folder)
+    return GuideMaker(tokenizer, source.config.vocab_size, source.stop_token_ids)
 
 
 def serve(spec: EngineSpec) -> int:
@@ -201,15 +196,15 @@ def serve(spec: EngineSpec) -> int:
         box.linger = LINGER_MS
         box.connect(address)
     try:
-        core, checkpoint = load_core(spec)
+        core, source = load_core(spec)
     except (PlamoRefError, OSError) as error:
         outbox.send(Codec().encode(Failed(str(error))))
         return 1
     else:
-        vocabulary = core.runner.model.config.vocab_size
+        vocabulary = source.config.vocab_size
         ready = Ready(core.max_model_len, core.queues.max_num_seqs, vocabulary, os.getpid())
         outbox.send(Codec().encode(ready))
-        EngineLoop(core, checkpoint, inbox, outbox).run()
+        EngineLoop(core, source, inbox, outbox).run()
         return 0
     finally:
         context.destroy()

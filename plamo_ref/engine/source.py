@@ -1,0 +1,44 @@
+"""Where an engine's model comes from: a checkpoint, or, to measure with, random numbers.
+
+Invariant: whatever the weights are, the shape and the ids that end a text are the folder's.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from plamo_ref.checkpoint import Checkpoint
+from plamo_ref.checkpoint_files import CONFIG_FILE
+from plamo_ref.config import Plamo2Config
+from plamo_ref.engine.build import ModelLoader
+from plamo_ref.loading import load_model
+from plamo_ref.random_weights import random_model
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """A model that has not been loaded yet."""
+
+    folder: Path
+    config: Plamo2Config
+    stop_token_ids: tuple[int, ...]
+    load: ModelLoader
+
+
+def open_source(folder: str | Path, load_format: str = "auto") -> ModelSource:
+    """The model of `folder`. With `load_format="dummy"` it needs no weights: config.json is enough.
+
+    Raises:
+        CheckpointError, ConfigError: the folder holds no PLaMo 2.
+    """
+    folder = Path(folder)
+    if load_format == "dummy":
+        config = Plamo2Config.from_file(folder / CONFIG_FILE)
+        stops = () if config.eos_token_id is None else (config.eos_token_id,)
+        return ModelSource(folder, config, stops, lambda *place: random_model(config, *place))
+    checkpoint = Checkpoint.open(folder)
+    return ModelSource(
+        folder,
+        checkpoint.config,
+        checkpoint.stop_token_ids,
+        lambda ops, dtype, device: load_model(checkpoint, ops, dtype=dtype, device=device),
+    )
