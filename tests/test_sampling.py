@@ -106,7 +106,13 @@ def test_among_equals_the_smaller_id_counts_as_likelier():
 def test_any_floating_dtype_will_do(dtype):
     logits = torch.tensor([[0.0, 1.0, -1.0]], dtype=dtype)
     params = SamplingParams(temperature=0.5)
-    assert [sample(logits, [params], [u]).item() for u in (0.0, 0.85, 0.9, 0.99)] == [1, 1, 0, 2]
+    assert [sample(logits, [params], [u]).item() for u in (0.0, 0.1, 0.12, 0.98, 0.99)] == [
+        0,
+        0,
+        1,
+        1,
+        2,
+    ]
 
 
 def test_top_p_keeps_the_token_that_reaches_p():
@@ -136,7 +142,9 @@ def test_the_largest_uniform_number_draws_the_last_token():
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(200, 1000, generator=generator)
     last = sample(logits, [SamplingParams()] * 200, [1 - 2**-53] * 200)
-    assert torch.equal(last, logits.argmin(-1))
+    assert set(last.tolist()) == {999}
+    five = sample(logits, [SamplingParams(top_k=5)] * 200, [1 - 2**-53] * 200)
+    assert torch.equal(five, logits.topk(5).indices.amax(-1))
 
 
 # --- uniform numbers ------------------------------------------------------------------------------

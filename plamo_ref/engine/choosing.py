@@ -1,6 +1,7 @@
 """From a step's logits to tokens, log probabilities, and the reason to stop.
 
-Invariant: a request's token depends on its own row, parameters, seed and tokens, nothing else.
+Invariant: a request's token depends on its own row, parameters, seed and tokens, nothing else;
+`choose_on_device` launches and `read_tokens` waits, and nothing else does either.
 """
 
 from collections.abc import Sequence
@@ -9,25 +10,71 @@ from dataclasses import replace
 from torch import Tensor
 
 from plamo_ref.engine.request import FinishReason, Request
-from plamo_ref.sampling import RowContext, adjust, sample, token_logprobs, uniform
+from plamo_ref.kernels.table import TORCH
+from plamo_ref.sampling import Draw, RowContext, adjust, sample, token_logprobs, uniform
 
 
-def choose(requests: Sequence[Request], logits: Tensor) -> list[int]:
-    """A token for each request, from its row of logits [n, V]; notes the log probabilities asked.
+def needs_host(request: Request) -> bool:
+    """Whether the host must know a request's last token before it can choose the next one.
 
-    On a GPU the logits are still being computed when this starts, so grammar masks, which are made
-    on the CPU, cost no time of their own.
+    A bias is fixed and `min_tokens` only counts; penalties and grammars look at the tokens, and
+    log probabilities are read from logits that the next step overwrites.
     """
+    params = request.params
+    penalised = params.repetition_penalty != 1 or params.presence_penalty != 0
+    scoring = params.prompt_logprobs is not None and bool(
+        request.unscored(0, len(request.prompt_ids))
+    )
+    return bool(
+        penalised
+        or params.frequency_penalty
+        or request.guide is not None
+        or params.logprobs is not None
+        or scoring
+    )
+
+
+def choose_on_device(
+    requests: Sequence[Request],
+    logits: Tensor,
+    draw: Draw = TORCH.sample,
+    numbers: Sequence[int] | None = None,
+) -> Tensor:
+    """A token for each request, from its row of logits [n, V]: [n] int64 on the logits' device.
+
+    Does not wait for the device. On a GPU the logits are still being computed when this starts, so
+    grammar masks, which are made on the CPU, cost no time of their own.
+
+    Args:
+        draw: the operation `sample` of the model's table of kernels.
+        numbers: how many output tokens each request has had, more than `output_ids` says where
+            some of them are still on the device (not for a request that `needs_host`).
+    """
+    if numbers is None:
+        numbers = [len(r.output_ids) for r in requests]
+    contexts = [
+        RowContext(r.params, r.prompt_ids, r.output_ids, r.stop_ids, r.guide, number)
+        for r, number in zip(requests, numbers, strict=True)
+    ]
+    uniforms = [
+        0.0 if r.params.greedy else uniform(r.seed, number)
+        for r, number in zip(requests, numbers, strict=True)
+    ]
+    return sample(adjust(logits, contexts), [r.params for r in requests], uniforms, draw)
+
+
+def read_tokens(requests: Sequence[Request], logits: Tensor, tokens: Tensor) -> list[int]:
+    """Wait for the tokens that `choose_on_device` made; notes the log probabilities asked."""
+    ids: list[int] = tokens.tolist()
+    _note_logprobs(requests, logits, ids)
+    return ids
+
+
+def choose(requests: Sequence[Request], logits: Tensor, draw: Draw = TORCH.sample) -> list[int]:
+    """A token for each request, from its row of logits [n, V]; waits for the device."""
     if not requests:
         return []
-    contexts = [
-        RowContext(r.params, r.prompt_ids, r.output_ids, r.stop_ids, r.guide) for r in requests
-    ]
-    uniforms = [0.0 if r.params.greedy else uniform(r.seed, len(r.output_ids)) for r in requests]
-    adjusted = adjust(logits, contexts)
-    tokens: list[int] = sample(adjusted, [r.params for r in requests], uniforms).tolist()
-    _note_logprobs(requests, logits, tokens)
-    return tokens
+    return read_tokens(requests, logits, choose_on_device(requests, logits, draw))
 
 
 def _note_logprobs(requests: Sequence[Request], logits: Tensor, tokens: Sequence[int]) -> None:

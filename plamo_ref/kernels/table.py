@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from plamo_ref.kernels import conv, mlp, norm, paged_attention, qk_norm_rope, ssm
+from plamo_ref.kernels import conv, mlp, norm, paged_attention, qk_norm_rope, sample, ssm
 from plamo_ref.kernels.errors import KernelError
 
 KernelChoice = Literal["auto", "torch", "triton"]
@@ -32,6 +32,7 @@ class Kernels:
     conv_prefill: Callable[..., Tensor]
     state_update: Callable[..., Tensor]
     scan_prefill: Callable[..., Tensor]
+    sample: Callable[..., Tensor]
 
 
 TORCH = Kernels(
@@ -46,6 +47,7 @@ TORCH = Kernels(
     conv_prefill=conv.conv_prefill,
     state_update=ssm.state_update,
     scan_prefill=ssm.scan_prefill,
+    sample=sample.sample,
 )
 
 
@@ -75,6 +77,7 @@ def triton_table() -> Kernels:
         conv_prefill=triton_conv.conv_prefill,
         state_update=triton_state.state_update,
         scan_prefill=triton_scan.scan_prefill,
+        sample=sample.sample,
     )
 
 

@@ -5,9 +5,10 @@ from plamo_ref.sampling.guided import Guide, GuidedError, GuidedParams, GuideMak
 from plamo_ref.sampling.logprobs import TokenLogprobs, token_logprobs
 from plamo_ref.sampling.params import SamplingError, SamplingParams
 from plamo_ref.sampling.random import child_seed, uniform
-from plamo_ref.sampling.sampler import sample
+from plamo_ref.sampling.sampler import Draw, knob_table, sample
 
 __all__ = [
+    "Draw",
     "Guide",
     "GuideMaker",
     "GuidedError",
@@ -18,6 +19,7 @@ __all__ = [
     "TokenLogprobs",
     "adjust",
     "child_seed",
+    "knob_table",
     "sample",
     "token_logprobs",
     "uniform",

@@ -26,6 +26,13 @@ class RowContext:
     output_ids: Sequence[int]
     stop_ids: Collection[int]  # the checkpoint's and the user's
     guide: Guide | None = None
+    num_outputs: int | None = None  # tokens in the output; None: those of `output_ids`
+
+    @property
+    def early(self) -> bool:
+        """Whether a stop token would come too early."""
+        count = len(self.output_ids) if self.num_outputs is None else self.num_outputs
+        return count < self.params.min_tokens
 
 
 def adjust(logits: Tensor, contexts: Sequence[RowContext]) -> Tensor:
@@ -39,14 +46,14 @@ def adjust(logits: Tensor, contexts: Sequence[RowContext]) -> Tensor:
     asking = [contexts[i] for i in rows]
     # First of all, before anything waits for the device, which still computes the logits.
     guided, allowed = _masks(asking)
-    where = torch.tensor(rows, device=logits.device)
+    where = _moved(rows, logits.device)
     wide = torch.promote_types(logits.dtype, torch.float32)
     part = logits[where].to(wide)  # a copy: from here on in place
     _penalise(part, asking)
     _bias(part, asking)
     _forbid_early_stops(part, asking)
     if guided:
-        _enforce(part, guided, torch.from_numpy(allowed).to(logits.device))
+        _enforce(part, guided, torch.from_numpy(allowed).to(logits.device, non_blocking=True))
     result = logits.to(wide, copy=True)
     result[where] = part
     return result
@@ -68,7 +75,7 @@ def _penalise(logits: Tensor, contexts: Sequence[RowContext]) -> None:
     ):
         return
     table = [[p.repetition_penalty, p.frequency_penalty, p.presence_penalty] for p in params]
-    columns = torch.tensor(table, dtype=logits.dtype, device=logits.device)
+    columns = _moved(table, logits.device, logits.dtype)
     repetition, frequency, presence = (c[:, None] for c in columns.unbind(-1))  # [B, 1] each
     in_output = _count([c.output_ids for c in contexts], logits)  # [B, V]
     seen = (in_output + _count([c.prompt_ids for c in contexts], logits)) > 0
@@ -85,10 +92,17 @@ def _count(rows: Sequence[Sequence[int]], like: Tensor) -> Tensor:
     return counts
 
 
+def _moved(
+    values: Sequence[object], device: torch.device, dtype: torch.dtype = torch.long
+) -> Tensor:
+    """A tensor on the device; the host does not wait until it is there."""
+    return torch.tensor(values, dtype=dtype).to(device, non_blocking=True)
+
+
 def _places(rows: Sequence[Collection[int]], device: torch.device) -> tuple[Tensor, Tensor]:
     """Row and column of every token id in ragged rows."""
     pairs = [(row, token) for row, ids in enumerate(rows) for token in ids]
-    both = torch.tensor(pairs, dtype=torch.long, device=device).view(-1, 2)
+    both = _moved(pairs, device).view(-1, 2)
     return both[:, 0], both[:, 1]
 
 
@@ -98,15 +112,16 @@ def _bias(logits: Tensor, contexts: Sequence[RowContext]) -> None:
     values = [value for bias in biases for value in bias.values()]
     if values:
         where = _places([list(bias) for bias in biases], logits.device)
-        logits.index_put_(where, logits.new_tensor(values), accumulate=True)
+        moved = _moved(values, logits.device, logits.dtype)
+        logits.index_put_(where, moved, accumulate=True)
 
 
 def _forbid_early_stops(logits: Tensor, contexts: Sequence[RowContext]) -> None:
     """No stop token before `min_tokens`, in place."""
-    early = [c.stop_ids if len(c.output_ids) < c.params.min_tokens else () for c in contexts]
+    early = [c.stop_ids if c.early else () for c in contexts]
     if any(early):
         where = _places(early, logits.device)
-        logits.index_put_(where, logits.new_tensor(-torch.inf))
+        logits.index_put_(where, logits.new_full((), -torch.inf))
 
 
 def _enforce(logits: Tensor, rows: Sequence[int], allowed: Tensor) -> None:
@@ -114,7 +129,7 @@ def _enforce(logits: Tensor, rows: Sequence[int], allowed: Tensor) -> None:
 
     Where bias and `min_tokens` have left none of the allowed tokens, the grammar decides alone.
     """
-    where = torch.tensor(rows, device=logits.device)
+    where = _moved(rows, logits.device)
     masked = logits[where].masked_fill(~allowed, -torch.inf)
     nothing_left = masked.isneginf().all(-1, keepdim=True)
     logits[where] = torch.where(nothing_left & allowed, 0.0, masked)

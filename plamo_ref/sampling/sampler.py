@@ -1,60 +1,57 @@
 """From rows of logits to token ids, all rows at once.
 
 Invariant: a row's token depends on that row, its parameters and its uniform number alone; greedy
-rows cost an argmax. Built in notebooks/04_reference_generation.ipynb.
+rows cost an argmax; the host never waits for the device.
+Built in notebooks/04_reference_generation.ipynb.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
+from plamo_ref.kernels import sample as sample_kernel
 from plamo_ref.sampling.params import SamplingParams
 
+Draw = Callable[[Tensor, Tensor, bool], Tensor]  # as plamo_ref.kernels.sample.sample
 
-def sample(logits: Tensor, params: Sequence[SamplingParams], uniforms: Sequence[float]) -> Tensor:
+
+def sample(
+    logits: Tensor,
+    params: Sequence[SamplingParams],
+    uniforms: Sequence[float],
+    draw: Draw = sample_kernel.sample,
+) -> Tensor:
     """One token id for each row.
 
     Args:
         logits: [B, V] in any floating dtype.
         params: B parameters, one for each row.
         uniforms: B numbers in [0, 1); ignored by greedy rows.
+        draw: the operation `sample` of a table of kernels, which defines how truncation works.
 
     Returns:
-        [B] int64 on the logits' device.
+        [B] int64 on the logits' device, perhaps still being computed.
     """
-    chosen = logits.argmax(-1)
-    random = [i for i, p in enumerate(params) if not p.greedy]
-    if random:
-        rows = torch.tensor(random, device=logits.device)
-        drawn = _sample_random(
-            logits[rows], [params[i] for i in random], [uniforms[i] for i in random]
-        )
-        chosen[rows] = drawn
-    return chosen
+    if all(p.greedy for p in params):
+        return logits.argmax(-1)
+    knobs = knob_table(params, uniforms, logits.shape[-1])
+    truncated = any(p.top_k > 0 or p.top_p < 1 for p in params)
+    return draw(logits, knobs.to(logits.device, non_blocking=True), truncated)
 
 
-def _sample_random(
-    logits: Tensor, params: Sequence[SamplingParams], uniforms: Sequence[float]
+def knob_table(
+    params: Sequence[SamplingParams], uniforms: Sequence[float], vocab_size: int
 ) -> Tensor:
-    """Temperature, min-p, top-k, top-p, then the inverse of the cumulated probabilities."""
-    columns = [
-        [p.temperature, p.min_p, p.top_k if p.top_k > 0 else logits.shape[-1], p.top_p, u]
+    """The parameters as plamo_ref.kernels.sample wants them: [B, 5] float64, on the host."""
+    rows = [
+        [
+            0.0 if p.greedy else p.temperature,
+            p.top_k if p.top_k > 0 else vocab_size,
+            p.top_p,
+            p.min_p,
+            u,
+        ]
         for p, u in zip(params, uniforms, strict=True)
     ]
-    table = torch.tensor(columns, dtype=torch.float64, device=logits.device)
-    temperature, min_p, top_k, top_p, u = (c[:, None] for c in table.unbind(-1))  # [B, 1] each
-
-    probs = torch.softmax(logits.to(torch.float64) / temperature, dim=-1)
-    # Stable: equal probabilities keep the order of their ids, on every device.
-    probs, ids = probs.sort(dim=-1, descending=True, stable=True)  # [B, V]
-    rank = torch.arange(probs.shape[-1], device=probs.device)
-    kept = (probs >= min_p * probs[:, :1]) & (rank < top_k)
-    probs = probs * kept
-    probs = probs / probs.sum(-1, keepdim=True)
-    before = probs.cumsum(-1) - probs
-    probs = probs * (before < top_p)
-
-    cumulated = probs.cumsum(-1)
-    reached = cumulated > u * cumulated[:, -1:]
-    return ids.gather(-1, reached.int().argmax(-1, keepdim=True))[:, 0]
+    return torch.tensor(rows, dtype=torch.float64)

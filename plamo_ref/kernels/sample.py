@@ -1,0 +1,70 @@
+"""Tokens from logits: truncation by rank, then inversion in the order of token ids.
+
+    m = max x;  w_i = round(exp((x_i - m) / T) · 2⁴⁰)             x [V], logits of one row
+    token = the first i with  w_0 + … + w_i > u · Σ w             over the tokens that are kept
+
+    T      temperature; 0: greedy, the smallest i with x_i = m
+    u      a number in [0, 1), the row's randomness
+    min_p  keeps w_i ≥ min_p · 2⁴⁰, relative to the likeliest token
+    top_k  keeps the k first tokens in the order of (-x_i, i)
+    top_p  keeps the fewest first tokens, in the same order, whose w sum up to p of what min_p and
+           top_k have left
+
+Among equal logits the smaller id counts as likelier, so who is kept depends on the row alone.
+
+Invariant: weights are integers, so sums are exact and no order of adding them can change a token:
+a row's token is the same in any batch and for any split of the row. The order of inversion is that
+of the ids: two nearly equal logits that swap ranks move no other token's share of [0, 1). A token
+2⁻⁴¹ times as likely as the likeliest has weight 0 and is never drawn.
+Built in notebooks/16_sampling_and_guided_decoding.ipynb.
+"""
+
+import torch
+from torch import Tensor
+
+# Columns of the table `knobs`: top_k is V where all are kept, 1.0 and 0.0 keep all in the others.
+KNOBS = ("temperature", "top_k", "top_p", "min_p", "uniform")
+UNIT = float(1 << 40)  # the weight of the likeliest; 2²² of them fit an int64
+
+
+def sample(logits: Tensor, knobs: Tensor, truncated: bool = True) -> Tensor:
+    """One token id for each row.
+
+    Args:
+        logits: [B, V] in any floating dtype; computed in at least float32.
+        knobs: [B, 5] float64, the columns of KNOBS.
+        truncated: False promises that no row has a top_k or top_p, and saves the sort.
+
+    Returns:
+        [B] int64 on the logits' device.
+    """
+    x = logits.to(torch.promote_types(logits.dtype, torch.float32))  # [B, V]
+    temperature, top_k, top_p, min_p, u = (column[:, None] for column in knobs.unbind(-1))  # [B, 1]
+    weights = token_weights(x, temperature)
+    weights = weights * (weights >= min_p * UNIT)
+    if truncated:
+        weights = _truncate(x, weights, top_k, top_p)
+    total = weights.sum(-1, keepdim=True)  # [B, 1], at least 1
+    target = torch.minimum((u * total).long(), total - 1)
+    drawn = (weights.cumsum(-1) <= target).sum(-1)  # [B]: so many ids lie before the token
+    return torch.where(temperature[:, 0] == 0, x.argmax(-1), drawn)
+
+
+def token_weights(x: Tensor, temperature: Tensor) -> Tensor:
+    """w of the formula: x [B, V], temperature [B, 1] → [B, V] int64."""
+    top = x.amax(-1, keepdim=True)
+    below = torch.where(x == top, 0.0, x - top)  # also where all are -inf
+    warm = torch.where(temperature == 0, 1.0, temperature).to(x.dtype)
+    return ((below / warm).exp() * UNIT).round().long()
+
+
+def _truncate(x: Tensor, weights: Tensor, top_k: Tensor, top_p: Tensor) -> Tensor:
+    """The weights with 0 for the tokens that top-k and top-p leave out: [B, V]."""
+    order = x.sort(dim=-1, descending=True, stable=True).indices  # stable: equals by their ids
+    ranked = weights.gather(-1, order)
+    ranked = ranked * (torch.arange(x.shape[-1], device=x.device) < top_k)
+    cumulated = ranked.cumsum(-1)
+    total = cumulated[:, -1:]
+    goal = torch.where(top_p < 1, (top_p * total).ceil().long().clamp_min(1), total)
+    ranked = ranked * (cumulated - ranked < goal)  # kept while those before do not reach the goal
+    return torch.zeros_like(weights).scatter(-1, order, ranked)
