@@ -6,8 +6,9 @@ compressed can change here without the model knowing.
 
 from dataclasses import dataclass
 
-import torch.nn.functional as F
 from torch import Tensor
+
+from plamo_ref.kernels.table import Kernels
 
 
 @dataclass(frozen=True)
@@ -20,6 +21,14 @@ class Linear:
 
     weight: Tensor
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """[..., in] → [..., out]."""
-        return F.linear(x, self.weight)
+    def __call__(self, x: Tensor, ops: Kernels) -> Tensor:
+        """[T, in] → [T, out]."""
+        return ops.linear(x, self.weight)
+
+    def parts(self, x: Tensor, ops: Kernels) -> Tensor:
+        """[T, in] → partial sums [parts, T, out], for readers that add them on the way."""
+        return ops.linear_parts(x, self.weight)
+
+    def swiglu(self, x: Tensor, ops: Kernels) -> Tensor:
+        """[T, in] → SwiGLU of the product, [T, out / 2]; gate rows come first."""
+        return ops.linear_swiglu(x, self.weight)

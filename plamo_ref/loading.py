@@ -11,6 +11,7 @@ from torch import Tensor
 
 from plamo_ref.checkpoint import Checkpoint
 from plamo_ref.config import Plamo2Config
+from plamo_ref.kernels.selection import SelectionParams
 from plamo_ref.kernels.ssm import ScanParams
 from plamo_ref.kernels.table import Kernels
 from plamo_ref.linear import Linear
@@ -79,15 +80,16 @@ def _mamba(config: Plamo2Config, read: Reader) -> Mamba:
     wide = torch.promote_types(a_log.dtype, torch.float32)
     return Mamba(
         head_size=config.hidden_size_per_head,
-        d_state=config.mamba_d_state,
-        eps=config.rms_norm_eps,
         in_proj=Linear(read("mixer.in_proj.weight")),
         conv_weight=read("mixer.conv1d.weight")[:, 0, :],
         bcdt_proj=Linear(read("mixer.bcdt_proj.weight")),
-        dt_proj=Linear(read("mixer.dt_proj.weight")),
-        B_gain=read("mixer.B_norm_weight"),
-        C_gain=read("mixer.C_norm_weight"),
-        dt_gain=read("mixer.dt_norm_weight"),
+        selection=SelectionParams(
+            B_gain=read("mixer.B_norm_weight"),
+            C_gain=read("mixer.C_norm_weight"),
+            dt_gain=read("mixer.dt_norm_weight"),
+            dt_weight=read("mixer.dt_proj.weight"),
+            eps=config.rms_norm_eps,
+        ),
         scan=ScanParams(
             A=-torch.exp(a_log.to(wide)),
             D=read("mixer.D").to(wide),

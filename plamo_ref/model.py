@@ -16,6 +16,7 @@ from torch import Tensor
 from plamo_ref.batch import AttentionCache, ForwardBatch, LayerCache, MambaCache, join
 from plamo_ref.config import LayerKind, Plamo2Config
 from plamo_ref.kernels.qk_norm_rope import rope_tables
+from plamo_ref.kernels.selection import SelectionParams
 from plamo_ref.kernels.ssm import ScanInputs, ScanParams
 from plamo_ref.kernels.table import Kernels
 from plamo_ref.linear import Linear
@@ -35,11 +36,17 @@ class Attention:
     def __call__(
         self, x: Tensor, batch: ForwardBatch, cache: LayerCache, tables: Tensor, ops: Kernels
     ) -> Tensor:
-        """x [T, D] → [T, D]; writes the new keys and values into the cache."""
+        """x [T, D] → [parts, T, D]; writes the new keys and values into the cache."""
         assert isinstance(cache, AttentionCache)
         group, keys, values = batch.groups[self.kind], cache.keys, cache.values
         q = ops.qk_norm_rope_write(
-            self.qkv_proj(x), self.q_gain, self.k_gain, tables, keys, values, group.slot_mapping
+            self.qkv_proj.parts(x, ops),
+            self.q_gain,
+            self.k_gain,
+            tables,
+            keys,
+            values,
+            group.slot_mapping,
         )  # [T, H, P]
         decoded = prefilled = None
         if batch.num_decodes:
@@ -65,7 +72,7 @@ class Attention:
                 batch.prefill_start_loc,
                 self.window,
             )
-        return self.o_proj(join(decoded, prefilled).flatten(1))
+        return self.o_proj.parts(join(decoded, prefilled).flatten(1), ops)
 
 
 @dataclass(frozen=True)
@@ -73,36 +80,25 @@ class Mamba:
     """Convolution and scan, each continuing from the requests' state slots."""
 
     head_size: int
-    d_state: int
-    eps: float
     in_proj: Linear
     conv_weight: Tensor  # [H·P, K]
     bcdt_proj: Linear
-    dt_proj: Linear
-    B_gain: Tensor  # [N]
-    C_gain: Tensor  # [N]
-    dt_gain: Tensor  # [dt rank]
+    selection: SelectionParams
     scan: ScanParams
     out_proj: Linear
 
     def __call__(
         self, x: Tensor, batch: ForwardBatch, cache: LayerCache, tables: Tensor, ops: Kernels
     ) -> Tensor:
-        """x [T, D] → [T, D]; moves the states of the batch's slots forward."""
+        """x [T, D] → [parts, T, D]; moves the states of the batch's slots forward."""
         assert isinstance(cache, MambaCache)
         # Interleaved per head: P gate channels z, then P input channels.
-        z, u = self.in_proj(x).unflatten(-1, (-1, 2, self.head_size)).unbind(-2)  # [T, H, P]
+        z, u = self.in_proj(x, ops).unflatten(-1, (-1, 2, self.head_size)).unbind(-2)  # [T, H, P]
         u = self._convolve(u.flatten(1), batch, cache.conv, ops)  # [T, H·P]
-        sizes = (self.d_state, self.d_state, self.dt_gain.shape[0])
-        B, C, dt = self.bcdt_proj(u).split(sizes, dim=-1)
-        inputs = ScanInputs(
-            u=u.unflatten(-1, (-1, self.head_size)),
-            z=z,
-            dt=self.dt_proj(ops.rms_norm(dt, self.dt_gain, self.eps)),  # [T, H]
-            B=ops.rms_norm(B, self.B_gain, self.eps),  # [T, N]
-            C=ops.rms_norm(C, self.C_gain, self.eps),
-        )
-        return self.out_proj(self._scan(inputs, batch, cache.ssm, ops).flatten(1))
+        B, C, dt = ops.selection(self.bcdt_proj.parts(u, ops), self.selection)
+        inputs = ScanInputs(u=u.unflatten(-1, (-1, self.head_size)), z=z, dt=dt, B=B, C=C)
+        y = self._scan(inputs, batch, cache.ssm, ops)
+        return self.out_proj.parts(y.flatten(1), ops)
 
     def _convolve(self, u: Tensor, batch: ForwardBatch, cache: Tensor, ops: Kernels) -> Tensor:
         decoded = prefilled = None
@@ -184,13 +180,13 @@ class Plamo2Model:
             residual, x = ops.add_norm(
                 residual, mixed, layer.post_mixer_gain, layer.pre_mlp_gain, eps
             )
-            x = layer.down_proj(ops.swiglu(layer.gate_up_proj(x)))
+            x = layer.down_proj.parts(layer.gate_up_proj.swiglu(x, ops), ops)
             residual, x = ops.add_norm(residual, x, layer.post_mlp_gain, next_gains[index], eps)
         return x
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[n, D] → [n, V]."""
-        return self.lm_head(hidden)[:, : self.config.vocab_size]
+        return self.lm_head(hidden, self.ops)[:, : self.config.vocab_size]
 
     def _rope_tables(self, positions: Tensor) -> dict[float, Tensor]:
         """cos and sin for each RoPE base of the model."""

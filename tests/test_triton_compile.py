@@ -19,6 +19,8 @@ import torch
 from torch import Tensor
 
 from plamo_ref.kernels.check_cases import MODELS, Shape
+from plamo_ref.kernels.sample import KNOBS
+from plamo_ref.kernels.selection import SelectionParams
 from plamo_ref.kernels.ssm import ScanInputs, ScanParams
 from plamo_ref.kernels.table import Kernels, triton_table
 
@@ -61,7 +63,22 @@ def calls(table: Kernels, shape: Shape, dtype: torch.dtype) -> Iterator[Callable
         yield lambda s=stream: table.rms_norm(s, x(hidden), 1e-6)
         part = x(tokens, 2 * shape.state + 256)[:, : shape.state]
         yield lambda p=part: table.rms_norm(p, x(shape.state), 1e-6)
-        yield lambda t=tokens: table.swiglu(x(t, 2 * shape.intermediate))
+        for t in (tokens, 64, 128) if tokens < 64 else (tokens,):
+            yield lambda t=t: table.linear_swiglu(x(t, hidden), x(2 * shape.intermediate, hidden))
+            yield lambda t=t: table.linear(x(t, hidden), x(2 * channels, hidden))
+            yield lambda t=t: table.linear(x(t, hidden), x(shape.vocabulary, hidden))
+            yield lambda t=t: table.linear_parts(x(t, channels), x(hidden // 16 + 128, channels))
+        params = SelectionParams(
+            x(shape.state), x(shape.state), x(256), x(shape.mamba_heads, 256), eps=1e-6
+        )
+        for parts in (1, 4):
+            kind = dtype if parts == 1 else F32
+            b = empty(parts, tokens, 2 * shape.state + 256, dtype=kind)
+            yield lambda b=b, p=params: table.selection(b, p)
+            y = empty(parts, tokens, hidden, dtype=kind)
+            yield lambda s=stream, y=y: table.add_norm(s, y, x(hidden), x(hidden), 1e-6)
+        knobs = empty(tokens, len(KNOBS), dtype=torch.float64)
+        yield lambda t=tokens, k=knobs: table.sample(x(t, shape.vocabulary), k)
         yield lambda t=tokens: table.qk_norm_rope_write(
             x(t, (heads + 2 * groups) * size),
             x(heads, size),
@@ -117,8 +134,9 @@ def launches(shape: Shape, dtype: torch.dtype) -> tuple[Launch, ...]:
         assert all(n < 2**16 for n in grid[1:]), f"{kernel}: {grid} is beyond what CUDA launches"
         found.append(Launch(kernel, arguments, constants, config.warps, config.stages))
 
-    modules = ("conv", "decode", "mlp", "norm", "prefill", "qk", "scan", "state")
-    table = triton_table()
+    modules = ("conv", "decode", "linear", "mlp", "norm", "prefill", "qk", "sample", "scan")
+    modules += ("selection", "state")
+    table = triton_table(pdl=True)
     with pytest.MonkeyPatch.context() as patch:
         for name in modules:
             patch.setattr(f"plamo_ref.kernels.triton_{name}.launch", record)
@@ -127,7 +145,7 @@ def launches(shape: Shape, dtype: torch.dtype) -> tuple[Launch, ...]:
     return tuple(found)
 
 
-TYPES = {BF16: "*bf16", F32: "*fp32", torch.int64: "*i64", torch.uint8: "*u8"}
+TYPES = {BF16: "*bf16", F32: "*fp32", torch.int64: "*i64", torch.uint8: "*u8", torch.float64: "*fp64"}
 
 
 def source(launch: Launch) -> tuple[Any, str]:
@@ -202,6 +220,8 @@ class Compiler:
     def __call__(self, launch: Launch, capability: int) -> Usage:
         from triton.backends.compiler import GPUTarget
 
+        if capability < 90 and "PDL" in launch.constants:  # Ampere has no such launch
+            launch = replace(launch, constants=launch.constants | {"PDL": False})
         made, text = source(launch)
         if (text, capability) not in self.done:
             compiled = triton.compile(
@@ -211,6 +231,7 @@ class Compiler:
                     "num_warps": launch.warps,
                     "num_stages": launch.stages,
                     "enable_fp_fusion": True,
+                    "launch_pdl": launch.constants.get("PDL", False),
                 },
             )
             self.done[text, capability] = usage(compiled, self.folder)
@@ -227,6 +248,8 @@ def compiler(tmp_path_factory: pytest.TempPathFactory) -> Compiler:
 REGISTERS = {
     "rms_norm_kernel": 48,
     "add_norm_kernel": 64,
+    "linear_kernel": 168,
+    "selection_kernel": 128,
     "swiglu_kernel": 40,
     "qk_norm_rope_kernel": 56,
     "decode_kernel": 184,
@@ -236,6 +259,7 @@ REGISTERS = {
     "conv_prefill_kernel": 208,
     "state_update_kernel": 96,
     "scan_kernel": 255,
+    "sample_kernel": 128,
 }
 REGISTERS_OF_A_MULTIPROCESSOR = 65536
 

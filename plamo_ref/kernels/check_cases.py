@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from plamo_ref.kernels.qk_norm_rope import rope_tables
+from plamo_ref.kernels.selection import SelectionParams
 from plamo_ref.kernels.ssm import ScanInputs, ScanParams
 
 
@@ -31,6 +32,7 @@ class Shape:
     window: int
     taps: int = 4
     block_size: int = 16
+    vocabulary: int = 100_000
 
 
 MODELS = (
@@ -70,6 +72,10 @@ class Maker:
         wide = torch.randn(shape, generator=self.generator, device=self.device)
         return wide.to(dtype or self.dtype)
 
+    def parts(self, count: int, *shape: int) -> Tensor:
+        """Partial sums, which come in at least float32."""
+        return self.noise(count, *shape, dtype=torch.promote_types(self.dtype, torch.float32))
+
     def nan(self, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
         return torch.full(shape, math.nan, dtype=dtype or self.dtype, device=self.device)
 
@@ -88,20 +94,63 @@ def norm_cases(make: Maker, shape: Shape, tokens: int) -> Iterator[Case]:
     # As B, C and Δ come: a part of a wider row.
     part = make.noise(tokens, 2 * shape.state + 7)[:, 3 : 3 + shape.state]
     yield Case(f"{tokens} strided", "rms_norm", (part, make.noise(shape.state), 1e-6))
-    arguments = (make.noise(tokens, size), x, gain, make.noise(size), 1e-6)
+    rest = (gain, make.noise(size), 1e-6)
+    arguments = (make.noise(tokens, size), x, *rest)
     yield Case(f"{tokens}", "add_norm", arguments, moved_bytes=4 * tokens * size * item)
-    wide = make.noise(tokens, 2 * shape.intermediate)
-    moved = 3 * tokens * shape.intermediate * item
-    yield Case(f"{tokens}", "swiglu", (wide,), moved_bytes=moved)
+    parts = make.parts(3, tokens, size)
+    yield Case(f"{tokens}, 3 parts", "add_norm", (arguments[0], parts, *rest))
 
 
-def qk_case(make: Maker, shape: Shape, tokens: int) -> Case:
+def linear_cases(make: Maker, shape: Shape, tokens: int) -> Iterator[Case]:
+    """Every product of a layer: wide, narrow, and with SwiGLU."""
+    inner = shape.mamba_heads * shape.size
+    wide = (2 * inner, shape.hidden)
+    narrow = (2 * shape.state + max(64, shape.hidden // 16), inner)
+    down = (shape.hidden, shape.intermediate)
+    gate_up = (2 * shape.intermediate, shape.hidden)
+    for operation, (rows, columns) in (
+        ("linear", wide),
+        ("linear_parts", narrow),
+        ("linear_parts", down),
+        ("linear_swiglu", gate_up),
+    ):
+        # Rows further apart than they are long; numbers that add up to about 1.
+        x = make.noise(tokens, columns + 8)[:, :columns]
+        weight = make.noise(rows, columns) / math.sqrt(columns)
+        outs = rows // 2 if operation == "linear_swiglu" else rows
+        moved = (rows * columns + tokens * (columns + outs)) * make.dtype.itemsize
+        yield Case(
+            f"{tokens} · {rows}×{columns}",
+            operation,
+            (x, weight),
+            moved_bytes=moved,
+            operations=2 * tokens * rows * columns,
+        )
+
+
+def selection_cases(make: Maker, shape: Shape, tokens: int) -> Iterator[Case]:
+    state, rank = shape.state, max(64, shape.hidden // 16)
+    width = 2 * state + rank
+    params = SelectionParams(
+        B_gain=make.noise(state),
+        C_gain=make.noise(state),
+        dt_gain=make.noise(rank),
+        dt_weight=make.noise(shape.mamba_heads, rank) / math.sqrt(rank),
+        eps=1e-6,
+    )
+    moved = tokens * (width + 2 * state + shape.mamba_heads) * make.dtype.itemsize
+    yield Case(f"{tokens}", "selection", (make.noise(tokens, width), params), moved_bytes=moved)
+    yield Case(f"{tokens}, 4 parts", "selection", (make.parts(4, tokens, width), params))
+
+
+def qk_case(make: Maker, shape: Shape, tokens: int, parts: int = 0) -> Case:
     heads, groups, size = shape.heads, shape.kv_heads, shape.size
     blocks = tokens // shape.block_size + 2
     positions = make.ints([(7919 * t) % 100_003 for t in range(tokens)])
     width = (heads + 2 * groups) * size
     arguments = (
-        make.noise(tokens, width + 8)[:, :width],  # rows further apart than they are long
+        # Rows further apart than they are long.
+        make.parts(parts, tokens, width) if parts else make.noise(tokens, width + 8)[:, :width],
         make.noise(heads, size),
         make.noise(groups, size),
         rope_tables(positions, size, 10000.0, make.dtype),
@@ -110,7 +159,8 @@ def qk_case(make: Maker, shape: Shape, tokens: int) -> Case:
         make.shuffled(blocks * shape.block_size - 1)[:tokens],
     )
     moved = 2 * tokens * width * make.dtype.itemsize
-    return Case(f"{tokens}", "qk_norm_rope_write", arguments, (4, 5), moved_bytes=moved)
+    label = f"{tokens}, {parts} parts" if parts else f"{tokens}"
+    return Case(label, "qk_norm_rope_write", arguments, (4, 5), moved_bytes=moved)
 
 
 def paged_case(
@@ -244,7 +294,10 @@ def small_cases(device: torch.device, dtype: torch.dtype) -> Iterator[Case]:
         make, window = Maker(device, dtype, seed=index), shape.window
         cases = [
             *norm_cases(make, shape, 3),
+            *linear_cases(make, shape, 1 if index else 19),
+            *selection_cases(make, shape, 3),
             qk_case(make, shape, 3),
+            qk_case(make, shape, 5, parts=2),
             *conv_cases(make, shape, 2, (1, 2, 33, 3)),
             *scan_cases(make, shape, 2, (1, 0, 65 if index == 0 else 18)),
         ]
@@ -265,6 +318,8 @@ def model_cases(device: torch.device, dtype: torch.dtype, shape: Shape) -> Itera
     make = Maker(device, dtype)
     for tokens in (1, 128, 2048):
         yield from norm_cases(make, shape, tokens)
+        yield from linear_cases(make, shape, tokens)
+        yield from selection_cases(make, shape, tokens)
         yield qk_case(make, shape, tokens)
     for context, requests in ((300, 1), (2047, 1), (300, 128), (2100, 32)):
         yield paged_case(make, shape, [(context, 1)] * requests, shape.window)

@@ -13,6 +13,8 @@ gain is applied, as in the published model. Gains come with their offset already
 import torch
 from torch import Tensor
 
+from plamo_ref.kernels.linear import whole
+
 
 def rms_norm(x: Tensor, gain: Tensor, eps: float) -> Tensor:
     """Over the last dimension of x, which has any shape; gain must broadcast against x."""
@@ -24,6 +26,7 @@ def rms_norm(x: Tensor, gain: Tensor, eps: float) -> Tensor:
 def add_norm(
     residual: Tensor, x: Tensor, post_gain: Tensor, pre_gain: Tensor, eps: float
 ) -> tuple[Tensor, Tensor]:
-    """residual, x [T, D] → the new residual and its norm, both [T, D]."""
+    """residual [T, D], x [T, D] or parts of it [parts, T, D] → new residual, its norm: [T, D]."""
+    x = whole(x, residual.dtype)
     residual = residual + rms_norm(x, post_gain, eps)
     return residual, rms_norm(residual, pre_gain, eps)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from plamo_ref.config import QK_NORM_EPS
+from plamo_ref.kernels.linear import whole
 from plamo_ref.kernels.norm import rms_norm
 
 
@@ -47,7 +48,7 @@ def qk_norm_rope_write(
     """Norm and rotate queries and keys, store keys and values.
 
     Args:
-        qkv: [T, (H + 2G)·P], queries first, then keys, then values.
+        qkv: [T, (H + 2G)·P], queries first, then keys, then values; or parts [parts, T, …].
         q_gain, k_gain: [H, P] and [G, P].
         tables: from `rope_tables`.
         keys, values: [blocks, block_size, G, P], changed in place.
@@ -57,6 +58,7 @@ def qk_norm_rope_write(
         The queries [T, H, P].
     """
     heads, kv_heads, size = q_gain.shape[0], k_gain.shape[0], q_gain.shape[1]
+    qkv = whole(qkv, q_gain.dtype)
     q, k, v = qkv.view(-1, heads + 2 * kv_heads, size).split((heads, kv_heads, kv_heads), dim=1)
     q = rotate(rms_norm(q, q_gain, QK_NORM_EPS), tables)
     k = rotate(rms_norm(k, k_gain, QK_NORM_EPS), tables)

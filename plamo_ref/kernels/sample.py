@@ -1,6 +1,6 @@
 """Tokens from logits: truncation by rank, then inversion in the order of token ids.
 
-    m = max x;  w_i = round(exp((x_i - m) / T) · 2⁴⁰)             x [V], logits of one row
+    m = max x;  w_i = ⌊exp((x_i - m) / T) · 2⁴⁰ + ½⌋            x [V], logits of one row
     token = the first i with  w_0 + … + w_i > u · Σ w             over the tokens that are kept
 
     T      temperature; 0: greedy, the smallest i with x_i = m
@@ -55,7 +55,7 @@ def token_weights(x: Tensor, temperature: Tensor) -> Tensor:
     top = x.amax(-1, keepdim=True)
     below = torch.where(x == top, 0.0, x - top)  # also where all are -inf
     warm = torch.where(temperature == 0, 1.0, temperature).to(x.dtype)
-    return ((below / warm).exp() * UNIT).round().long()
+    return ((below / warm).exp() * UNIT + 0.5).long()
 
 
 def _truncate(x: Tensor, weights: Tensor, top_k: Tensor, top_p: Tensor) -> Tensor:

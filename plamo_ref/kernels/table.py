@@ -5,13 +5,23 @@ Invariant: two tables compute the same thing; the model cannot tell which one it
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from plamo_ref.kernels import conv, mlp, norm, paged_attention, qk_norm_rope, sample, ssm
+from plamo_ref.kernels import (
+    conv,
+    linear,
+    norm,
+    paged_attention,
+    qk_norm_rope,
+    sample,
+    selection,
+    ssm,
+)
 from plamo_ref.kernels.errors import KernelError
 
 KernelChoice = Literal["auto", "torch", "triton"]
@@ -24,7 +34,10 @@ class Kernels:
     name: str
     rms_norm: Callable[..., Tensor]
     add_norm: Callable[..., tuple[Tensor, Tensor]]
-    swiglu: Callable[..., Tensor]
+    linear: Callable[..., Tensor]
+    linear_parts: Callable[..., Tensor]
+    linear_swiglu: Callable[..., Tensor]
+    selection: Callable[..., tuple[Tensor, Tensor, Tensor]]
     qk_norm_rope_write: Callable[..., Tensor]
     paged_decode: Callable[..., Tensor]
     paged_prefill: Callable[..., Tensor]
@@ -39,7 +52,10 @@ TORCH = Kernels(
     name="torch",
     rms_norm=norm.rms_norm,
     add_norm=norm.add_norm,
-    swiglu=mlp.swiglu,
+    linear=linear.linear,
+    linear_parts=linear.linear_parts,
+    linear_swiglu=linear.linear_swiglu,
+    selection=selection.selection,
     qk_norm_rope_write=qk_norm_rope.qk_norm_rope_write,
     paged_decode=paged_attention.paged_decode,
     paged_prefill=paged_attention.paged_prefill,
@@ -51,33 +67,41 @@ TORCH = Kernels(
 )
 
 
-def triton_table() -> Kernels:
-    """The Triton kernels. Whether this machine runs them is for `select` to say."""
+def triton_table(*, pdl: bool = False) -> Kernels:
+    """The Triton kernels. Whether this machine runs them is for `select` to say.
+
+    With `pdl` the kernels of a decode step overlap at their ends: see triton_launch.py.
+    """
     # Imported here: Triton exists for Linux only, and takes a second to load.
     from plamo_ref.kernels import (
         triton_conv,
         triton_decode,
-        triton_mlp,
+        triton_linear,
         triton_norm,
         triton_prefill,
         triton_qk,
+        triton_sample,
         triton_scan,
+        triton_selection,
         triton_state,
     )
 
     return Kernels(
         name="triton",
-        rms_norm=triton_norm.rms_norm,
-        add_norm=triton_norm.add_norm,
-        swiglu=triton_mlp.swiglu,
-        qk_norm_rope_write=triton_qk.qk_norm_rope_write,
-        paged_decode=triton_decode.paged_decode,
+        rms_norm=partial(triton_norm.rms_norm, pdl=pdl),
+        add_norm=partial(triton_norm.add_norm, pdl=pdl),
+        linear=partial(triton_linear.linear, pdl=pdl),
+        linear_parts=partial(triton_linear.linear_parts, pdl=pdl),
+        linear_swiglu=partial(triton_linear.linear_swiglu, pdl=pdl),
+        selection=partial(triton_selection.selection, pdl=pdl),
+        qk_norm_rope_write=partial(triton_qk.qk_norm_rope_write, pdl=pdl),
+        paged_decode=partial(triton_decode.paged_decode, pdl=pdl),
         paged_prefill=triton_prefill.paged_prefill,
-        conv_update=triton_conv.conv_update,
+        conv_update=partial(triton_conv.conv_update, pdl=pdl),
         conv_prefill=triton_conv.conv_prefill,
-        state_update=triton_state.state_update,
+        state_update=partial(triton_state.state_update, pdl=pdl),
         scan_prefill=triton_scan.scan_prefill,
-        sample=sample.sample,
+        sample=triton_sample.sample,
     )
 
 
@@ -86,6 +110,7 @@ def select(
     *,
     device: torch.device | None = None,
     dtype: torch.dtype = torch.float32,
+    pdl: bool = True,
 ) -> Kernels:
     """The table for `choice`; "auto" takes the fastest that can run.
 
@@ -93,6 +118,7 @@ def select(
         device: where the tensors will be; None: a GPU if there is one.
         dtype: of weights and activations. Triton kernels compute in float32, so float64 is for
             the twins.
+        pdl: let the kernels of a decode step overlap at their ends, where the GPU can (Hopper).
 
     Raises:
         KernelError: the choice cannot be run here.
@@ -103,7 +129,7 @@ def select(
         return TORCH
     obstacle = _obstacle(device, dtype)
     if obstacle is None:
-        return triton_table()
+        return triton_table(pdl=pdl and torch.cuda.get_device_capability(device) >= (9, 0))
     if choice == "auto":
         return TORCH
     raise KernelError(f'kernels="triton": {obstacle}; use "auto" or "torch"')

@@ -19,6 +19,7 @@ from plamo_ref.kernels.triton_launch import (
     launch,
     pick,
     power_of_two,
+    ready,
     silu,
     with_unit_stride,
 )
@@ -42,18 +43,20 @@ def conv_update_kernel(
     K: tl.constexpr,
     BLOCK_K: tl.constexpr,
     BLOCK: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     """One token of one request, BLOCK channels: one tile of the K newest inputs of each."""
     row = tl.program_id(0).to(tl.int64)
     channel = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     tap = tl.arange(0, BLOCK_K)[None, :]
     inside = (channel < C)[:, None] & (tap < K)
+    weight = tl.load(weight_ptr + channel[:, None] * weight_stride + tap, mask=inside, other=0.0)
+    ready(PDL)
     slot = tl.load(slots_ptr + row).to(tl.int64)
     memory = cache_ptr + (slot * C + channel)[:, None] * (K - 1) + tap
     newest = tl.load(u_ptr + row * u_stride + channel, mask=channel < C, other=0.0)
     past = tl.load(memory, mask=inside & (tap < K - 1), other=0.0)
     inputs = tl.where(tap < K - 1, past.to(tl.float32), newest.to(tl.float32)[:, None])
-    weight = tl.load(weight_ptr + channel[:, None] * weight_stride + tap, mask=inside, other=0.0)
     y = silu(tl.sum(inputs * weight.to(tl.float32), axis=1))
     tl.store(out_ptr + row * C + channel, y.to(out_ptr.dtype.element_ty), mask=channel < C)
     # The memory moves on by one place, into which another thread may still be looking.
@@ -61,7 +64,9 @@ def conv_update_kernel(
     tl.store(memory - 1, inputs.to(cache_ptr.dtype.element_ty), mask=inside & (tap > 0))
 
 
-def conv_update(u: Tensor, weight: Tensor, cache: Tensor, slots: Tensor) -> Tensor:
+def conv_update(
+    u: Tensor, weight: Tensor, cache: Tensor, slots: Tensor, *, pdl: bool = False
+) -> Tensor:
     """One token a request. u [R, C], weight [C, K], cache [S, C, K-1], slots [R] → [R, C]."""
     requests, channels = u.shape
     taps = _check(u, weight, cache, slots)
@@ -83,6 +88,7 @@ def conv_update(u: Tensor, weight: Tensor, cache: Tensor, slots: Tensor) -> Tens
         K=taps,
         BLOCK_K=power_of_two(taps),
         BLOCK=config.block,
+        PDL=pdl,
     )
     return out
 

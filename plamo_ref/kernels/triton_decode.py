@@ -20,7 +20,7 @@ import triton.language as tl
 from torch import Tensor
 
 from plamo_ref.kernels.errors import require
-from plamo_ref.kernels.triton_launch import Config, launch, pick, power_of_two, precision
+from plamo_ref.kernels.triton_launch import Config, launch, pick, power_of_two, precision, ready
 
 # Size: P, the head size. A tile is keys; a block is one KV head.
 DECODE_CONFIGS = (
@@ -61,11 +61,13 @@ def decode_kernel(
     BLOCK_P: tl.constexpr,
     TILE: tl.constexpr,
     PRECISION: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     """One part of the keys for the query heads of one KV head of one request."""
     group, part, row = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
     h, p, j = tl.arange(0, BLOCK_HEADS), tl.arange(0, BLOCK_P), tl.arange(0, TILE)
     own = (h < HEADS)[:, None] & (p < P)[None, :]
+    ready(PDL)
     q_at = q_ptr + row * q_stride + (group * HEADS + h)[:, None] * P + p[None, :]
     q = tl.load(q_at, mask=own, other=0.0)
 
@@ -125,8 +127,10 @@ def join_kernel(
     BLOCK_PARTS: tl.constexpr,
     P: tl.constexpr,
     BLOCK_P: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     """The parts of one query head: an average by their weights."""
+    ready(PDL)
     head = tl.program_id(0).to(tl.int64)
     part, p = tl.arange(0, BLOCK_PARTS), tl.arange(0, BLOCK_P)
     source = parts_ptr + (head * PARTS + part) * (P + 1)
@@ -154,6 +158,8 @@ def paged_decode(
     first_block: Tensor,
     seq_lens: Tensor,
     window: int | None,
+    *,
+    pdl: bool = False,
 ) -> Tensor:
     """One query a request. Arguments as of the twin → [R, H, P]."""
     check_paged("paged_decode", q, keys, values, block_table, first_block, seq_lens)
@@ -167,7 +173,7 @@ def paged_decode(
     out = torch.empty_like(q)
     shape = (requests, heads, parts, size + 1) if parts > 1 else (1,)
     partial = torch.empty(shape, dtype=torch.float32, device=q.device)
-    sizes = {"PARTS": parts, "P": size, "BLOCK_P": power_of_two(size, 16)}
+    sizes = {"PARTS": parts, "P": size, "BLOCK_P": power_of_two(size, 16), "PDL": pdl}
     launch(
         decode_kernel,
         (groups, parts, requests),

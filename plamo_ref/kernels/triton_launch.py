@@ -36,7 +36,10 @@ def pick(table: tuple[Config, ...], size: int) -> Config:
 def launch(
     kernel: Any, grid: tuple[int, ...], *args: Any, config: Config, **constants: object
 ) -> None:
-    """Run `kernel` on the device of its first tensor; a grid without programs is left out."""
+    """Run `kernel` on the device of its first tensor; a grid without programs is left out.
+
+    On tensors without content there is nothing to run: the kernel is compiled.
+    """
     if 0 in grid:
         return
     tensor = next(arg for arg in args if isinstance(arg, Tensor))
@@ -44,7 +47,12 @@ def launch(
     with torch.cuda.device_of(tensor):
         # x · y + z rounded once: said outright, since Triton's default differs between versions.
         options = {"num_warps": config.warps, "num_stages": config.stages, "enable_fp_fusion": True}
-        kernel[grid](*args, **constants, **options)
+        if constants.get("PDL"):
+            options["launch_pdl"] = True
+        if tensor.is_meta:
+            kernel.warmup(*args, grid=grid, **constants, **options)
+        else:
+            kernel[grid](*args, **constants, **options)
 
 
 def power_of_two(n: int, least: int = 1) -> int:
@@ -67,7 +75,7 @@ def with_unit_stride(x: Tensor) -> Tensor:
 
 
 @triton.jit
-def find_request(starts_ptr, requests, block, BLOCK: tl.constexpr):
+def find_request(starts_ptr, requests, block, BLOCK):
     """Which request block number `block` belongs to, when each has its own blocks of tokens.
 
     Request i gets the blocks from starts[i] // BLOCK + i on: at least as many as its tokens need,
@@ -86,6 +94,46 @@ def find_request(starts_ptr, requests, block, BLOCK: tl.constexpr):
         high = tl.where(at_or_before, high, middle)
     first = tl.load(starts_ptr + low).to(tl.int32)
     return low, (block - (first // BLOCK + low)) * BLOCK
+
+
+# Programmatic dependent launch (PDL): kernel n + 1 of a stream may start while kernel n still runs,
+# and waits inside for its results. What it can do before that (its launch, its addresses, its
+# weights) then costs no time. A kernel launched so must wait before it reads what others wrote and
+# before it writes anything: then all earlier kernels are done, not only the last one, because each
+# of them has waited as well.
+
+
+@triton.jit
+def start_next():
+    """The next kernel may be launched as soon as every program of this one has come here."""
+    tl.extra.cuda.gdc_launch_dependents()
+
+
+@triton.jit
+def wait_for_earlier():
+    """All earlier kernels of the stream are done, and what they wrote can be read."""
+    tl.extra.cuda.gdc_wait()
+
+
+@triton.jit
+def ready(PDL: tl.constexpr):
+    """The first line of a kernel that has nothing to do before its inputs are there."""
+    if PDL:
+        start_next()
+        wait_for_earlier()
+
+
+@triton.jit
+def prefetch(address):
+    """Ask for the lines at `address` [...] to be brought into L2; nobody waits for them."""
+    tl.inline_asm_elementwise(
+        "prefetch.global.L2 [$1]; mov.u32 $0, 0;",
+        "=r,l",
+        [address],
+        dtype=tl.int32,
+        is_pure=False,
+        pack=1,
+    )
 
 
 @triton.jit

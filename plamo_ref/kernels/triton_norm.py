@@ -12,7 +12,14 @@ import triton.language as tl
 from torch import Tensor
 
 from plamo_ref.kernels.errors import require
-from plamo_ref.kernels.triton_launch import Config, launch, pick, power_of_two, with_unit_stride
+from plamo_ref.kernels.triton_launch import (
+    Config,
+    launch,
+    pick,
+    power_of_two,
+    ready,
+    with_unit_stride,
+)
 
 # Size: elements of a row. A block is rows: short rows (B, C and Δ of Mamba) share a program.
 NORM_CONFIGS = (
@@ -28,6 +35,15 @@ def normalise(x, D: tl.constexpr, eps):
     return x * tl.rsqrt(tl.sum(x * x, axis=-1, keep_dims=True) / D + eps)
 
 
+@triton.jit
+def load_parts(x_ptr, mask, parts, stride_part):
+    """The sum of `parts` tensors that lie stride_part apart, in float32."""
+    x = tl.load(x_ptr, mask=mask, other=0.0).to(tl.float32)
+    for part in range(1, parts):
+        x += tl.load(x_ptr + part * stride_part, mask=mask, other=0.0).to(tl.float32)
+    return x
+
+
 @triton.jit(do_not_specialize=["rows"])
 def rms_norm_kernel(
     x_ptr,
@@ -39,17 +55,19 @@ def rms_norm_kernel(
     D: tl.constexpr,
     BLOCK_D: tl.constexpr,
     ROWS: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     row = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64)[:, None]
     col = tl.arange(0, BLOCK_D)[None, :]
     inside = (row < rows) & (col < D)
-    x = tl.load(x_ptr + row * x_stride + col, mask=inside, other=0.0)
     gain = tl.load(gain_ptr + col, mask=col < D, other=0.0).to(tl.float32)
+    ready(PDL)
+    x = tl.load(x_ptr + row * x_stride + col, mask=inside, other=0.0)
     normed = normalise(x.to(tl.float32), D, eps).to(x.dtype).to(tl.float32) * gain
     tl.store(out_ptr + row * D + col, normed.to(out_ptr.dtype.element_ty), mask=inside)
 
 
-def rms_norm(x: Tensor, gain: Tensor, eps: float) -> Tensor:
+def rms_norm(x: Tensor, gain: Tensor, eps: float, *, pdl: bool = False) -> Tensor:
     """x [..., D], gain [D] → [..., D]. As the twin, for one gain of all rows."""
     size = x.shape[-1]
     require(gain.shape == (size,), f"rms_norm: gain is {list(gain.shape)}, but x ends in [{size}]")
@@ -69,11 +87,12 @@ def rms_norm(x: Tensor, gain: Tensor, eps: float) -> Tensor:
         D=size,
         BLOCK_D=power_of_two(size),
         ROWS=config.block,
+        PDL=pdl,
     )
     return out
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["parts"])
 def add_norm_kernel(
     residual_ptr,
     x_ptr,
@@ -82,21 +101,24 @@ def add_norm_kernel(
     sum_ptr,
     out_ptr,
     residual_stride,
+    x_stride_part,
     x_stride,
+    parts,
     eps,
     D: tl.constexpr,
     BLOCK_D: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)
     col = tl.arange(0, BLOCK_D)
     inside = col < D
-    x = tl.load(x_ptr + row * x_stride + col, mask=inside, other=0.0)
-    residual = tl.load(residual_ptr + row * residual_stride + col, mask=inside, other=0.0)
-    # Asked for before the first sum: the gains arrive while the statistics are computed.
+    # Asked for before the inputs are there: the gains depend on nobody.
     post = tl.load(post_ptr + col, mask=inside, other=0.0).to(tl.float32)
     pre = tl.load(pre_ptr + col, mask=inside, other=0.0).to(tl.float32)
-
+    ready(PDL)
+    residual = tl.load(residual_ptr + row * residual_stride + col, mask=inside, other=0.0)
     dtype = residual.dtype
+    x = load_parts(x_ptr + row * x_stride + col, inside, parts, x_stride_part).to(dtype)
     normed = normalise(x.to(tl.float32), D, eps).to(dtype).to(tl.float32) * post
     # The next norm sees the stream as the next addition will: rounded.
     total = (residual.to(tl.float32) + normed.to(dtype).to(tl.float32)).to(dtype)
@@ -106,34 +128,47 @@ def add_norm_kernel(
 
 
 def add_norm(
-    residual: Tensor, x: Tensor, post_gain: Tensor, pre_gain: Tensor, eps: float
+    residual: Tensor,
+    x: Tensor,
+    post_gain: Tensor,
+    pre_gain: Tensor,
+    eps: float,
+    *,
+    pdl: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """residual, x [T, D], gains [D] → the new residual and its norm, both [T, D]."""
-    rows, size = residual.shape
+    """residual [T, D], x [T, D] or parts of it [parts, T, D] → new residual, its norm: [T, D]."""
+    (rows, size), parts = residual.shape, x if x.dim() == 3 else x[None]
     require(
-        x.shape == residual.shape and post_gain.shape == pre_gain.shape == (size,),
+        parts.shape[1:] == residual.shape and post_gain.shape == pre_gain.shape == (size,),
         f"add_norm: residual {list(residual.shape)}, x {list(x.shape)}, gains "
         f"{list(post_gain.shape)} and {list(pre_gain.shape)} do not fit together",
     )
-    dtypes = {residual.dtype, x.dtype, post_gain.dtype, pre_gain.dtype}
-    require(len(dtypes) == 1, f"add_norm: one dtype for all, not {sorted(map(str, dtypes))}")
-    residual, x = with_unit_stride(residual), with_unit_stride(x)
-    total = torch.empty((rows, size), dtype=x.dtype, device=x.device)
+    dtypes = {residual.dtype, post_gain.dtype, pre_gain.dtype}
+    require(
+        len(dtypes) == 1 and parts.dtype in (residual.dtype, torch.float32),
+        f"add_norm: one dtype for all (parts may be float32), not {sorted(map(str, dtypes))} and "
+        f"x in {x.dtype}",
+    )
+    residual, parts = with_unit_stride(residual), with_unit_stride(parts)
+    total = torch.empty((rows, size), dtype=residual.dtype, device=x.device)
     out = torch.empty_like(total)
     launch(
         add_norm_kernel,
         (rows,),
         residual,
-        x,
+        parts,
         post_gain.contiguous(),
         pre_gain.contiguous(),
         total,
         out,
         residual.stride(0),
-        x.stride(0),
+        parts.stride(0),
+        parts.stride(1),
+        parts.shape[0],
         eps,
         config=pick(NORM_CONFIGS, size),
         D=size,
         BLOCK_D=power_of_two(size),
+        PDL=pdl,
     )
     return total, out

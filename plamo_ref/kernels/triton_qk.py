@@ -14,7 +14,15 @@ from torch import Tensor
 
 from plamo_ref.config import QK_NORM_EPS
 from plamo_ref.kernels.errors import require
-from plamo_ref.kernels.triton_launch import Config, launch, pick, power_of_two, with_unit_stride
+from plamo_ref.kernels.triton_launch import (
+    Config,
+    launch,
+    pick,
+    power_of_two,
+    ready,
+    with_unit_stride,
+)
+from plamo_ref.kernels.triton_norm import load_parts
 
 # Size: tokens. A block is heads of one token: one at a time for a few tokens, so that the device
 # has enough programs; more when tokens alone are enough.
@@ -24,7 +32,7 @@ QK_CONFIGS = (
 )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["parts"])
 def qk_norm_rope_kernel(
     qkv_ptr,
     q_gain_ptr,
@@ -35,13 +43,16 @@ def qk_norm_rope_kernel(
     q_ptr,
     keys_ptr,
     values_ptr,
+    qkv_stride_part,
     qkv_stride,
+    parts,
     eps,
     H: tl.constexpr,
     G: tl.constexpr,
     P: tl.constexpr,
     BLOCK_P: tl.constexpr,  # half a head, rounded up
     HEADS: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     """HEADS heads of one token, in the order of qkv: queries, keys, values."""
     HALF: tl.constexpr = P // 2
@@ -51,25 +62,28 @@ def qk_norm_rope_kernel(
     is_q, is_k, is_v = head < H, (head >= H) & (head < H + G), head >= H + G
     inside = (head < H + 2 * G) & (col < HALF)
 
-    # The pair (i, i + P/2) rotates together: a tile for each half.
-    source = qkv_ptr + token * qkv_stride + head * P + col
-    raw_1 = tl.load(source, mask=inside, other=0.0)
-    raw_2 = tl.load(source + HALF, mask=inside, other=0.0)
-    x1, x2 = raw_1.to(tl.float32), raw_2.to(tl.float32)
-    squares = tl.sum(x1 * x1, axis=1, keep_dims=True) + tl.sum(x2 * x2, axis=1, keep_dims=True)
-    scale = tl.rsqrt(squares / P + eps)
     q_gain, k_gain = q_gain_ptr + head * P + col, k_gain_ptr + (head - H) * P + col
     in_q, in_k = is_q & inside, is_k & inside
     gain_1 = tl.load(q_gain, mask=in_q, other=0.0) + tl.load(k_gain, mask=in_k, other=0.0)
     gain_2 = tl.load(q_gain + HALF, mask=in_q, other=0.0)
     gain_2 += tl.load(k_gain + HALF, mask=in_k, other=0.0)
-    x1 = (x1 * scale).to(raw_1.dtype).to(tl.float32) * gain_1.to(tl.float32)
-    x2 = (x2 * scale).to(raw_1.dtype).to(tl.float32) * gain_2.to(tl.float32)
 
+    ready(PDL)
     cos = tl.load(cos_ptr + token * HALF + col, mask=col < HALF, other=0.0).to(tl.float32)
     sin = tl.load(sin_ptr + token * HALF + col, mask=col < HALF, other=0.0).to(tl.float32)
-    y1 = (x1 * cos - x2 * sin).to(raw_1.dtype)
-    y2 = (x2 * cos + x1 * sin).to(raw_1.dtype)
+    # The pair (i, i + P/2) rotates together: a tile for each half.
+    dtype = q_ptr.dtype.element_ty
+    source = qkv_ptr + token * qkv_stride + head * P + col
+    raw_1 = load_parts(source, inside, parts, qkv_stride_part).to(dtype)
+    raw_2 = load_parts(source + HALF, inside, parts, qkv_stride_part).to(dtype)
+    x1, x2 = raw_1.to(tl.float32), raw_2.to(tl.float32)
+    squares = tl.sum(x1 * x1, axis=1, keep_dims=True) + tl.sum(x2 * x2, axis=1, keep_dims=True)
+    scale = tl.rsqrt(squares / P + eps)
+    x1 = (x1 * scale).to(dtype).to(tl.float32) * gain_1.to(tl.float32)
+    x2 = (x2 * scale).to(dtype).to(tl.float32) * gain_2.to(tl.float32)
+
+    y1 = (x1 * cos - x2 * sin).to(dtype)
+    y2 = (x2 * cos + x1 * sin).to(dtype)
 
     q = q_ptr + (token * H + head) * P + col
     tl.store(q, y1, mask=in_q)
@@ -91,12 +105,15 @@ def qk_norm_rope_write(
     keys: Tensor,
     values: Tensor,
     slot_mapping: Tensor,
+    *,
+    pdl: bool = False,
 ) -> Tensor:
     """As the twin: changes keys and values in place and returns the queries [T, H, P]."""
-    (heads, size), kv_heads, tokens = q_gain.shape, k_gain.shape[0], qkv.shape[0]
+    parts = qkv if qkv.dim() == 3 else qkv[None]
+    (heads, size), kv_heads, tokens = q_gain.shape, k_gain.shape[0], parts.shape[1]
     width = (heads + 2 * kv_heads) * size
     require(
-        qkv.shape[1] == width and size % 2 == 0 and k_gain.shape[1] == size,
+        parts.shape[2] == width and size % 2 == 0 and k_gain.shape[1] == size,
         f"qk_norm_rope_write: qkv {list(qkv.shape)} does not hold {heads} queries, {kv_heads} keys "
         f"and {kv_heads} values of size {size} for each token",
     )
@@ -110,13 +127,13 @@ def qk_norm_rope_write(
         f"qk_norm_rope_write: the cache is {list(keys.shape)}, not contiguous [blocks, block_size, "
         f"{kv_heads}, {size}]",
     )
-    qkv, tables = with_unit_stride(qkv), tables.contiguous()
-    q = torch.empty((tokens, heads, size), dtype=qkv.dtype, device=qkv.device)
+    parts, tables = with_unit_stride(parts), tables.contiguous()
+    q = torch.empty((tokens, heads, size), dtype=keys.dtype, device=qkv.device)
     config = pick(QK_CONFIGS, tokens)
     launch(
         qk_norm_rope_kernel,
         (tokens, triton.cdiv(heads + 2 * kv_heads, config.block)),
-        qkv,
+        parts,
         q_gain.contiguous(),
         k_gain.contiguous(),
         tables[0],
@@ -125,7 +142,9 @@ def qk_norm_rope_write(
         q,
         keys,
         values,
-        qkv.stride(0),
+        parts.stride(0),
+        parts.stride(1),
+        parts.shape[0],
         QK_NORM_EPS,
         config=config,
         H=heads,
@@ -133,5 +152,6 @@ def qk_norm_rope_write(
         P=size,
         BLOCK_P=power_of_two(size // 2),
         HEADS=config.block,
+        PDL=pdl,
     )
     return q

@@ -3,14 +3,19 @@
 
 Formula and twin: plamo_ref/kernels/ssm.py. Within a chunk, with l_t the sum of Δ A up to t:
 
-    y_t = Σ_{s ≤ t} exp(l_t - l_s) (C_t·B_s) Δ_s u_s + exp(l_t) C_t S      S: state before the chunk
-    S  ← exp(l_end) S + Σ_s exp(l_end - l_s) Δ_s u_s ⊗ B_s
+    y_t = Σ_{s ≤ t} exp(l_t - l_s) (C_t·B_s) Δ_s u_s + exp(l_t) C_t S + D u_t
+    S  ← exp(l_end) S + Σ_s exp(l_end - l_s) Δ_s u_s ⊗ B_s         S: the state before the chunk
+
+One program walks through the chunks of a segment of one request, for one head, with the state in
+its registers. Short requests are one segment, from the slot into the slot. A long one alone would
+leave most of the GPU idle: it is cut, and triton_segments.py gives each segment the state before
+it, for the price of reading u a second time.
 
 Invariant: the state of a request without a past is not read; only the given slots are written.
-One program walks through all chunks of one request, one head and a part of P with the state in
-its registers: the state is read once and written once however long the prompt.
 Source: Dao and Gu, "Transformers are SSMs" (2024), section 6.
 """
+
+from dataclasses import dataclass, replace
 
 import torch
 import triton
@@ -21,28 +26,44 @@ from plamo_ref.kernels.errors import require
 from plamo_ref.kernels.ssm import ScanInputs, ScanParams
 from plamo_ref.kernels.triton_launch import (
     Config,
+    find_request,
     launch,
     pick,
     power_of_two,
     precision,
     silu,
-    softplus,
 )
+from plamo_ref.kernels.triton_segments import decays, segment_states
 from plamo_ref.kernels.triton_state import check_scan, scan_pointers, scan_strides
 
-# Size: P. A block is rows of P, a tile a chunk. The [Q, Q] weights are worked out anew by each of
-# the P / block programs of a head: 32 tokens cost half the products that 64 do, and leave registers
-# for two programs on a multiprocessor; 64 by 32 need all of them, 128 spill.
-SCAN_CONFIGS = (
-    Config(up_to=16, block=16, warps=4, tile=64),
-    Config(up_to=1 << 30, block=32, warps=4, tile=32),
+
+@dataclass(frozen=True)
+class Plan:
+    """How a scan is cut into programs; benchmarks/scan_sweep.py measures others."""
+
+    walk: Config  # of scan_kernel: a block is rows of P, a tile a chunk
+    sums: Config  # of segment_sum_kernel, likewise
+    carry: Config  # of segment_carry_kernel: a block is elements of a head's state
+    segment: int  # tokens; requests up to it are one program a block of a head
+
+
+# Size: tokens of a request, on average. Chunks of 64 fill Hopper's matrix unit; parts of 16 tokens
+# and fewer are all state, which many small programs move faster.
+WALK_CONFIGS = (
+    Config(up_to=16, block=32, warps=4, tile=16),
+    Config(up_to=1 << 30, block=128, warps=4, stages=2, tile=64),
 )
 # float32: each operand of tf32x3 in two halves, so smaller tiles.
-WIDE_SCAN_CONFIGS = (Config(up_to=1 << 30, block=16, warps=4, tile=32),)
-LEAST_CHUNK = 16  # products of matrices need it
+WIDE_WALK_CONFIGS = (Config(up_to=1 << 30, block=16, warps=4, tile=32),)
+SUMS_CONFIG = Config(up_to=1 << 30, block=128, warps=4, stages=3, tile=64)
+WIDE_SUMS_CONFIG = Config(up_to=1 << 30, block=16, warps=4, tile=32)
+CARRY_CONFIG = Config(up_to=1 << 30, block=1024, warps=4, stages=4)
+PROGRAMS = 512  # that one step should have: two waves of two on each multiprocessor
+SEGMENTS = (256, 1024)  # the shortest (below, three launches cost more than they save), the longest
 
 
 @triton.jit(
+    do_not_specialize=["requests"],
     do_not_specialize_on_alignment=["slots_ptr", "starts_ptr", "has_past_ptr", "dt_ptr"],
 )
 def scan_kernel(
@@ -58,7 +79,10 @@ def scan_kernel(
     slots_ptr,
     starts_ptr,
     has_past_ptr,
+    states_ptr,
     y_ptr,
+    requests,
+    SEGMENT,
     u_stride,
     u_stride_head,
     z_stride,
@@ -73,64 +97,92 @@ def scan_kernel(
     BLOCK_P: tl.constexpr,
     BLOCK_N: tl.constexpr,
     PRECISION: tl.constexpr,
+    STAGES: tl.constexpr,
 ):
-    """All chunks of one request, for BLOCK_P rows of one head."""
+    """The chunks of one segment, for BLOCK_P rows of one head."""
     BLOCKS: tl.constexpr = (P + BLOCK_P - 1) // BLOCK_P
-    request = tl.program_id(1)
-    head = tl.program_id(0) // BLOCKS
-    p = (tl.program_id(0) % BLOCKS) * BLOCK_P + tl.arange(0, BLOCK_P)
-    n, i = tl.arange(0, BLOCK_N), tl.arange(0, Q)
-    p_in, n_in = p < P, n < N
-
-    # Transposed, [N, P]: then no product below has to transpose it.
-    slot = tl.load(slots_ptr + request).to(tl.int64)
-    state_ptr = cache_ptr + (slot * H + head) * P * N + p[None, :] * N + n[:, None]
-    inside = p_in[None, :] & n_in[:, None]
-    known = p < tl.where(tl.load(has_past_ptr + request) != 0, P, 0)
-    state = tl.load(state_ptr, mask=inside & known[None, :], other=0.0).to(tl.float32)
-
-    a, skip, bias = tl.load(a_ptr + head), tl.load(d_ptr + head), tl.load(bias_ptr + head)
+    block = tl.program_id(1)
+    request, offset = find_request(starts_ptr, requests, block, SEGMENT)
     first = tl.load(starts_ptr + request).to(tl.int64)
     count = (tl.load(starts_ptr + request + 1) - first).to(tl.int32)
-    for start in range(0, count, Q):
-        live = start + i < count
-        t = first + start  # the chunk's first token; offsets from it are small: one register each
-        dt_at = dt_ptr + t * dt_stride + i * dt_stride + head
-        dt = tl.load(dt_at, mask=live, other=0.0).to(tl.float32)
-        # Tokens past the end have Δ = 0: they add nothing and let nothing decay.
-        delta = tl.where(live, softplus(dt + bias), 0.0)
-        log_decay = tl.cumsum(delta * a, axis=0)
-        # The last one's own value: a sum in another order would not cancel against it exactly,
-        # and where decays are strong the exponents are large.
-        last = tl.minimum(count - start, Q) - 1
-        total = tl.sum(tl.where(i == last, log_decay, 0.0), axis=0)
+    if offset < count or offset == 0:
+        head = tl.program_id(0) // BLOCKS
+        p = (tl.program_id(0) % BLOCKS) * BLOCK_P + tl.arange(0, BLOCK_P)
+        n, i = tl.arange(0, BLOCK_N), tl.arange(0, Q)
+        p_in, n_in = p < P, n < N
+        a, skip, bias = tl.load(a_ptr + head), tl.load(d_ptr + head), tl.load(bias_ptr + head)
 
-        u_at = u_ptr + t * u_stride + head * u_stride_head + i[:, None] * u_stride + p[None, :]
-        live_p = live[:, None] & p_in[None, :]
-        u = tl.load(u_at, mask=live_p, other=0.0).to(tl.float32)  # [Q, P]
-        du = delta[:, None] * u
-        c_at = c_ptr + t * c_stride + i[:, None] * c_stride + n[None, :]
-        c = tl.load(c_at, mask=live[:, None] & n_in[None, :], other=0.0)  # [Q, N]
-        b_at = b_ptr + t * b_stride + i[None, :] * b_stride + n[:, None]
-        b = tl.load(b_at, mask=live[None, :] & n_in[:, None], other=0.0)  # [N, Q]
+        # Transposed, [N, P]: then no product below has to transpose it.
+        inside = p_in[None, :] & n_in[:, None]
+        place = p[None, :] * N + n[:, None]
+        slot = tl.load(slots_ptr + request).to(tl.int64)
+        slot_at = cache_ptr + (slot * H + head) * P * N + place
+        if count > SEGMENT:
+            state_at = states_ptr + (block.to(tl.int64) * H + head) * P * N + place
+            state = tl.load(state_at, mask=inside, other=0.0)
+        else:
+            known = p < tl.where(tl.load(has_past_ptr + request) != 0, P, 0)
+            state = tl.load(slot_at, mask=inside & known[None, :], other=0.0).to(tl.float32)
 
-        between = log_decay[:, None] - log_decay[None, :]  # [Q, Q]
-        # Masked before exp: above the diagonal the exponent is positive and could overflow.
-        decay = tl.exp(tl.where(i[:, None] >= i[None, :], between, float("-inf")))
-        weights = decay * tl.dot(c, b, input_precision=PRECISION)
-        carried = tl.dot(c.to(tl.float32), state, input_precision=PRECISION)
-        y = tl.exp(log_decay)[:, None] * carried
-        y = tl.dot(weights, du, acc=y, input_precision=PRECISION)
-        left = tl.exp(total - log_decay)[:, None] * du  # of each token's part, at the end
-        state = state * tl.exp(total)
-        state = tl.dot(b.to(tl.float32), left, acc=state, input_precision=PRECISION)
+        t = first + offset
+        tokens = tl.minimum(count - offset, SEGMENT)
+        # Bases move, offsets stay: these are small, one register each.
+        u_base = u_ptr + t * u_stride + head * u_stride_head
+        z_base = z_ptr + t * z_stride + head * z_stride_head
+        y_base = y_ptr + (t * H + head) * P
+        b_base, c_base, dt_base = b_ptr + t * b_stride, c_ptr + t * c_stride, dt_ptr + t * dt_stride
+        dt_base += head
+        dt_ahead = tl.load(dt_base + i * dt_stride, mask=i < tokens, other=0.0)
+        for start in tl.range(0, tokens, Q, num_stages=STAGES):
+            live = start + i < tokens
+            live_p = live[:, None] & p_in[None, :]
+            c_at = c_base + i[:, None] * c_stride + n[None, :]
+            c = tl.load(c_at, mask=live[:, None] & n_in[None, :], other=0.0)  # [Q, N]
+            b_at = b_base + i[:, None] * b_stride + n[None, :]
+            b = tl.load(b_at, mask=live[:, None] & n_in[None, :], other=0.0)  # [Q, N]
+            u = tl.load(u_base + i[:, None] * u_stride + p[None, :], mask=live_p, other=0.0)
+            z = tl.load(z_base + i[:, None] * z_stride + p[None, :], mask=live_p, other=0.0)
+            dt = dt_ahead
+            dt_base += Q * dt_stride
+            dt_ahead = tl.load(dt_base + i * dt_stride, mask=start + Q + i < tokens, other=0.0)
+            is_last = i == tl.minimum(tokens - start, Q) - 1
+            delta, log_decay, total = decays(dt, bias, a, live, is_last)
 
-        z_at = z_ptr + t * z_stride + head * z_stride_head + i[:, None] * z_stride + p[None, :]
-        z = tl.load(z_at, mask=live_p, other=0.0)
-        y = (y + skip * u).to(z.dtype).to(tl.float32) * silu(z.to(tl.float32))
-        y_at = y_ptr + (t * H + head) * P + i[:, None] * (H * P) + p[None, :]
-        tl.store(y_at, y.to(y_ptr.dtype.element_ty), mask=live_p)
-    tl.store(state_ptr, state.to(cache_ptr.dtype.element_ty), mask=inside)
+            between = log_decay[:, None] - log_decay[None, :]  # [Q, Q]
+            # Masked before exp: above the diagonal the exponent is positive and could overflow.
+            decay = tl.exp(tl.where(i[:, None] >= i[None, :], between, float("-inf")))
+            weights = decay * delta[None, :] * tl.dot(c, tl.trans(b), input_precision=PRECISION)
+            # D on the diagonal: u is then an operand only, and need not come into registers.
+            weights += tl.where(i[:, None] == i[None, :], skip, 0.0)
+            y = tl.dot(c, state.to(c.dtype), input_precision=PRECISION)
+            y *= tl.exp(log_decay)[:, None]
+            y = tl.dot(weights.to(u.dtype), u, acc=y, input_precision=PRECISION)
+            left = tl.exp(total - log_decay) * delta  # of each token, at the end
+            weighted = tl.trans((b.to(tl.float32) * left[:, None]).to(u.dtype))
+            state *= tl.exp(total)
+            state = tl.dot(weighted, u, acc=state, input_precision=PRECISION)
+
+            y = y.to(z.dtype).to(tl.float32) * silu(z.to(tl.float32))
+            y_at = y_base + i[:, None] * (H * P) + p[None, :]
+            tl.store(y_at, y.to(y_ptr.dtype.element_ty), mask=live_p)
+            u_base += Q * u_stride
+            z_base += Q * z_stride
+            y_base += Q * H * P
+            b_base += Q * b_stride
+            c_base += Q * c_stride
+        if offset + SEGMENT >= count:
+            tl.store(slot_at, state.to(cache_ptr.dtype.element_ty), mask=inside)
+
+
+def plan_scan(tokens: int, requests: int, heads: int, size: int, dtype: torch.dtype) -> Plan:
+    """The cut for a step of so many tokens: from its shape alone, lengths are on the device."""
+    wide = dtype == torch.float32
+    covers = power_of_two(size, 16)
+    walk = pick(WIDE_WALK_CONFIGS if wide else WALK_CONFIGS, triton.cdiv(tokens, requests))
+    sums = WIDE_SUMS_CONFIG if wide else SUMS_CONFIG
+    walk, sums = (replace(c, block=min(c.block, covers)) for c in (walk, sums))
+    segment = power_of_two(triton.cdiv(tokens * heads, PROGRAMS))
+    return Plan(walk, sums, CARRY_CONFIG, min(max(segment, SEGMENTS[0]), SEGMENTS[1]))
 
 
 def scan_prefill(
@@ -141,10 +193,11 @@ def scan_prefill(
     query_start_loc: Tensor,
     has_past: Tensor,
     chunk: int = 64,
+    plan: Plan | None = None,
 ) -> Tensor:
     """Several tokens a request, each continuing from its slot's state. As the twin → y [T, H, P].
 
-    `chunk` is a wish: products need 16, the registers allow the tile of the table.
+    `chunk` is the twin's and has no effect here: the plan says how tokens are cut.
     """
     inputs, params = check_scan("scan_prefill", inputs, params, cache, slots)
     (tokens, heads, size), state = inputs.u.shape, cache.shape[3]
@@ -154,26 +207,32 @@ def scan_prefill(
         f"scan_prefill: query_start_loc {list(query_start_loc.shape)} and has_past "
         f"{list(has_past.shape)} do not fit {requests} requests",
     )
+    plan = plan or plan_scan(tokens, requests, heads, size, inputs.u.dtype)
     y = torch.empty((tokens, heads, size), dtype=inputs.z.dtype, device=cache.device)
-    wide = inputs.u.dtype == torch.float32
-    config = pick(WIDE_SCAN_CONFIGS if wide else SCAN_CONFIGS, size)
+    memory = (cache, slots, query_start_loc, has_past.view(torch.uint8))  # bits differ, bytes not
+    if tokens <= plan.segment:  # nobody has a second segment: there is nothing to read
+        states = torch.empty(1, dtype=torch.float32, device=cache.device)
+    else:
+        states = segment_states(inputs, params, *memory, plan.segment, (plan.sums, plan.carry))
+    walk = plan.walk
     launch(
         scan_kernel,
-        (heads * triton.cdiv(size, config.block), requests),
+        (heads * triton.cdiv(size, walk.block), tokens // plan.segment + requests),
         *scan_pointers(inputs, params),
-        cache,
-        slots,
-        query_start_loc,
-        has_past.view(torch.uint8),  # a byte is a byte everywhere, a bit is not
+        *memory,
+        states,
         y,
+        requests,
+        plan.segment,
         *scan_strides(inputs),
-        config=config,
+        config=walk,
         H=heads,
         P=size,
         N=state,
-        Q=min(power_of_two(chunk, LEAST_CHUNK), config.tile),
-        BLOCK_P=config.block,
+        Q=walk.tile,
+        BLOCK_P=walk.block,
         BLOCK_N=power_of_two(state, 16),
         PRECISION=precision(inputs.u.dtype),
+        STAGES=walk.stages,
     )
     return y

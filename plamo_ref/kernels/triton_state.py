@@ -19,6 +19,7 @@ from plamo_ref.kernels.triton_launch import (
     launch,
     pick,
     power_of_two,
+    ready,
     silu,
     softplus,
     with_unit_stride,
@@ -56,6 +57,7 @@ def state_update_kernel(
     N: tl.constexpr,
     BLOCK_P: tl.constexpr,
     BLOCK_N: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     """BLOCK_P rows of one head of one request."""
     BLOCKS: tl.constexpr = (P + BLOCK_P - 1) // BLOCK_P
@@ -63,29 +65,38 @@ def state_update_kernel(
     head = tl.program_id(0) // BLOCKS
     p = (tl.program_id(0) % BLOCKS) * BLOCK_P + tl.arange(0, BLOCK_P)
     n = tl.arange(0, BLOCK_N)
+    a, skip, bias = tl.load(a_ptr + head), tl.load(d_ptr + head), tl.load(bias_ptr + head)
+    ready(PDL)
     # The long way first: slot, then state; everything else arrives meanwhile.
     slot = tl.load(slots_ptr + row).to(tl.int64)
     state_ptr = cache_ptr + (slot * H + head) * P * N + p[:, None] * N + n[None, :]
     inside = (p < P)[:, None] & (n < N)[None, :]
     state = tl.load(state_ptr, mask=inside, other=0.0).to(tl.float32)
 
-    dt = tl.load(dt_ptr + row * dt_stride + head).to(tl.float32) + tl.load(bias_ptr + head)
+    dt = tl.load(dt_ptr + row * dt_stride + head).to(tl.float32) + bias
     delta = softplus(dt)
     u = tl.load(u_ptr + row * u_stride + head * u_stride_head + p, mask=p < P, other=0.0)
     u = u.to(tl.float32)
     b = tl.load(b_ptr + row * b_stride + n, mask=n < N, other=0.0).to(tl.float32)
     c = tl.load(c_ptr + row * c_stride + n, mask=n < N, other=0.0).to(tl.float32)
-    decay = tl.exp(delta * tl.load(a_ptr + head))
+    decay = tl.exp(delta * a)
     state = state * decay + (delta * u)[:, None] * b[None, :]
     tl.store(state_ptr, state.to(cache_ptr.dtype.element_ty), mask=inside)
 
-    y = tl.sum(state * c[None, :], axis=1) + tl.load(d_ptr + head) * u
+    y = tl.sum(state * c[None, :], axis=1) + skip * u
     z = tl.load(z_ptr + row * z_stride + head * z_stride_head + p, mask=p < P, other=0.0)
     y = y.to(z.dtype).to(tl.float32) * silu(z.to(tl.float32))
     tl.store(y_ptr + (row * H + head) * P + p, y.to(y_ptr.dtype.element_ty), mask=p < P)
 
 
-def state_update(inputs: ScanInputs, params: ScanParams, cache: Tensor, slots: Tensor) -> Tensor:
+def state_update(
+    inputs: ScanInputs,
+    params: ScanParams,
+    cache: Tensor,
+    slots: Tensor,
+    *,
+    pdl: bool = False,
+) -> Tensor:
     """One token a request: cache [S, H, P, N] changed in place at slots [R] → y [R, H, P]."""
     inputs, params = check_scan("state_update", inputs, params, cache, slots)
     (requests, heads, size), state = inputs.u.shape, cache.shape[3]
@@ -107,6 +118,7 @@ def state_update(inputs: ScanInputs, params: ScanParams, cache: Tensor, slots: T
         N=state,
         BLOCK_P=block,
         BLOCK_N=power_of_two(state),
+        PDL=pdl,
     )
     return y
 
