@@ -48,31 +48,12 @@ class Attention:
             values,
             group.slot_mapping,
         )  # [T, H, P]
-        decoded = prefilled = None
-        if batch.num_decodes:
-            rows = batch.decodes
-            decoded = ops.paged_decode(
-                q[rows],
-                keys,
-                values,
-                group.block_table[rows],
-                group.first_block[rows],
-                batch.seq_lens[rows],
-                self.window,
-            )
-        if batch.has_prefills:
-            rows = batch.prefills
-            prefilled = ops.paged_prefill(
-                q[batch.num_decodes :],
-                keys,
-                values,
-                group.block_table[rows],
-                group.first_block[rows],
-                batch.seq_lens[rows],
-                batch.prefill_start_loc,
-                self.window,
-            )
-        return self.o_proj.parts(join(decoded, prefilled).flatten(1), ops)
+        return self.o_proj.parts(self._attend(q, batch, cache, ops).flatten(1), ops)
+
+    def _attend(
+        self, q: Tensor, batch: ForwardBatch, cache: AttentionCache, ops: Kernels
+    ) -> Tensor:
+        return attend(q, self.kind, self.window, batch, cache, ops)
 
 
 @dataclass(frozen=True)
@@ -101,40 +82,10 @@ class Mamba:
         return self.out_proj.parts(y.flatten(1), ops)
 
     def _convolve(self, u: Tensor, batch: ForwardBatch, cache: Tensor, ops: Kernels) -> Tensor:
-        decoded = prefilled = None
-        first = batch.num_decodes
-        if first:
-            slots = batch.state_slots[batch.decodes]
-            decoded = ops.conv_update(u[:first], self.conv_weight, cache, slots)
-        if batch.has_prefills:
-            rows = batch.prefills
-            prefilled = ops.conv_prefill(
-                u[first:],
-                self.conv_weight,
-                cache,
-                batch.state_slots[rows],
-                batch.prefill_start_loc,
-                batch.has_past[rows],
-            )
-        return join(decoded, prefilled)
+        return convolve(u, self.conv_weight, batch, cache, ops)
 
     def _scan(self, inputs: ScanInputs, batch: ForwardBatch, cache: Tensor, ops: Kernels) -> Tensor:
-        decoded = prefilled = None
-        first = batch.num_decodes
-        if first:
-            slots = batch.state_slots[batch.decodes]
-            decoded = ops.state_update(inputs.rows(slice(0, first)), self.scan, cache, slots)
-        if batch.has_prefills:
-            rows = batch.prefills
-            prefilled = ops.scan_prefill(
-                inputs.rows(slice(first, None)),
-                self.scan,
-                cache,
-                batch.state_slots[rows],
-                batch.prefill_start_loc,
-                batch.has_past[rows],
-            )
-        return join(decoded, prefilled)
+        return scan(inputs, self.scan, batch, cache, ops)
 
 
 @dataclass(frozen=True)
@@ -148,6 +99,107 @@ class Layer:
     post_mixer_gain: Tensor
     pre_mlp_gain: Tensor
     post_mlp_gain: Tensor
+
+    def __call__(
+        self,
+        residual: Tensor,
+        x: Tensor,
+        next_gain: Tensor,
+        batch: ForwardBatch,
+        cache: LayerCache,
+        tables: Tensor,
+        ops: Kernels,
+        eps: float,
+    ) -> tuple[Tensor, Tensor]:
+        """The stream and its norm, both [T, D] → those of the next layer, whose gain is given.
+
+        A layer ends where the next one's first norm begins: one fused step does both.
+        """
+        mixed = self.mixer(x, batch, cache, tables, ops)
+        residual, x = ops.add_norm(residual, mixed, self.post_mixer_gain, self.pre_mlp_gain, eps)
+        x = self.down_proj.parts(self.gate_up_proj.swiglu(x, ops), ops)
+        return ops.add_norm(residual, x, self.post_mlp_gain, next_gain, eps)
+
+
+# --- a batch has two parts, each with its own kernels: decodes, then prefills ---------------------
+
+
+def attend(
+    q: Tensor,
+    kind: LayerKind,
+    window: int | None,
+    batch: ForwardBatch,
+    cache: AttentionCache,
+    ops: Kernels,
+) -> Tensor:
+    """q [T, H, P] over the requests' keys and values, the new ones included → [T, H, P]."""
+    group, keys, values = batch.groups[kind], cache.keys, cache.values
+    decoded = prefilled = None
+    if batch.num_decodes:
+        rows = batch.decodes
+        decoded = ops.paged_decode(
+            q[rows],
+            keys,
+            values,
+            group.block_table[rows],
+            group.first_block[rows],
+            batch.seq_lens[rows],
+            window,
+        )
+    if batch.has_prefills:
+        rows = batch.prefills
+        prefilled = ops.paged_prefill(
+            q[batch.num_decodes :],
+            keys,
+            values,
+            group.block_table[rows],
+            group.first_block[rows],
+            batch.seq_lens[rows],
+            batch.prefill_start_loc,
+            window,
+        )
+    return join(decoded, prefilled)
+
+
+def convolve(u: Tensor, weight: Tensor, batch: ForwardBatch, cache: Tensor, ops: Kernels) -> Tensor:
+    """u [T, H·P] → [T, H·P]; moves the slots' last inputs forward."""
+    decoded = prefilled = None
+    first = batch.num_decodes
+    if first:
+        decoded = ops.conv_update(u[:first], weight, cache, batch.state_slots[batch.decodes])
+    if batch.has_prefills:
+        rows = batch.prefills
+        prefilled = ops.conv_prefill(
+            u[first:],
+            weight,
+            cache,
+            batch.state_slots[rows],
+            batch.prefill_start_loc,
+            batch.has_past[rows],
+        )
+    return join(decoded, prefilled)
+
+
+def scan(
+    inputs: ScanInputs, params: ScanParams, batch: ForwardBatch, cache: Tensor, ops: Kernels
+) -> Tensor:
+    """→ [T, H, P]; moves the slots' states forward."""
+    decoded = prefilled = None
+    first = batch.num_decodes
+    if first:
+        slots = batch.state_slots[batch.decodes]
+        decoded = ops.state_update(inputs.rows(slice(0, first)), params, cache, slots)
+    if batch.has_prefills:
+        rows = batch.prefills
+        prefilled = ops.scan_prefill(
+            inputs.rows(slice(first, None)),
+            params,
+            cache,
+            batch.state_slots[rows],
+            batch.prefill_start_loc,
+            batch.has_past[rows],
+        )
+    return join(decoded, prefilled)
 
 
 class Plamo2Model:
@@ -171,17 +223,11 @@ class Plamo2Model:
         ops, eps = self.ops, self.config.rms_norm_eps
         tables = self._rope_tables(batch.positions)
         residual = self.embedding[batch.token_ids]  # [T, D]
-        # Each layer ends where the next one's first norm begins: one fused step does both.
         next_gains = [layer.pre_mixer_gain for layer in self.layers[1:]] + [self.norm_gain]
         x = ops.rms_norm(residual, self.layers[0].pre_mixer_gain, eps)
         for index, layer in enumerate(self.layers):
-            theta = self.config.theta(index)
-            mixed = layer.mixer(x, batch, caches[index], tables[theta], ops)
-            residual, x = ops.add_norm(
-                residual, mixed, layer.post_mixer_gain, layer.pre_mlp_gain, eps
-            )
-            x = layer.down_proj.parts(layer.gate_up_proj.swiglu(x, ops), ops)
-            residual, x = ops.add_norm(residual, x, layer.post_mlp_gain, next_gains[index], eps)
+            table, cache = tables[self.config.theta(index)], caches[index]
+            residual, x = layer(residual, x, next_gains[index], batch, cache, table, ops, eps)
         return x
 
     def logits(self, hidden: Tensor) -> Tensor:
