@@ -1,0 +1,118 @@
+"""compiled(): launches written in a lesson, compiled for a GPU that is not there.
+
+Invariant tested: it compiles what a launch would, and reports registers, spills and instructions;
+what cannot be carried to the compiler's process, or is refused there, is named.
+"""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+pytest.importorskip("triton")
+
+KERNEL = """
+import torch, triton
+import triton.language as tl
+from plamo_ref.kernels.triton_launch import silu
+from plamo_ref.teaching.compiling import CompileError, compiled
+
+BLOCK = 1024
+
+@triton.jit
+def twice(x):
+    return 2 * x
+
+@triton.jit
+def gate_kernel(x_ptr, out_ptr, n, BLOCK: tl.constexpr):
+    i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    x = tl.load(x_ptr + i, mask=i < n, other=0.0).to(tl.float32)
+    tl.store(out_ptr + i, twice(silu(x)), mask=i < n)
+"""
+
+
+def run(code: str, **environment: str) -> str:
+    """In a process of its own, as a lesson: there functions belong to __main__."""
+    path = os.environ | environment
+    done = subprocess.run(
+        [sys.executable, "-c", LINES.format(code=KERNEL + code)],
+        capture_output=True,
+        text=True,
+        env=path,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+# A notebook's cells have source that `inspect` finds; `python -c` needs the same help.
+LINES = """
+import linecache
+source = '''{code}'''
+linecache.cache["<lesson>"] = (len(source), None, source.splitlines(True), "<lesson>")
+exec(compile(source, "<lesson>", "exec"))
+"""
+
+
+@pytest.mark.parametrize("interpret", ["0", "1"])
+def test_a_launch_is_compiled_as_the_gpu_would_get_it(interpret):
+    out = run(
+        """
+def launches():
+    for dtype, n in ((torch.bfloat16, 4096), (torch.float32, 4095)):
+        x = torch.empty(n, dtype=dtype, device="meta")
+        gate_kernel[(4,)](x, x, n, BLOCK=BLOCK)
+
+for result in compiled(launches):
+    print(result.kernel, result.constants, result.registers > 8, result.spills, result.shared)
+    print(result.count("ld.global.v4") > 0, result.instructions > 20, "0 spills" in repr(result))
+print(compiled(launches, 80)[0].ptx.count(".target sm_80"))
+""",
+        TRITON_INTERPRET=interpret,
+    )
+    first, one, second, two, target = out.splitlines()
+    assert first == second == "gate_kernel {'BLOCK': 1024} True 0 0"
+    # 4096 is a multiple of 16, and elements are then loaded 16 bytes at a time; 4095 is none.
+    assert (one, two) == ("True True True", "False True True")
+    assert target == "1"
+
+
+def test_kernels_of_the_package_are_compiled_through_their_launchers():
+    out = run(
+        """
+from plamo_ref.kernels.table import triton_table
+
+def launches():
+    x = torch.empty(8, 64, dtype=torch.bfloat16, device="meta")
+    triton_table().rms_norm(x, x[0], 1e-6)
+
+print(*(result.kernel for result in compiled(launches)))
+"""
+    )
+    assert out.split() == ["rms_norm_kernel"]
+
+
+def test_what_cannot_be_compiled_is_said():
+    out = run(
+        """
+data = torch.zeros(4)
+
+def uses_data():
+    gate_kernel[(1,)](data, data, 4, BLOCK=4)
+
+def wrong_block():
+    x = torch.empty(4, device="meta")
+    gate_kernel[(1,)](x, x, 4, BLOCK=3)
+
+for launches in (uses_data, wrong_block):
+    try:
+        compiled(launches)
+    except CompileError as error:
+        print(" ".join(str(error).split()))
+"""
+    )
+    first, second = out.splitlines()
+    assert first == "data is a Tensor: make it inside the function"
+    assert second.startswith("wrong_block does not compile:")
+    assert "power of 2" in second
