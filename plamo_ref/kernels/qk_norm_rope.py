@@ -36,6 +36,18 @@ def rotate(x: Tensor, tables: Tensor) -> Tensor:
     return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
 
 
+def qk_norm_rope(
+    qkv: Tensor, q_gain: Tensor, k_gain: Tensor, tables: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Arguments as below → normed and rotated q [T, H, P] and k [T, G, P], and v [T, G, P]."""
+    heads, kv_heads, size = q_gain.shape[0], k_gain.shape[0], q_gain.shape[1]
+    qkv = whole(qkv, q_gain.dtype)
+    q, k, v = qkv.view(-1, heads + 2 * kv_heads, size).split((heads, kv_heads, kv_heads), dim=1)
+    q = rotate(rms_norm(q, q_gain, QK_NORM_EPS), tables)
+    k = rotate(rms_norm(k, k_gain, QK_NORM_EPS), tables)
+    return q, k, v
+
+
 def qk_norm_rope_write(
     qkv: Tensor,
     q_gain: Tensor,
@@ -57,11 +69,7 @@ def qk_norm_rope_write(
     Returns:
         The queries [T, H, P].
     """
-    heads, kv_heads, size = q_gain.shape[0], k_gain.shape[0], q_gain.shape[1]
-    qkv = whole(qkv, q_gain.dtype)
-    q, k, v = qkv.view(-1, heads + 2 * kv_heads, size).split((heads, kv_heads, kv_heads), dim=1)
-    q = rotate(rms_norm(q, q_gain, QK_NORM_EPS), tables)
-    k = rotate(rms_norm(k, k_gain, QK_NORM_EPS), tables)
-    keys.view(-1, kv_heads, size)[slot_mapping] = k
-    values.view(-1, kv_heads, size)[slot_mapping] = v
+    q, k, v = qk_norm_rope(qkv, q_gain, k_gain, tables)
+    keys.flatten(0, 1)[slot_mapping] = k
+    values.flatten(0, 1)[slot_mapping] = v
     return q

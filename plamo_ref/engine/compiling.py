@@ -1,0 +1,286 @@
+"""torch.compile for the layers: what is not an operation on the cache becomes fused kernels.
+
+Each layer (or, with "attention", each attention mixer) is one graph without a break. Layers of one
+kind have the same graph: 32 layers cost two compilations a size, not 32, and weights and caches are
+arguments of the graph. A size is a number of tokens; those that are not listed share one graph in
+which it is a symbol.
+
+Invariant: a compiled layer computes what the plain one does, from the same code in model.py; after
+`compile_ahead` no step compiles anything, whatever it contains.
+Built in notebooks/12_torch_compile_fusion.ipynb.
+"""
+
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from types import CodeType, FunctionType
+from typing import Any, Literal, TypeVar
+
+import torch
+from torch import Tensor
+
+from plamo_ref.batch import AttentionCache, ForwardBatch, LayerCache
+from plamo_ref.engine.config import EngineError
+from plamo_ref.engine.custom_ops import (
+    GROUP_KINDS,
+    PackedBatch,
+    attend_op,
+    convolve_op,
+    pack,
+    scan_op,
+    write_kv,
+)
+from plamo_ref.engine.graphs import DecodeBuffers, table_widths
+from plamo_ref.engine.planner import MemoryPlan
+from plamo_ref.kernels.qk_norm_rope import qk_norm_rope
+from plamo_ref.kernels.ssm import ScanInputs
+from plamo_ref.kernels.table import TORCH, Kernels
+from plamo_ref.model import Attention, Layer, Mamba, Plamo2Model
+
+Compile = Literal["none", "attention", "all"]
+T = TypeVar("T")
+
+
+# --- the operations of a compiled layer ----------------------------------------------------------
+
+
+def _qk_norm_rope_write(
+    qkv: Tensor,
+    q_gain: Tensor,
+    k_gain: Tensor,
+    tables: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    slot_mapping: Tensor,
+) -> Tensor:
+    """The norm and the rotation for the compiler to fuse, the write for the cache."""
+    q, k, v = qk_norm_rope(qkv, q_gain, k_gain, tables)
+    write_kv(k, v, keys, values, slot_mapping)
+    return q
+
+
+# Twins, because the compiler can only fuse what it can read.
+FUSED = replace(TORCH, name="compiled", qk_norm_rope_write=_qk_norm_rope_write)
+
+
+@dataclass(frozen=True)
+class OpaqueAttention(Attention):
+    """Attention whose cache is out of the compiler's sight."""
+
+    kernels: str  # of the operations on the cache
+
+    def _attend(
+        self, q: Tensor, batch: ForwardBatch, cache: AttentionCache, ops: Kernels
+    ) -> Tensor:
+        assert isinstance(batch, PackedBatch)
+        place = (cache.keys, cache.values, batch.words, batch.counts)
+        return attend_op(q, *place, self.kind, self.window, self.kernels)
+
+
+@dataclass(frozen=True)
+class OpaqueMamba(Mamba):
+    """A Mamba mixer whose states are out of the compiler's sight."""
+
+    kernels: str
+
+    def _convolve(self, u: Tensor, batch: ForwardBatch, cache: Tensor, ops: Kernels) -> Tensor:
+        assert isinstance(batch, PackedBatch)
+        return convolve_op(u, self.conv_weight, cache, batch.words, batch.counts, self.kernels)
+
+    def _scan(self, inputs: ScanInputs, batch: ForwardBatch, cache: Tensor, ops: Kernels) -> Tensor:
+        assert isinstance(batch, PackedBatch)
+        i, p = inputs, self.scan
+        return scan_op(
+            *(i.u, i.z, i.dt, i.B, i.C, p.A, p.D, p.dt_bias),
+            *(cache, batch.words, batch.counts, self.kernels),
+        )
+
+
+# --- graphs --------------------------------------------------------------------------------------
+
+
+class Graphs:
+    """The graphs of one function, one for each listed number of tokens and one for all others.
+
+    A graph for 1 token is always there: the compiler takes a size of 1 for a constant.
+    """
+
+    def __init__(self, name: str, step: Callable[..., Any], sizes: Iterable[int]) -> None:
+        self._step, self._name = step, name
+        self._sized = {size: self._graph(str(size)) for size in {1, *sizes}}
+        self._any = self._graph("any")
+        self._ready: set[int | None] = set()
+
+    def __call__(self, tokens: int, *args: object) -> Any:
+        """Run the graph for so many tokens; the first call compiles it."""
+        graph, size = self._sized.get(tokens), tokens
+        key = None if graph is None else size
+        graph = self._any if graph is None else graph
+        if key in self._ready:
+            return graph(*args)
+        varying = [*_LENGTHS, *(_TOKENS if key is None else ())]
+        with torch.compiler.config.patch(dynamic_sources=",".join(varying)):
+            result = graph(*args)
+        self._ready.add(key)
+        return result
+
+    def _graph(self, size: str) -> Callable[..., Any]:
+        """The function under a name of its own, compiled.
+
+        The compiler keeps its graphs with the function's code, so a copy of the code is what keeps
+        the sizes, and two engines, apart.
+        """
+        code: CodeType = self._step.__code__  # type: ignore[attr-defined]
+        copy = code.replace(co_name=f"{self._name}_{size}")
+        function = FunctionType(copy, self._step.__globals__)  # type: ignore[attr-defined]
+        return torch.compile(function, fullgraph=True, dynamic=False)
+
+
+# What is not the same in every step, by the names that the compiler gives to arguments.
+_LENGTHS = (
+    "L['batch'].words",
+    *(f"L['cache'].{name}" for name in ("keys", "values", "conv", "ssm")),  # another plan's, say
+)
+_TOKENS = (
+    "L['residual']",
+    "L['x']",
+    "L['tables']",
+    *(f"L['batch'].groups['{kind}'].slot_mapping" for kind in GROUP_KINDS),
+)
+
+
+def _layer_step(
+    layer: Layer,
+    residual: Tensor,
+    x: Tensor,
+    next_gain: Tensor,
+    batch: ForwardBatch,
+    cache: LayerCache,
+    tables: Tensor,
+    ops: Kernels,
+    eps: float,
+) -> tuple[Tensor, Tensor]:
+    return Layer.__call__(layer, residual, x, next_gain, batch, cache, tables, ops, eps)
+
+
+def _attention_step(
+    mixer: Attention,
+    x: Tensor,
+    batch: ForwardBatch,
+    cache: LayerCache,
+    tables: Tensor,
+    ops: Kernels,
+) -> Tensor:
+    return Attention.__call__(mixer, x, batch, cache, tables, ops)
+
+
+# --- the model -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class CompiledLayer(Layer):
+    """A layer that is one graph."""
+
+    graphs: Graphs
+
+    def __call__(
+        self,
+        residual: Tensor,
+        x: Tensor,
+        next_gain: Tensor,
+        batch: ForwardBatch,
+        cache: LayerCache,
+        tables: Tensor,
+        ops: Kernels,
+        eps: float,
+    ) -> tuple[Tensor, Tensor]:
+        args = (self, residual, x, next_gain, batch, cache, tables, FUSED, eps)
+        residual, x = self.graphs(x.shape[0], *args)
+        return residual, x
+
+
+@dataclass(frozen=True)
+class CompiledAttention(OpaqueAttention):
+    """An attention mixer that is one graph, in a layer that is not."""
+
+    graphs: Graphs
+
+    def __call__(
+        self, x: Tensor, batch: ForwardBatch, cache: LayerCache, tables: Tensor, ops: Kernels
+    ) -> Tensor:
+        mixed: Tensor = self.graphs(x.shape[0], self, x, batch, cache, tables, FUSED)
+        return mixed
+
+
+class CompiledModel(Plamo2Model):
+    """A model whose layers, or their attention mixers, are compiled."""
+
+    def forward(self, batch: ForwardBatch, caches: Sequence[LayerCache]) -> Tensor:
+        return super().forward(pack(batch), caches)
+
+
+def compile_model(model: Plamo2Model, what: Compile, sizes: Sequence[int]) -> Plamo2Model:
+    """The model with compiled layers; nothing is compiled yet.
+
+    Args:
+        what: "none", "attention" (QK-norm and RoPE fuse) or "all" (whole layers, Mamba's too).
+        sizes: numbers of tokens that get a graph of their own.
+
+    Raises:
+        EngineError: this machine has no compiler for what would be generated.
+    """
+    if what == "none":
+        return model
+    _require_compiler(model.embedding.device)
+    kernels = "torch" if model.ops.name == "torch" else "triton"
+    kinds = model.config.layer_kinds
+    step = _attention_step if what == "attention" else _layer_step
+    graphs = {kind: Graphs(f"{kind}_{what}", step, sizes) for kind in set(kinds)}
+    layers = [
+        _compiled(layer, what, kernels, graphs[kind])
+        for layer, kind in zip(model.layers, kinds, strict=True)
+    ]
+    return CompiledModel(
+        model.config, model.embedding, layers, model.norm_gain, model.lm_head, model.ops
+    )
+
+
+def _compiled(layer: Layer, what: Compile, kernels: str, graphs: Graphs) -> Layer:
+    mixer = layer.mixer
+    if isinstance(mixer, Attention):
+        if what == "attention":
+            compiled = CompiledAttention(**vars(mixer), kernels=kernels, graphs=graphs)
+            return replace(layer, mixer=compiled)
+        mixer = OpaqueAttention(**vars(mixer), kernels=kernels)
+    elif what == "attention":
+        return layer
+    else:
+        mixer = OpaqueMamba(**vars(mixer), kernels=kernels)
+    return CompiledLayer(**vars(layer) | {"mixer": mixer}, graphs=graphs)
+
+
+@torch.inference_mode()
+def compile_ahead(
+    model: Plamo2Model, caches: Sequence[LayerCache], plan: MemoryPlan, sizes: Sequence[int]
+) -> None:
+    """Compile every graph of a compiled model, by steps over nothing but padding."""
+    if not isinstance(model, CompiledModel):
+        return
+    listed = {1, *sizes}
+    unlisted = next(n for n in range(2, len(listed) + 3) if n not in listed)
+    for size in (*sorted(listed), unlisted):
+        buffers = DecodeBuffers(size, table_widths(plan), model.embedding.device)
+        model.forward(buffers.batch, caches)
+
+
+def _require_compiler(device: torch.device) -> None:
+    if device.type != "cpu":
+        return
+    wanted = os.environ.get("CXX") or ("clang++" if sys.platform == "darwin" else "g++")
+    if shutil.which(wanted) is None:
+        raise EngineError(
+            f"compile needs a C++ compiler on a CPU, and {wanted!r} was not found: install one, "
+            'name it in the environment variable CXX, or use compile="none"'
+        )
