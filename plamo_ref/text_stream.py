@@ -13,7 +13,6 @@ class TextStream:
     """The text of one request as it grows.
 
     Attributes:
-        text: everything that has come out.
         stopped_by: the stop string that ended the text, or None.
     """
 
@@ -23,17 +22,22 @@ class TextStream:
         self._include_stop = params.include_stop_str_in_output
         self._free = params.min_tokens  # so many tokens are not looked at for stop strings
         self._held = ""  # could still become part of a stop string
-        self.text = ""
+        self._parts: list[str] = []
         self.stopped_by: str | None = None
+
+    @property
+    def text(self) -> str:
+        """Everything that has come out."""
+        return "".join(self._parts)
 
     def push(self, token_id: int) -> str:
         """The text that this token makes certain; look at `stopped_by` afterwards."""
         new = self._detokenizer.push(token_id)
-        if self._free > 0:
-            self._free -= 1
-            self.text += new
-            return new
-        return self._release(new, last=False)
+        if self._free <= 0 and self._stops:
+            return self._release(new, last=False)
+        self._free -= 1
+        self._parts.append(new)
+        return new
 
     def finish(self) -> str:
         """What was held back, once it is known that no token follows."""
@@ -52,7 +56,7 @@ class TextStream:
         else:
             keep = 0 if last else self._undecided(pending)
             out, self._held = pending[: len(pending) - keep], pending[len(pending) - keep :]
-        self.text += out
+        self._parts.append(out)
         return out
 
     def _undecided(self, pending: str) -> int:

@@ -195,14 +195,46 @@ def test_a_reader_that_does_not_read_is_ended(engine, monkeypatch):
 
     async def test(llm: AsyncLLM) -> None:
         job = Job(llm.tokenizer.encode("吾輩は"), LONG)
-        deltas = llm.generate([job])
-        await anext(deltas)
+        batches = llm.batches([job])
+        await anext(batches)
         while llm.num_requests:  # the engine goes on, nobody reads
             await asyncio.sleep(0.01)
-        for _ in range(10):
-            await anext(deltas)
+        assert len(await anext(batches)) == 10
         with pytest.raises(SlowReaderError, match="10 tokens"):
-            await anext(deltas)
+            await anext(batches)
+
+    engine.run(test)
+
+
+def test_who_is_behind_gets_all_that_has_come_and_who_wants_the_whole_is_woken_once(engine):
+    async def test(llm: AsyncLLM) -> None:
+        jobs = [Job(llm.tokenizer.encode("吾輩は"), short(20)), Job([1, 50], short(9))]
+        one_by_one = await collect(llm, jobs)
+        sizes, late = [], {0: [], 1: []}
+        async with aclosing(llm.batches(jobs)) as batches:
+            async for batch in batches:
+                sizes.append(len(batch))
+                for delta in batch:
+                    late[delta.index].append(delta.token_id)
+                await asyncio.sleep(0.1)
+        assert max(sizes) > 2
+        assert late == {i: [d.token_id for d in deltas] for i, deltas in one_by_one.items()}
+        (whole,) = [batch async for batch in llm.batches(jobs, whole=True)]
+        for index, deltas in one_by_one.items():
+            mine = [delta for delta in whole if delta.index == index]
+            assert [d.token_id for d in mine] == [d.token_id for d in deltas]
+            assert [d.first for d in mine] == [True] + [False] * (len(mine) - 1)
+            assert all(d.waited > 0 for d in mine)
+
+    engine.run(test)
+
+
+def test_an_error_reaches_who_waits_for_the_whole(engine):
+    async def test(llm: AsyncLLM) -> None:
+        jobs = [Job([1, 50], LONG), Job([10**6], LONG)]
+        with pytest.raises(RequestRefusedError, match="vocabulary"):
+            async with asyncio.timeout(20):
+                _ = [batch async for batch in llm.batches(jobs, whole=True)]
 
     engine.run(test)
 

@@ -97,8 +97,6 @@ def serve(model: str, host: str, port: int, **given: Any) -> None:
 
     It listens on this machine alone unless --host says otherwise; then think of --api-key.
     """
-    import asyncio
-
     from plamo_ref.engine.async_llm import AsyncLLM
     from plamo_ref.server import run
     from plamo_ref.server.config import ServerConfig
@@ -120,4 +118,4 @@ def serve(model: str, host: str, port: int, **given: Any) -> None:
         drain_seconds=given["drain_seconds"],
         listening=lambda address: click.echo(f"listening on {address}", err=True),
     )
-    asyncio.run(serving)
+    run.until_done(serving)

@@ -11,7 +11,9 @@ ends therefore computes a token or two in vain, which nobody sees.
 
 import asyncio
 import itertools
-from collections.abc import AsyncGenerator, Sequence
+import time
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +41,8 @@ from plamo_ref.engine.supervisor import State, Supervisor
 from plamo_ref.hub import find
 from plamo_ref.text_stream import TextStream
 from plamo_ref.tokenizer import Plamo2Tokenizer
+
+Observer = Callable[[Sequence[Delta]], None]  # called with all that a step has given
 
 
 class AsyncLLM:
@@ -76,6 +80,7 @@ class AsyncLLM:
         self.tokenizer = Plamo2Tokenizer.from_folder(self.folder)
         self.max_requests, self.max_unread = max_requests, max_unread
         self.stats = Stats()
+        self.observers: list[Observer] = []
         self._life = Supervisor(self.folder, engine, max_restarts, self._hear, self._lost)
         self._streams: dict[str, Stream] = {}
         self._audits: dict[int, asyncio.Future[Audited]] = {}
@@ -120,6 +125,19 @@ class AsyncLLM:
     async def generate(self, jobs: Sequence[Job]) -> AsyncGenerator[Delta, None]:
         """Work on all jobs together; yield every token as it comes, of whichever job.
 
+        Closes and raises as `batches` does.
+        """
+        async with aclosing(self.batches(jobs)) as batches:
+            async for batch in batches:
+                for delta in batch:
+                    yield delta
+
+    async def batches(
+        self, jobs: Sequence[Job], *, whole: bool = False
+    ) -> AsyncGenerator[list[Delta], None]:
+        """As `generate`, but everything that has come since the last time at once, so that who is
+        behind catches up; with `whole`, everything at the end.
+
         Closing the generator, or cancelling who waits for it, aborts what is left.
 
         Raises:
@@ -128,18 +146,14 @@ class AsyncLLM:
             EngineDiedError: the engine ended meanwhile.
             SlowReaderError: too many tokens were not fetched.
         """
-        call = Call(self.max_unread * len(jobs))
+        call = Call(len(jobs), None if whole else self.max_unread * len(jobs))
         ids = self._submit(call, jobs)
-        unfinished = len(jobs)
         try:
-            while unfinished:
+            while call.unfinished or call.deltas:
                 await call.news.wait()
-                call.news.clear()
-                while call.deltas:
-                    delta = call.deltas.popleft()
-                    unfinished -= delta.finish_reason is not None
-                    yield delta
-                if unfinished and call.error is not None:
+                if batch := call.take():
+                    yield batch
+                if call.unfinished and call.error is not None and not call.deltas:
                     raise call.error
         finally:
             self._abort(ids)
@@ -218,8 +232,7 @@ class AsyncLLM:
         match message:
             case Step(tokens, stats):
                 self.stats = self.stats if stats is None else stats
-                for token in tokens:
-                    self._take(token)
+                self._take(tokens)
             case Refused(request_id, text):
                 stream = self._streams.pop(request_id, None)
                 if stream is not None:
@@ -229,13 +242,18 @@ class AsyncLLM:
                 if answer is not None and not answer.done():
                     answer.set_result(message)
 
-    def _take(self, token: Token) -> None:
-        stream = self._streams.get(token.request_id)
-        if stream is None:
-            return  # aborted a moment ago
-        delta = stream.push(token)
-        stream.call.put(delta)
-        if token.finish_reason is not None:
-            del self._streams[token.request_id]
-        elif delta.finish_reason is not None or stream.call.error is not None:
-            self._abort([token.request_id])
+    def _take(self, tokens: Sequence[Token]) -> None:
+        now, deltas = time.perf_counter(), []
+        for token in tokens:
+            stream = self._streams.get(token.request_id)
+            if stream is None:
+                continue  # aborted a moment ago
+            delta = stream.push(token, now)
+            stream.call.put(delta)
+            deltas.append(delta)
+            if token.finish_reason is not None:
+                del self._streams[token.request_id]
+            elif delta.finish_reason is not None or stream.call.error is not None:
+                self._abort([token.request_id])
+        for observer in self.observers:
+            observer(deltas)

@@ -4,9 +4,11 @@ Invariant: a call that has an error, or whose jobs all have a finish reason, nev
 """
 
 import asyncio
-from collections import deque
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+
+import msgspec
 
 from plamo_ref.engine.messages import Token
 from plamo_ref.engine.request import FinishReason
@@ -43,9 +45,8 @@ class Job:
     params: SamplingParams
 
 
-@dataclass(frozen=True)
-class Delta:
-    """What one token added to one job of a call."""
+class Delta(msgspec.Struct, frozen=True):
+    """What one token added to one job of a call. (A struct: one is made for every token.)"""
 
     index: int  # of the job
     token_id: int
@@ -55,23 +56,40 @@ class Delta:
     logprobs: TokenLogprobs | None = None
     # With the first token: of the prompt, from its second token on.
     prompt_logprobs: Sequence[TokenLogprobs] | None = None
+    first: bool = False  # of its job
+    waited: float = 0.0  # seconds since the token before; of the first, since the call
 
 
 @dataclass(eq=False)
 class Call:
-    """One `generate`: what has come and was not fetched yet."""
+    """One `generate`: what has come and was not fetched yet.
 
-    limit: int
-    deltas: deque[Delta] = field(default_factory=deque)
+    Its reader is woken by every step; with `limit` None only once, when all is there: then nothing
+    but the lengths of its jobs bounds what waits.
+    """
+
+    unfinished: int  # jobs without a finish reason
+    limit: int | None  # of tokens that wait
+    deltas: list[Delta] = field(default_factory=list)
     error: Exception | None = None
     news: asyncio.Event = field(default_factory=asyncio.Event)
 
     def put(self, delta: Delta) -> None:
-        if len(self.deltas) >= self.limit:
+        if self.error is not None:
+            return
+        if self.limit is not None and len(self.deltas) >= self.limit:
             self.fail(SlowReaderError(f"{self.limit:,} tokens were not read: the request is ended"))
-        else:
-            self.deltas.append(delta)
+            return
+        self.deltas.append(delta)
+        self.unfinished -= delta.finish_reason is not None
+        if self.limit is not None or not self.unfinished:
             self.news.set()
+
+    def take(self) -> list[Delta]:
+        """What has come since the last time."""
+        taken, self.deltas = self.deltas, []
+        self.news.clear()
+        return taken
 
     def fail(self, error: Exception) -> None:
         if self.error is None:
@@ -86,9 +104,13 @@ class Stream:
     call: Call
     index: int
     text: TextStream
+    first: bool = True  # no token has come
+    since: float = field(default_factory=time.perf_counter)  # when the last one came
 
-    def push(self, token: Token) -> Delta:
+    def push(self, token: Token, now: float) -> Delta:
         """Take a token: its text, and whether the stream ends with it."""
+        waited, self.since = now - self.since, now
+        first, self.first = self.first, False
         reason = token.finish_reason
         text = self.text.push(token.token_id) if token.is_text else ""
         if reason is not None or self.text.stopped_by is not None:
@@ -104,4 +126,6 @@ class Stream:
             stop_reason,
             token.logprobs,
             token.prompt_logprobs,
+            first,
+            waited,
         )

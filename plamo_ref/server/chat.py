@@ -5,7 +5,7 @@ Invariant: an unstreamed answer is the streamed one, joined: both are made of th
 
 import time
 import uuid
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from typing import Any
@@ -57,9 +57,10 @@ class Chat:
     async def whole(self) -> Mapping[str, Any]:
         """The answer of an unstreamed request."""
         deltas: dict[int, list[Delta]] = {}
-        async with aclosing(self._deltas()) as coming:
-            async for delta in coming:
-                deltas.setdefault(delta.index, []).append(delta)
+        async with aclosing(self._deltas(whole=True)) as coming:
+            async for batch in coming:
+                for delta in batch:
+                    deltas.setdefault(delta.index, []).append(delta)
         choices = [self._choice(parts) for _, parts in sorted(deltas.items())]
         body = {**self._head, "object": "chat.completion", "choices": choices}
         return {**body, "usage": self._usage()}
@@ -73,34 +74,34 @@ class Chat:
             "finish_reason": parts[-1].finish_reason,
         }
 
-    async def events(self) -> AsyncGenerator[Mapping[str, Any], None]:
-        """The events of a streamed request."""
+    async def events(self) -> AsyncGenerator[list[Mapping[str, Any]], None]:
+        """The events of a streamed request: a role first, then one for each token, then its end."""
         options = self._request.stream_options
         wants_usage = options is not None and options.include_usage
         head = {**self._head, "object": "chat.completion.chunk"}
         null = {"usage": None} if wants_usage else {}
-        begun: set[int] = set()
-        async with aclosing(self._deltas()) as coming:
-            async for delta in coming:
-                if delta.index not in begun:
-                    begun.add(delta.index)
-                    opening = {"role": "assistant", "content": ""}
-                    yield {**head, "choices": [_chunk(delta.index, opening)], **null}
-                scores = self._logprobs([delta])
-                if delta.text or scores:
-                    content = _chunk(delta.index, {"content": delta.text}, scores)
-                    yield {**head, "choices": [content], **null}
-                if delta.finish_reason is not None:
-                    last = _chunk(delta.index, {}, None, delta.finish_reason)
-                    yield {**head, "choices": [last], **null}
+        async with aclosing(self._deltas(whole=False)) as coming:
+            async for batch in coming:
+                chunks = [chunk for delta in batch for chunk in self._chunks(delta)]
+                yield [{**head, "choices": [chunk], **null} for chunk in chunks]
         if wants_usage:
-            yield {**head, "choices": [], "usage": self._usage()}
+            yield [{**head, "choices": [], "usage": self._usage()}]
 
-    async def _deltas(self) -> AsyncGenerator[Delta, None]:
-        async with aclosing(self._service.run([self._prompt_ids], self._params)) as deltas:
-            async for delta in deltas:
-                self._num_generated += 1
-                yield delta
+    def _chunks(self, delta: Delta) -> Iterator[dict[str, Any]]:
+        if delta.first:
+            yield _chunk(delta.index, {"role": "assistant", "content": ""})
+        scores = self._logprobs([delta])
+        if delta.text or scores:
+            yield _chunk(delta.index, {"content": delta.text}, scores)
+        if delta.finish_reason is not None:
+            yield _chunk(delta.index, {}, None, delta.finish_reason)
+
+    async def _deltas(self, *, whole: bool) -> AsyncGenerator[list[Delta], None]:
+        run = self._service.run([self._prompt_ids], self._params, whole=whole)
+        async with aclosing(run) as batches:
+            async for batch in batches:
+                self._num_generated += len(batch)
+                yield batch
 
     def _logprobs(self, parts: Sequence[Delta]) -> dict[str, Any] | None:
         tokenizer = self._service.llm.tokenizer

@@ -7,8 +7,9 @@ import time
 import uuid
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
 from typing import Any
+
+import msgspec
 
 from plamo_ref.engine.calls import Delta
 from plamo_ref.sampling import SamplingParams
@@ -19,22 +20,13 @@ from plamo_ref.server.schemas import CompletionRequest
 from plamo_ref.server.service import Service
 
 
-@dataclass(frozen=True)
-class Piece:
-    """What a choice grew by."""
+class Piece(msgspec.Struct, frozen=True):
+    """What a choice grew by. In JSON it is a choice."""
 
     index: int
     text: str
     logprobs: dict[str, Any] | None
     finish_reason: str | None
-
-    def choice(self) -> dict[str, Any]:
-        return {
-            "index": self.index,
-            "text": self.text,
-            "logprobs": self.logprobs,
-            "finish_reason": self.finish_reason,
-        }
 
 
 class Completion:
@@ -78,44 +70,50 @@ class Completion:
     async def whole(self) -> Mapping[str, Any]:
         """The answer of an unstreamed request."""
         pieces: dict[int, list[Piece]] = {}
-        async with aclosing(self._pieces()) as coming:
-            async for piece in coming:
-                pieces.setdefault(piece.index, []).append(piece)
-        choices = [self._join(parts).choice() for _, parts in sorted(pieces.items())]
+        async with aclosing(self._pieces(whole=True)) as coming:
+            async for batch in coming:
+                for piece in batch:
+                    pieces.setdefault(piece.index, []).append(piece)
+        choices = [_join(parts) for _, parts in sorted(pieces.items())]
         return {**self._head, "choices": choices, "usage": self._usage()}
 
-    async def events(self) -> AsyncGenerator[Mapping[str, Any], None]:
-        """The events of a streamed request."""
+    async def events(self) -> AsyncGenerator[list[Mapping[str, Any]], None]:
+        """The events of a streamed request: one for each token that has something to show."""
         options = self._request.stream_options
         wants_usage = options is not None and options.include_usage
         null = {"usage": None} if wants_usage else {}
-        async with aclosing(self._pieces()) as coming:
-            async for piece in coming:
-                if piece.text or piece.logprobs or piece.finish_reason:
-                    yield {**self._head, "choices": [piece.choice()], **null}
+        async with aclosing(self._pieces(whole=False)) as coming:
+            async for batch in coming:
+                yield [
+                    {**self._head, "choices": [piece], **null}
+                    for piece in batch
+                    if piece.text or piece.logprobs or piece.finish_reason
+                ]
         if wants_usage:
-            yield {**self._head, "choices": [], "usage": self._usage()}
+            yield [{**self._head, "choices": [], "usage": self._usage()}]
 
-    async def _pieces(self) -> AsyncGenerator[Piece, None]:
+    async def _pieces(self, *, whole: bool) -> AsyncGenerator[list[Piece], None]:
         ids = [ids for _, ids in self._prompts]
-        async with aclosing(self._service.run(ids, self._params)) as deltas:
-            async for delta in deltas:
-                yield self._piece(delta)
+        async with aclosing(self._service.run(ids, self._params, whole=whole)) as batches:
+            async for batch in batches:
+                yield [self._piece(delta) for delta in batch]
 
     def _piece(self, delta: Delta) -> Piece:
-        parts = []
-        if delta.index not in self._columns:
-            self._columns[delta.index] = CompletionLogprobs(self._tokenizer)
-            if self._request.echo:
-                parts.append(self._echo(delta))
-        if self._request.max_tokens != 0:
-            self._num_generated += 1
-            columns = self._columns[delta.index]
-            scores = None
-            if delta.logprobs is not None:
-                scores = columns.columns([delta.token_id], [delta.logprobs])
-            parts.append(Piece(delta.index, delta.text, scores, delta.finish_reason))
-        return self._join(parts)
+        if not delta.first or not self._request.echo:
+            return self._new(delta)
+        echo = self._echo(delta)
+        return echo if self._request.max_tokens == 0 else _join([echo, self._new(delta)])
+
+    def _new(self, delta: Delta) -> Piece:
+        """What the model has added."""
+        self._num_generated += 1
+        scores = None
+        if delta.logprobs is not None:
+            scores = self._columns_of(delta.index).columns([delta.token_id], [delta.logprobs])
+        return Piece(delta.index, delta.text, scores, delta.finish_reason)
+
+    def _columns_of(self, index: int) -> CompletionLogprobs:
+        return self._columns.setdefault(index, CompletionLogprobs(self._tokenizer))
 
     def _echo(self, delta: Delta) -> Piece:
         """The prompt as the first part of a choice."""
@@ -123,19 +121,10 @@ class Completion:
         shown = self._tokenizer.decode(ids, self._params.skip_special_tokens)
         scores = None
         if delta.prompt_logprobs is not None:
-            columns = self._columns[delta.index]
+            columns = self._columns_of(delta.index)
             scores = columns.columns(ids, [None, *delta.prompt_logprobs])
         end = "length" if self._request.max_tokens == 0 else None
         return Piece(delta.index, shown if text is None else text, scores, end)
-
-    def _join(self, parts: Sequence[Piece]) -> Piece:
-        columns = [part.logprobs for part in parts if part.logprobs is not None]
-        return Piece(
-            parts[0].index,
-            "".join(part.text for part in parts),
-            join_columns(columns) if columns else None,
-            parts[-1].finish_reason,
-        )
 
     def _usage(self) -> dict[str, int]:
         prompt = sum(len(ids) for _, ids in self._prompts)
@@ -144,6 +133,16 @@ class Completion:
             "completion_tokens": self._num_generated,
             "total_tokens": prompt + self._num_generated,
         }
+
+
+def _join(parts: Sequence[Piece]) -> Piece:
+    columns = [part.logprobs for part in parts if part.logprobs is not None]
+    return Piece(
+        parts[0].index,
+        "".join([part.text for part in parts]),
+        join_columns(columns) if columns else None,
+        parts[-1].finish_reason,
+    )
 
 
 async def _prompts(

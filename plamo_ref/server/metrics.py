@@ -4,17 +4,44 @@ Invariant: a registry of its own for each server, no global one; gauges are read
 when somebody asks, so they cannot be stale by more than the engine's last report.
 """
 
+from bisect import bisect_left
+from collections import Counter as Tally
 from collections.abc import Iterator, Sequence
 
-from prometheus_client import CollectorRegistry, Counter, Histogram
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client import CollectorRegistry, Counter
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+)
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.registry import Collector
 
 from plamo_ref.engine.async_llm import AsyncLLM
+from plamo_ref.engine.calls import Delta
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+BUCKETS = (*map(str, map(float, SECONDS)), "+Inf")  # bucket i: up to SECONDS[i], inclusive
+
+
+class Waits(Collector):
+    """A histogram of seconds. `add` takes many equal ones at once, as a step gives its tokens."""
+
+    def __init__(self, name: str, text: str) -> None:
+        self._name, self._text = f"plamo_ref_{name}_seconds", text
+        self._counts, self._sum = [0] * len(BUCKETS), 0.0
+
+    def add(self, seconds: float, count: int = 1) -> None:
+        self._counts[bisect_left(SECONDS, seconds)] += count
+        self._sum += seconds * count
+
+    def collect(self) -> Iterator[Metric]:
+        so_far = [sum(self._counts[: i + 1]) for i in range(len(BUCKETS))]
+        family = HistogramMetricFamily(self._name, self._text)
+        family.add_metric([], list(zip(BUCKETS, so_far, strict=True)), self._sum)
+        yield family
 
 
 class _EngineCollector(Collector):
@@ -53,15 +80,27 @@ class Metrics:
         self.prompt_tokens = self._counter("prompt_tokens", "Tokens of prompts.")
         self.generation_tokens = self._counter("generation_tokens", "Tokens generated.")
         self.finished = self._counter("requests_finished", "Finished completions.", ["reason"])
-        self.first_token = self._histogram("time_to_first_token", "From arrival to first token.")
-        self.next_token = self._histogram("inter_token_latency", "From token to token.")
-        self.end_to_end = self._histogram("request_latency", "From arrival to last token.")
+        self.first_token = self._waits("time_to_first_token", "From arrival to first token.")
+        self.next_token = self._waits("inter_token_latency", "From token to token.")
+        self.end_to_end = self._waits("request_latency", "From arrival to last token.")
+        llm.observers.append(self._step)
+
+    def _step(self, deltas: Sequence[Delta]) -> None:
+        """Count the tokens of a step: most of them have waited equally long."""
+        self.generation_tokens.inc(len(deltas))
+        for seconds, count in Tally(d.waited for d in deltas if not d.first).items():
+            self.next_token.add(seconds, count)
+        for delta in deltas:
+            if delta.first:
+                self.first_token.add(delta.waited)
 
     def _counter(self, name: str, text: str, labels: Sequence[str] = ()) -> Counter:
         return Counter(f"plamo_ref_{name}", text, labels, registry=self.registry)
 
-    def _histogram(self, name: str, text: str) -> Histogram:
-        return Histogram(f"plamo_ref_{name}_seconds", text, buckets=SECONDS, registry=self.registry)
+    def _waits(self, name: str, text: str) -> Waits:
+        made = Waits(name, text)
+        self.registry.register(made)
+        return made
 
     def page(self) -> bytes:
         return generate_latest(self.registry)

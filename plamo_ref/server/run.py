@@ -6,9 +6,10 @@ streamed come to its end, for at most `drain_seconds`; a second SIGINT does not 
 
 import asyncio
 import contextlib
+import importlib
 import signal
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 
 import uvicorn
 
@@ -42,6 +43,16 @@ class _Server(uvicorn.Server):
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
+
+
+def until_done(serving: Coroutine[None, None, None]) -> None:
+    """Run `serve`, on uvloop where it is installed: each token costs the front less there."""
+    try:
+        factory = importlib.import_module("uvloop").new_event_loop
+    except ImportError:
+        factory = None  # asyncio's own
+    with asyncio.Runner(loop_factory=factory) as runner:
+        runner.run(serving)
 
 
 async def serve(

@@ -72,37 +72,31 @@ class Service:
         )
 
     async def run(
-        self, prompts: Sequence[Sequence[int]], params: SamplingParams
-    ) -> AsyncGenerator[Delta, None]:
-        """`params.n` completions of each prompt; job index = prompt number * n + completion."""
+        self, prompts: Sequence[Sequence[int]], params: SamplingParams, *, whole: bool = False
+    ) -> AsyncGenerator[list[Delta], None]:
+        """`params.n` completions of each prompt; job index = prompt number * n + completion.
+
+        Yields as `AsyncLLM.batches` does.
+        """
         jobs = [Job(ids, params.completion(i)) for ids in prompts for i in range(params.n)]
         began = time.perf_counter()
-        last: dict[int, float] = {}
         reasons: list[str] = []
         ending = "abort"  # of those that have no reason when this ends
         try:
-            async with aclosing(self.llm.generate(jobs)) as deltas:
-                async for delta in deltas:
-                    if not last:  # the engine has taken them
+            async with aclosing(self.llm.batches(jobs, whole=whole)) as batches:
+                taken = False
+                async for batch in batches:
+                    if not taken:  # by the engine
                         self.metrics.prompt_tokens.inc(sum(map(len, prompts)))
-                    self._count(delta, last, began)
-                    if delta.finish_reason is not None:
-                        reasons.append(delta.finish_reason)
-                    yield delta
+                        taken = True
+                    for delta in batch:
+                        if delta.finish_reason is not None:
+                            reasons.append(delta.finish_reason)
+                            self.metrics.end_to_end.add(time.perf_counter() - began)
+                    yield batch
         except Exception:
             ending = "error"
             raise
         finally:
             for reason in [*reasons, *[ending] * (len(jobs) - len(reasons))]:
                 self.metrics.finished.labels(reason).inc()
-
-    def _count(self, delta: Delta, last: dict[int, float], began: float) -> None:
-        now = time.perf_counter()
-        self.metrics.generation_tokens.inc()
-        if delta.index in last:
-            self.metrics.next_token.observe(now - last[delta.index])
-        else:
-            self.metrics.first_token.observe(now - began)
-        if delta.finish_reason is not None:
-            self.metrics.end_to_end.observe(now - began)
-        last[delta.index] = now
