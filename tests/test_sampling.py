@@ -10,12 +10,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from plamo_ref.kernels.sample import sample as draw_rows
 from plamo_ref.sampling import (
     RowContext,
     SamplingError,
     SamplingParams,
     adjust,
     child_seed,
+    knob_table,
     sample,
     token_logprobs,
     uniform,
@@ -145,6 +147,96 @@ def test_the_largest_uniform_number_draws_the_last_token():
     assert set(last.tolist()) == {999}
     five = sample(logits, [SamplingParams(top_k=5)] * 200, [1 - 2**-53] * 200)
     assert torch.equal(five, logits.topk(5).indices.amax(-1))
+
+
+# --- any row, against Python's sorting and whole numbers ----------------------------------------
+
+
+def by_hand(logits: list[float], params: SamplingParams, u: float) -> int:
+    """The rule written down once more: who is kept, by rank; then the walk in the order of ids."""
+    ids = range(len(logits))
+    if params.greedy:
+        return max(ids, key=lambda i: (logits[i], -i))
+    top = max(logits)
+    weights = [int(math.exp((x - top) / params.temperature) * 2**40 + 0.5) for x in logits]
+    weights = [w if w >= params.min_p * 2**40 else 0 for w in weights]
+    order = sorted(ids, key=lambda i: (-logits[i], i))
+    if params.top_k > 0:
+        order = order[: params.top_k]
+    goal = params.top_p * sum(weights[i] for i in order)
+    kept, reached = set(), 0
+    for i in order:
+        if params.top_p < 1 and reached >= goal and kept:
+            break
+        kept.add(i)
+        reached += weights[i]
+    walked = 0
+    for i in ids:
+        walked += weights[i] if i in kept else 0
+        if walked > u * reached:
+            return i
+    raise AssertionError("u is below 1")
+
+
+@given(st.lists(st.tuples(LOGITS, PARAMS, st.integers(0, 2**53 - 1)), min_size=1, max_size=5))
+def test_rows_are_drawn_as_by_hand(rows):
+    """Weights are whole numbers: in float64 the two must be the same token, edges and all."""
+    size = max(len(logits) for logits, _, _ in rows)
+    padded = [[*logits, *[-math.inf] * (size - len(logits))] for logits, _, _ in rows]
+    params = [p for _, p, _ in rows]
+    numbers = [u / 2**53 for _, _, u in rows]
+    drawn = sample(torch.tensor(padded, dtype=torch.float64), params, numbers).tolist()
+    assert drawn == [by_hand(*row) for row in zip(padded, params, numbers, strict=True)]
+
+
+@given(LOGITS, PARAMS, st.integers(0, 2**20))
+def test_float32_draws_what_float64_draws_unless_u_is_at_an_edge(logits, params, u):
+    number = (u + 0.5) / 2**20
+    around = [by_hand(logits, params, min(max(number + by, 0), 0.999)) for by in (-1e-5, 1e-5)]
+    if around[0] == around[1] and not near_an_edge(logits, params):
+        assert sample(torch.tensor([logits]), [params], [number]).item() == around[0]
+
+
+def test_logits_that_swap_ranks_move_nobody_else():
+    """1e-7 more or less for two tokens of the same size: all other draws stay."""
+    grid = [(i + 0.5) / 1000 for i in range(1000)]
+    params = [SamplingParams(top_p=0.99)] * 1000
+    logits = torch.tensor([[1.0, 3.0, 2.0, 3.0 + 1e-7, 2.5]], dtype=torch.float64)
+    swapped = logits.clone()
+    swapped[0, 1], swapped[0, 3] = logits[0, 3], logits[0, 1]
+    one, other = (sample(x.expand(1000, 5), params, grid) for x in (logits, swapped))
+    assert (one != other).sum() <= 2
+
+
+def test_a_float32_sum_of_many_small_weights_loses_nothing():
+    """100,000 equal tokens: whole numbers add up exactly, in float32 logits too."""
+    logits = torch.zeros(3, 100_000)
+    numbers = [0.0, 0.123455, 1 - 2**-53]
+    assert sample(logits, [SamplingParams()] * 3, numbers).tolist() == [0, 12345, 99_999]
+
+
+def test_only_where_somebody_truncates_is_anything_sorted():
+    logits = torch.randn(4, 50, generator=torch.Generator().manual_seed(1))
+    flags = []
+
+    def draw(logits, knobs, truncated):
+        flags.append(truncated)
+        return draw_rows(logits, knobs, truncated)
+
+    for params in ({}, {"min_p": 0.1}, {"top_k": 3}, {"top_p": 0.5}):
+        rows = [SamplingParams(**params)] * 4
+        got = sample(logits, rows, [0.1, 0.4, 0.6, 0.9], draw)
+        table = knob_table(rows, [0.1, 0.4, 0.6, 0.9], 50)
+        assert torch.equal(got, draw_rows(logits, table, True)), "the promise changes no token"
+    assert flags == [False, False, True, True]
+    sample(logits, [SamplingParams(temperature=0)] * 4, [0.0] * 4, draw)
+    assert len(flags) == 4, "all greedy: nothing but an argmax"
+
+
+def test_a_row_in_which_nothing_is_allowed_gives_the_first_id():
+    logits = torch.full((2, 3), -math.inf)
+    rows = [SamplingParams(), SamplingParams(temperature=0)]
+    assert sample(logits, rows, [0.9, 0.9]).tolist() == [0, 0]
 
 
 # --- uniform numbers ------------------------------------------------------------------------------

@@ -145,7 +145,13 @@ def launches(shape: Shape, dtype: torch.dtype) -> tuple[Launch, ...]:
     return tuple(found)
 
 
-TYPES = {BF16: "*bf16", F32: "*fp32", torch.int64: "*i64", torch.uint8: "*u8", torch.float64: "*fp64"}
+TYPES = {
+    BF16: "*bf16",
+    F32: "*fp32",
+    torch.int64: "*i64",
+    torch.uint8: "*u8",
+    torch.float64: "*fp64",
+}
 
 
 def source(launch: Launch) -> tuple[Any, str]:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from plamo_ref.kernels.qk_norm_rope import rope_tables
+from plamo_ref.kernels.sample import kept_weights
 from plamo_ref.kernels.selection import SelectionParams
 from plamo_ref.kernels.ssm import ScanInputs, ScanParams
 
@@ -288,6 +289,33 @@ def _parts(
     return starts, has_past, cache, slots
 
 
+def sample_case(make: Maker, size: int, rows: int) -> Case:
+    """Rows of all kinds. Each row's u is the middle of the share of some likely token, so that a
+    rounding cannot choose another."""
+    logits = 3 * make.noise(rows, size + 3)[:, :size]
+    logits[::4] = logits[::4].round()  # many equals
+    logits[1::5, :: max(2, size // 7)] = -math.inf
+    kinds = (
+        (0.0, size, 1.0, 0.0),
+        (1.0, size, 1.0, 0.0),
+        (0.7, min(size, 50), 1.0, 0.0),
+        (1.3, size, 0.9, 0.0),
+        (1.0, size, 1.0, 0.02),
+        (0.9, min(size, 5), 0.6, 0.1),
+        (2.0, 1, 1.0, 0.0),
+    )
+    table = [[*kinds[row % len(kinds)], 0.0] for row in range(rows)]
+    knobs = torch.tensor(table, dtype=torch.float64, device=make.device)
+    weights = kept_weights(logits.double(), knobs)
+    pick = weights.argsort(dim=-1, descending=True)[:, : min(4, size)]
+    pick = pick.gather(-1, torch.arange(rows, device=make.device)[:, None] % pick.shape[1])
+    pick = torch.where(weights.gather(-1, pick) > 0, pick, weights.argmax(-1, keepdim=True))
+    middle = weights.cumsum(-1).gather(-1, pick) - weights.gather(-1, pick) / 2
+    knobs[:, -1:] = middle / weights.sum(-1, keepdim=True)
+    moved = rows * size * make.dtype.itemsize
+    return Case(f"{rows} of {size}", "sample", (logits, knobs), moved_bytes=moved)
+
+
 def small_cases(device: torch.device, dtype: torch.dtype) -> Iterator[Case]:
     """Every operation at odd shapes, edges of the window, empty and one-token parts."""
     for index, shape in enumerate(SMALL):
@@ -308,6 +336,7 @@ def small_cases(device: torch.device, dtype: torch.dtype) -> Iterator[Case]:
                 paged_case(make, shape, edges[:2] if index > 1 else edges, limit),
                 paged_case(make, shape, chunks[1:] if index > 1 else chunks, limit),
             ]
+        cases.append(sample_case(make, (1000, 1, 257, 4096, 5001)[index], 14))
         for case in cases:
             name = f"{shape.name}: {case.operation} {case.name}"
             yield Case(name, case.operation, case.arguments, case.written)
@@ -331,3 +360,5 @@ def model_cases(device: torch.device, dtype: torch.dtype, shape: Shape) -> Itera
         yield from conv_cases(make, shape, requests, counts)
         yield from scan_cases(make, shape, requests, counts)
     yield from scan_cases(make, shape, 128, (), torch.bfloat16)
+    for rows in (1, 32, 256):
+        yield sample_case(make, shape.vocabulary, rows)

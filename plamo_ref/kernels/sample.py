@@ -10,7 +10,8 @@
     top_p  keeps the fewest first tokens, in the same order, whose w sum up to p of what min_p and
            top_k have left
 
-Among equal logits the smaller id counts as likelier, so who is kept depends on the row alone.
+Among equal logits the smaller id counts as likelier, so who is kept depends on the row alone. Of a
+row in which all is -inf, the first id.
 
 Invariant: weights are integers, so sums are exact and no order of adding them can change a token:
 a row's token is the same in any batch and for any split of the row. The order of inversion is that
@@ -38,22 +39,27 @@ def sample(logits: Tensor, knobs: Tensor, truncated: bool = True) -> Tensor:
     Returns:
         [B] int64 on the logits' device.
     """
+    weights = kept_weights(logits, knobs, truncated)  # [B, V]
+    total = weights.sum(-1, keepdim=True)  # [B, 1], at least 1
+    target = torch.minimum((knobs[:, -1:] * total).long(), total - 1)
+    drawn = (weights.cumsum(-1) <= target).sum(-1)  # [B]: so many ids lie before the token
+    top, first = logits.max(-1)
+    return torch.where((knobs[:, 0] == 0) | top.isneginf(), first, drawn)
+
+
+def kept_weights(logits: Tensor, knobs: Tensor, truncated: bool = True) -> Tensor:
+    """w of the formula, 0 for the tokens that are not kept: [B, V] int64. Arguments as above."""
     x = logits.to(torch.promote_types(logits.dtype, torch.float32))  # [B, V]
-    temperature, top_k, top_p, min_p, u = (column[:, None] for column in knobs.unbind(-1))  # [B, 1]
+    temperature, top_k, top_p, min_p, _ = (column[:, None] for column in knobs.unbind(-1))
     weights = token_weights(x, temperature)
     weights = weights * (weights >= min_p * UNIT)
-    if truncated:
-        weights = _truncate(x, weights, top_k, top_p)
-    total = weights.sum(-1, keepdim=True)  # [B, 1], at least 1
-    target = torch.minimum((u * total).long(), total - 1)
-    drawn = (weights.cumsum(-1) <= target).sum(-1)  # [B]: so many ids lie before the token
-    return torch.where(temperature[:, 0] == 0, x.argmax(-1), drawn)
+    return _truncate(x, weights, top_k, top_p) if truncated else weights
 
 
 def token_weights(x: Tensor, temperature: Tensor) -> Tensor:
     """w of the formula: x [B, V], temperature [B, 1] → [B, V] int64."""
     top = x.amax(-1, keepdim=True)
-    below = torch.where(x == top, 0.0, x - top)  # also where all are -inf
+    below = torch.where(x == top, 0.0, x - top)  # also where the largest is infinite
     warm = torch.where(temperature == 0, 1.0, temperature).to(x.dtype)
     return ((below / warm).exp() * UNIT + 0.5).long()
 
