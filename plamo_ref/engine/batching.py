@@ -4,7 +4,7 @@ Invariant: the batch says of each token where it stands and where its keys go, s
 to know nothing of requests. Built in notebooks/07_continuous_batching.ipynb.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,14 +28,34 @@ class BatchPlan:
     scored: tuple[tuple[Request, range], ...]  # prompt positions whose successors get a logprob
 
 
-def build_batch(schedule: Schedule, cache: HybridCache, device: torch.device) -> BatchPlan:
-    """Lay the scheduled tokens side by side and look up where their memory is."""
+@dataclass(frozen=True)
+class Unread:
+    """Tokens that a launched step has chosen and the host has not read."""
+
+    tokens: torch.Tensor  # [n] int64 on the device
+    rows: Mapping[Request, int]  # where each request's is
+
+
+def build_batch(
+    schedule: Schedule, cache: HybridCache, device: torch.device, unread: Unread | None = None
+) -> BatchPlan:
+    """Lay the scheduled tokens side by side and look up where their memory is.
+
+    Args:
+        unread: has the last token of every request that has `num_unread_tokens`.
+    """
     requests = sorted(schedule.tokens, key=lambda r: not _is_decode(r, schedule.tokens[r]))
     counts = np.array([schedule.tokens[r] for r in requests])
     pasts = np.array([r.num_computed_tokens for r in requests])
     ends = pasts + counts
     starts = np.concatenate(([0], np.cumsum(counts)))
-    token_ids = [t for r, s, e in zip(requests, pasts, ends, strict=True) for t in r.tokens(s, e)]
+    # A token that is not read yet is the last of its request; a 0 keeps its place.
+    late = [i for i, r in enumerate(requests) if r.num_unread_tokens and ends[i] == r.num_tokens]
+    token_ids: list[int] = []
+    for request, past, end in zip(requests, pasts.tolist(), ends.tolist(), strict=True):
+        token_ids += request.tokens(past, end)
+        if request.num_unread_tokens and end == request.num_tokens:
+            token_ids.append(0)
     positions = np.arange(starts[-1]) - np.repeat(starts[:-1] - pasts, counts)
     complete = [i for i, r in enumerate(requests) if ends[i] == r.num_tokens]
     scored = [(i, r.unscored(pasts[i], ends[i])) for i, r in enumerate(requests)]
@@ -43,6 +63,10 @@ def build_batch(schedule: Schedule, cache: HybridCache, device: torch.device) ->
     holdings = [cache.holdings[r.request_id] for r in requests]
 
     columns: dict[str, np.ndarray] = {
+        "late_rows": starts[1:][late] - 1,
+        "late_from": np.array(
+            [unread.rows[requests[i]] for i in late] if unread else [], dtype=int
+        ),
         "token_ids": np.array(token_ids),
         "positions": positions,
         "query_start_loc": starts,
@@ -56,6 +80,9 @@ def build_batch(schedule: Schedule, cache: HybridCache, device: torch.device) ->
         columns |= _group_columns(kind, tables, cache.block_size, counts, positions)
 
     moved = _move(columns, device)
+    if late and unread is not None:
+        token_ids_there = moved["token_ids"]
+        token_ids_there[moved["late_rows"]] = unread.tokens[moved["late_from"]]
     groups: dict[LayerKind, GroupBatch] = {
         kind: GroupBatch(moved[f"{kind}/table"], moved[f"{kind}/first"], moved[f"{kind}/mapping"])
         for kind in cache.groups

@@ -5,14 +5,19 @@ is kept.
 """
 
 from collections.abc import Callable
+from concurrent.futures import Future
+from functools import partial
 
 import torch
 
 from plamo_ref.config import Plamo2Config
+from plamo_ref.engine.compiling import compile_model, warm_up
 from plamo_ref.engine.config import EngineConfig
 from plamo_ref.engine.core import EngineCore
+from plamo_ref.engine.dry_run import dry_run
 from plamo_ref.engine.planner import MemoryPlan, cache_budget, plan_memory
 from plamo_ref.engine.runner import ModelRunner
+from plamo_ref.kernels.precompile import compile_ahead
 from plamo_ref.kernels.table import Kernels, select
 from plamo_ref.model import Plamo2Model
 
@@ -30,8 +35,16 @@ def build_core(
     device = engine.resolve_device()
     dtype = engine.resolve_dtype(device)
     state_dtype = engine.resolve_state_dtype(dtype)
-    loaded = load(select(engine.kernels, device=device, dtype=dtype), dtype, device)
+    ops = select(engine.kernels, device=device, dtype=dtype, pdl=engine.pdl)
+    compiled: Future[None] | None = None
+    if engine.precompile and ops.name == "triton" and device.type == "cuda":
+        compiled = compile_ahead(partial(dry_run, model, engine, ops, dtype, state_dtype), device)
+    loaded = load(ops, dtype, device)
+    if compiled is not None:
+        compiled.result()  # before the first launch, which would compile the same once more
     budget = cache_budget(engine, device, model, dtype.itemsize)
     plan = plan_memory(model, engine, budget, dtype=dtype, state_dtype=state_dtype)
+    loaded = compile_model(loaded, engine.compile, engine.compile_sizes)
     runner = ModelRunner(loaded, plan, state_dtype, cuda_graphs=engine.cuda_graphs)
+    warm_up(loaded, runner.caches, plan, engine.compile_sizes)
     return EngineCore(runner, plan, engine), plan

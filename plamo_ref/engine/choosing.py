@@ -80,7 +80,8 @@ def choose(requests: Sequence[Request], logits: Tensor, draw: Draw = TORCH.sampl
 def _note_logprobs(requests: Sequence[Request], logits: Tensor, tokens: Sequence[int]) -> None:
     """The log probabilities of all who asked, at once."""
     asked = [(i, r, r.params.logprobs) for i, r in enumerate(requests)]
-    rows = [(i, request, count) for i, request, count in asked if count is not None]
+    # A request that was aborted while its token was under way does not get it.
+    rows = [(i, r, count) for i, r, count in asked if count is not None and r.status != "finished"]
     if not rows:
         return
     places = [i for i, _, _ in rows]
@@ -96,6 +97,8 @@ def score_prompts(scored: Sequence[tuple[Request, range]], logits: Tensor) -> No
     for request, places in scored:
         rows = logits[start : start + len(places)]
         start += len(places)
+        if request.status == "finished":
+            continue
         tokens = [request.prompt_ids[place + 1] for place in places]
         count = request.params.prompt_logprobs or 0
         request.prompt_logprobs += token_logprobs(rows, tokens, count)
@@ -112,5 +115,10 @@ def finish_reason(request: Request, max_model_len: int) -> FinishReason | None:
         return "stop" if guide.complete else "abort"
     if request.output_ids[-1] in request.stop_ids:
         return "stop"
-    full = request.num_tokens >= max_model_len
-    return "length" if full or len(request.output_ids) >= request.params.max_tokens else None
+    return "length" if is_full(request, len(request.output_ids), max_model_len) else None
+
+
+def is_full(request: Request, num_outputs: int, max_model_len: int) -> bool:
+    """Whether a request with so many output tokens gets no more, whatever they are."""
+    full = len(request.prompt_ids) + num_outputs >= max_model_len
+    return full or num_outputs >= request.params.max_tokens

@@ -5,8 +5,8 @@ kind have the same graph: 32 layers cost two compilations a size, not 32, and we
 arguments of the graph. A size is a number of tokens; those that are not listed share one graph in
 which it is a symbol.
 
-Invariant: a compiled layer computes what the plain one does, from the same code in model.py; after
-`compile_ahead` no step compiles anything, whatever it contains.
+Invariant: a compiled layer computes what the plain one does, from the same code in model.py; after `warm_up`
+no step compiles anything, whatever it contains.
 Built in notebooks/12_torch_compile_fusion.ipynb.
 """
 
@@ -262,7 +262,7 @@ def _compiled(layer: Layer, what: Compile, kernels: str, graphs: Graphs) -> Laye
 
 
 @torch.inference_mode()
-def compile_ahead(
+def warm_up(
     model: Plamo2Model, caches: Sequence[LayerCache], plan: MemoryPlan, sizes: Sequence[int]
 ) -> None:
     """Compile every graph of a compiled model, by steps over nothing but padding."""

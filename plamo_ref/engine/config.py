@@ -4,6 +4,7 @@ Invariant: a config that exists is valid on its own; whether it fits a model and
 the planner to say.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -41,7 +42,14 @@ class EngineConfig:
     state_dtype: str = "auto"  # of the SSM state: auto (at least float32, the faithful choice)
     seed: int = 0  # for requests that bring none
     kernels: KernelChoice = "auto"
+    compile: Literal["none", "attention", "all"] = "none"  # by torch.compile: which parts of layers
+    compile_sizes: Sequence[int] = ()  # numbers of tokens with a graph of their own, as 1 has
+    pdl: bool = True  # kernels of a decode step overlap at their ends (on a GPU that can, Hopper)
+    overlap: bool | None = (
+        None  # launch a step before the last one's tokens are read; None: on a GPU
+    )
     cuda_graphs: bool = True  # record decode steps and replay them (on a GPU, Triton kernels)
+    precompile: bool = True  # compile kernels in parallel while weights load (as above)
     record: bool = False  # keep a record of every step
 
     def __post_init__(self) -> None:
@@ -53,6 +61,10 @@ class EngineConfig:
         share = self.gpu_memory_utilization
         _require(0 < share <= 1, "gpu_memory_utilization", share, "above 0 and at most 1")
         _require(self.scheduler in ("v0", "v1"), "scheduler", self.scheduler, '"v1" or "v0"')
+        parts = ("none", "attention", "all")
+        _require(self.compile in parts, "compile", self.compile, f"one of {parts}")
+        sizes = all(isinstance(n, int) and n >= 1 for n in self.compile_sizes)
+        _require(sizes, "compile_sizes", self.compile_sizes, "numbers of tokens, 1 or more each")
         formats = ("auto", "dummy")
         _require(self.load_format in formats, "load_format", self.load_format, f"one of {formats}")
         dtypes = ("auto", *DTYPES)
@@ -80,6 +92,9 @@ class EngineConfig:
         if device.type == "cuda" and not torch.cuda.is_available():
             raise EngineError(f"device={self.device!r}: no CUDA GPU can be used; try device='cpu'")
         return device
+
+    def resolve_overlap(self, device: torch.device) -> bool:
+        return device.type == "cuda" if self.overlap is None else self.overlap
 
     def resolve_dtype(self, device: torch.device) -> torch.dtype:
         if self.dtype == "auto":

@@ -1,8 +1,12 @@
 """The loop: schedule, build the batch, run, sample, update. It knows token ids, no text.
 
+A step is launched and, later, landed: its tokens are read. Without overlap it lands at once. With
+overlap the next step is launched first, so the device never waits for the host: a request that
+goes on for certain is scheduled with a token whose value only the device knows.
+
 Invariant: between two steps every unfinished request is either waiting without memory or running
 with what `num_computed_tokens` needs; the tokens of a request depend on the request alone.
-Built in notebooks/07_continuous_batching.ipynb.
+Built in notebooks/07_continuous_batching.ipynb, the overlap in 13_cuda_graphs_and_overlap.ipynb.
 """
 
 import time
@@ -10,14 +14,22 @@ from collections.abc import Callable, Collection, Sequence
 
 from torch import Tensor
 
-from plamo_ref.engine.batching import BatchPlan, build_batch
-from plamo_ref.engine.choosing import choose, finish_reason, score_prompts
+from plamo_ref.engine.batching import Unread, build_batch
+from plamo_ref.engine.choosing import (
+    choose_on_device,
+    finish_reason,
+    is_full,
+    read_tokens,
+    score_prompts,
+)
 from plamo_ref.engine.config import EngineConfig, EngineError
+from plamo_ref.engine.flight import Flight, describe, record_of
+from plamo_ref.engine.limits import check_request, longest_request
 from plamo_ref.engine.planner import MemoryPlan
-from plamo_ref.engine.record import ScheduledTokens, StepRecord, memory_in_use
+from plamo_ref.engine.record import StepRecord
 from plamo_ref.engine.request import FinishReason, Request
 from plamo_ref.engine.runner import ModelRunner
-from plamo_ref.engine.scheduler import Queues, Schedule, Scheduler
+from plamo_ref.engine.scheduler import Queues, Scheduler
 from plamo_ref.engine.scheduler_v0 import V0Scheduler
 from plamo_ref.engine.scheduler_v1 import V1Scheduler
 from plamo_ref.sampling import Guide, SamplingParams
@@ -41,7 +53,10 @@ class EngineCore:
         self.requests: dict[str, Request] = {}
         self.observers: list[Observer] = []
         self.num_steps = self._arrivals = 0
-        self.max_model_len = self._longest()
+        model = runner.model.config
+        self.max_model_len = longest_request(config, self.cache, model.max_position_embeddings)
+        self._overlap = config.resolve_overlap(runner.device)
+        self._flight: Flight | None = None  # launched, not landed
 
     # --- requests come and go ------------------------------------------------------------------
 
@@ -59,7 +74,16 @@ class EngineCore:
             EngineError: it could never run: empty, too long, or not made of known tokens.
         """
         request_id = str(self._arrivals) if request_id is None else request_id
-        self._check(request_id, prompt_ids, params)
+        if request_id in self.requests:
+            raise EngineError(f"request {request_id} is already running")
+        check_request(
+            request_id,
+            prompt_ids,
+            params,
+            config=self.config,
+            vocab_size=self.runner.model.config.vocab_size,
+            max_model_len=self.max_model_len,
+        )
         stops = {*params.stop_token_ids, *(() if params.ignore_eos else stop_ids)}
         # Requests without a seed still must not share their random numbers.
         seed = params.seed if params.seed is not None else (self.config.seed << 32) + self._arrivals
@@ -83,115 +107,82 @@ class EngineCore:
     def has_work(self) -> bool:
         return bool(self.requests)
 
+    @property
+    def in_flight(self) -> Flight | None:
+        """The step that was launched and has not landed; always None without overlap."""
+        return self._flight
+
     # --- one step ------------------------------------------------------------------------------
 
     def step(self) -> list[Request]:
-        """Compute one batch. Returns the requests that got a token, finished or not."""
+        """Launch one batch and land one. Returns the requests that got a token, finished or not.
+
+        With overlap the batch that lands is the one launched a step ago: the first call returns
+        nobody.
+        """
+        landed: list[Request] = []
+        flying = self._flight
+        if flying is not None and flying.needs_host:
+            self._flight = None
+            landed = self._land(flying)
+        flying, self._flight = self._flight, self._launch(self._flight)
+        if flying is not None:
+            landed += self._land(flying)
+        if self._flight is not None and not self._overlap:
+            flying, self._flight = self._flight, None
+            landed += self._land(flying)
+        return landed
+
+    def _launch(self, previous: Flight | None) -> Flight | None:
+        """Decide and start the next step. Nothing here waits for the device."""
         started = time.perf_counter()
         schedule = self.scheduler.schedule()
         scheduled = time.perf_counter()
         if not schedule:
-            return []
-        plan = build_batch(schedule, self.cache, self.runner.device)
+            return None
+        unread = None if previous is None else Unread(previous.tokens, previous.rows)
+        plan = build_batch(schedule, self.cache, self.runner.device, unread)
         logits = self.runner.run(plan.batch)
-        tokens = choose(plan.sampled, logits[: len(plan.sampled)])
-        score_prompts(plan.scored, logits[len(plan.sampled) :])
-        shares = _shares(plan, schedule) if self.observers else ()
-        memory = memory_in_use(self.cache) if self.observers else ({}, 0)
-        finished = self._update(plan, schedule, tokens)
-        if self.observers:
-            record = StepRecord(
-                step=self.num_steps,
-                scheduled=shares,
-                admitted=tuple(r.request_id for r in schedule.admitted),
-                preempted=tuple(r.request_id for r in schedule.preempted),
-                finished=finished,
-                num_waiting=len(self.queues.waiting),
-                num_running=len(self.queues.running),
-                blocks_used=memory[0],
-                slots_used=memory[1],
-                started=started,
-                schedule_seconds=scheduled - started,
-                total_seconds=time.perf_counter() - started,
-            )
-            for observer in self.observers:
-                observer(record, plan.sampled, logits[: len(plan.sampled)])
-        self.num_steps += 1
-        return list(plan.sampled)
-
-    def _update(
-        self, plan: BatchPlan, schedule: Schedule, tokens: Sequence[int]
-    ) -> tuple[str, ...]:
-        """Count what was computed, hand out the tokens. Returns the ids of finished requests."""
+        numbers = [r.num_output_tokens for r in plan.sampled]
+        tokens = choose_on_device(
+            plan.sampled, logits[: len(plan.sampled)], self.runner.model.ops.sample, numbers
+        )
+        if self.observers and self._overlap:
+            logits = logits.clone()  # a recorded step writes where the last one wrote
+        log = describe(plan, schedule, self.cache) if self.observers else None
+        flight = Flight.of(plan, schedule, logits, tokens, log, started, scheduled)
         for request in plan.requests:
             request.num_computed_tokens += schedule.tokens[request]
-        finished = []
-        for request, token in zip(plan.sampled, tokens, strict=True):
+        for request in plan.sampled:
+            request.num_unread_tokens += 1
+            if is_full(request, request.num_output_tokens, self.max_model_len):
+                # Its last token is under way. The device works in order, so whoever gets its
+                # memory comes after it.
+                self.queues.remove(request)
+        return flight
+
+    def _land(self, flight: Flight) -> list[Request]:
+        """Wait for a step's tokens and hand them out. Returns the requests that got one."""
+        plan, logits = flight.plan, flight.logits
+        count = len(plan.sampled)
+        flight.wait()
+        tokens = read_tokens(plan.sampled, logits[:count], flight.tokens_on_host)
+        score_prompts(plan.scored, logits[count:])
+        landed, rows, finished = [], [], []
+        for row, (request, token) in enumerate(zip(plan.sampled, tokens, strict=True)):
+            request.num_unread_tokens -= 1
+            if request.status == "finished":
+                continue  # aborted, or stopped by the token before, while this one was computed
             request.append(token)
+            landed.append(request)
+            rows.append(row)
             reason = finish_reason(request, self.max_model_len)
             if reason is not None:
                 self.finish(request.request_id, reason)
                 finished.append(request.request_id)
-        return tuple(finished)
-
-    # --- limits --------------------------------------------------------------------------------
-
-    def _longest(self) -> int:
-        """Tokens, prompt and output together, that a request may reach."""
-        config = self.config
-        fits = min(self.cache.longest_request(), self.runner.model.config.max_position_embeddings)
-        wanted = config.max_model_len
-        if wanted is not None and wanted > fits:
-            raise EngineError(
-                f"max_model_len={wanted:,} does not fit: the cache holds {int(fits):,} tokens of "
-                "one request; raise memory_bytes or lower max_model_len"
-            )
-        longest = int(fits) if wanted is None else wanted
-        if config.scheduler == "v0" and config.chunk_size is None:
-            longest = min(longest, config.max_num_batched_tokens)  # a prompt is one step's work
-        return longest
-
-    def _check(self, request_id: str, prompt_ids: Sequence[int], params: SamplingParams) -> None:
-        if request_id in self.requests:
-            raise EngineError(f"request {request_id} is already running")
-        if not prompt_ids:
-            raise EngineError(f"request {request_id}: the prompt has no tokens")
-        size = self.runner.model.config.vocab_size
-        for place, token in enumerate(prompt_ids):
-            if not 0 <= token < size:
-                raise EngineError(
-                    f"request {request_id}: prompt token {place} is {token}; "
-                    f"the vocabulary has ids 0 to {size - 1}"
-                )
-        for token in (*params.logit_bias, *params.stop_token_ids):
-            if not 0 <= token < size:
-                raise EngineError(
-                    f"request {request_id}: logit_bias or stop_token_ids names token {token}; "
-                    f"the vocabulary has ids 0 to {size - 1}"
-                )
-        if len(prompt_ids) >= self.max_model_len:
-            cure = "give the cache more memory or raise max_model_len"
-            if self.config.scheduler == "v0" and self.config.chunk_size is None:
-                cure = "scheduler='v0' computes a prompt in one step: set chunk_size, or raise "
-                cure += "max_num_batched_tokens"
-            raise EngineError(
-                f"request {request_id}: the prompt has {len(prompt_ids):,} tokens, but prompt and "
-                f"output together may have {self.max_model_len:,}; {cure}"
-            )
-
-
-def _shares(plan: BatchPlan, schedule: Schedule) -> tuple[ScheduledTokens, ...]:
-    """Who computed what, read before the counters move on."""
-    sampled = set(plan.sampled)
-    return tuple(
-        ScheduledTokens(
-            request_id=request.request_id,
-            start=request.num_computed_tokens,
-            num_tokens=schedule.tokens[request],
-            kind="decode"
-            if request.is_decoding
-            else ("recompute" if request.num_preemptions else "prefill"),
-            sampled=request in sampled,
-        )
-        for request in plan.requests
-    )
+        if flight.log is not None:
+            record = record_of(flight, self.num_steps, tuple(finished), self.queues)
+            for observer in self.observers:
+                observer(record, landed, logits[rows])
+        self.num_steps += 1
+        return landed

@@ -18,7 +18,7 @@ from plamo_ref.config import LayerKind
 from plamo_ref.engine.planner import MemoryPlan
 from plamo_ref.engine.pool import NULL_PLACE
 
-LADDER = (1, 2, 4, 8, 16, 32, 48, 64, 96, 128, 160, 192, 224, 256)
+LADDER = (1, 2, 4, 8, 16, 24, 32, 40, 48, 56, 64, *range(80, 257, 16))
 FULL_ATTENTION_BLOCKS = 512  # width of a full group's table; longer requests run without a graph
 WARM_UPS = 2  # runs before recording: they compile kernels and let libraries allocate
 

@@ -1,7 +1,8 @@
 """One generation, from arrival to its last token.
 
 Invariant: `num_computed_tokens` tokens of the request are in the cache, counted from its first;
-what is left to compute is always the tail of `prompt_ids + output_ids`.
+what is left to compute is always the tail of `prompt_ids + output_ids`, and of the tokens that a
+launched step has chosen and the host has not read yet: their number is known, their value is not.
 """
 
 import time
@@ -39,14 +40,19 @@ class Request:
     logprobs: list[TokenLogprobs] = field(default_factory=list)  # of the output, if asked for
     prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)  # from the second token on
     num_computed_tokens: int = 0
+    num_unread_tokens: int = 0  # chosen by a launched step; still on the device
     num_preemptions: int = 0
     status: Status = "waiting"
     finish_reason: FinishReason | None = None
     times: RequestTimes = field(default_factory=lambda: RequestTimes(time.perf_counter()))
 
     @property
+    def num_output_tokens(self) -> int:
+        return len(self.output_ids) + self.num_unread_tokens
+
+    @property
     def num_tokens(self) -> int:
-        return len(self.prompt_ids) + len(self.output_ids)
+        return len(self.prompt_ids) + self.num_output_tokens
 
     @property
     def num_uncomputed_tokens(self) -> int:
@@ -55,10 +61,10 @@ class Request:
 
     @property
     def is_decoding(self) -> bool:
-        return bool(self.output_ids) and self.num_uncomputed_tokens == 1 < self.num_tokens
+        return self.num_output_tokens > 0 and self.num_uncomputed_tokens == 1 < self.num_tokens
 
     def tokens(self, start: int, end: int) -> list[int]:
-        """Token ids at positions start to end - 1."""
+        """Token ids at positions start to end - 1; those that are not read yet are missing."""
         prompt = len(self.prompt_ids)
         return [
             *self.prompt_ids[start:end],

@@ -41,7 +41,7 @@ class ModelRunner:
         self.caches = tuple(caches)
         self._graphs: DecodeGraphs | None = None
         # The torch twins read lengths back to the host, which no graph can record.
-        if cuda_graphs and self.device.type == "cuda" and model.ops.name == "triton":
+        if cuda_graphs and self.device.type == "cuda" and model.ops.name != "torch":
             self._graphs = DecodeGraphs(self._step, plan, self.device)
 
     @property

@@ -3,7 +3,7 @@
 
 Formula and twin: plamo_ref/kernels/selection.py.
 
-Invariant: roundings as in the twin: the sum of the parts, each norm before its gain, and the result.
+Invariant: roundings as in the twin: the sum of the parts, each norm before its gain, the result.
 """
 
 import torch

@@ -64,14 +64,14 @@ def _keep_count(reset: Any, request: Request) -> None:
 # --- what is drawn --------------------------------------------------------------------------------
 
 
-def _reseeded(more: Callable[[Request, int], int]) -> Callable[..., list[int]]:
+def _reseeded(more: Callable[[Request, int], int]) -> Callable[..., Tensor]:
     """Choosing with other seeds: of the request and its place in the batch."""
 
-    def choose(healthy: Any, requests: Sequence[Request], logits: Tensor) -> list[int]:
+    def choose(healthy: Any, requests: Sequence[Request], *rest: Any) -> Tensor:
         seeds = [request.seed for request in requests]
         for place, request in enumerate(requests):
             request.seed += more(request, place)
-        chosen: list[int] = healthy(requests, logits)
+        chosen: Tensor = healthy(requests, *rest)
         for request, seed in zip(requests, seeds, strict=True):
             request.seed = seed
         return chosen
@@ -182,13 +182,15 @@ COMPUTE_FAULTS = (
         "seed depends on the place",
         "The random number of a request depends on its place in the batch.",
         "law",
-        patch(core_module, "choose", _reseeded(lambda _, place: place)),
+        patch(core_module, "choose_on_device", _reseeded(lambda _, place: place)),
     ),
     Fault(
         "randomness moves at a preemption",
         "A preempted request goes on with another seed.",
         "law",
-        patch(core_module, "choose", _reseeded(lambda request, _: request.num_preemptions)),
+        patch(
+            core_module, "choose_on_device", _reseeded(lambda request, _: request.num_preemptions)
+        ),
     ),
     Fault(
         "first stop token overlooked",

@@ -180,6 +180,7 @@ def draw_trace(pick: Pick, config: Plamo2Config) -> Trace:
         dtype="float64",
         device="cpu",
         seed=pick(0, 3),
+        overlap=bool(pick(0, 1)),
     )
     preemptions = {pick(0, 25): pick(1, 3) for _ in range(pick(0, 3))}
     return Trace(requests, engine, plan, preemptions)

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from plamo_ref.batch import MambaCache
 from plamo_ref.engine.core import EngineCore
+from plamo_ref.engine.flight import record_of
 from plamo_ref.engine.record import StepRecord
 from plamo_ref.engine.request import Request
 from plamo_ref.engine.runner import ModelRunner
@@ -108,11 +109,19 @@ def _happen(step: int, trace: Trace, core: EngineCore, result: TraceResult) -> N
 def _one_step(core: EngineCore, result: TraceResult) -> None:
     before = len(result.records)
     core.step()
-    if len(result.records) == before:
+    flight = core.in_flight
+    if len(result.records) == before and flight is None:
         raise ScheduleError(f"step {core.num_steps}: there is work, but nobody computed anything")
-    record = result.records[-1]
-    audit(core, record.scheduled)
-    check_schedule(core, record)
+    # With overlap the newest step has no record yet, and the newest record is a step behind.
+    if flight is not None:
+        record = record_of(flight, core.num_steps, (), core.queues)
+        audit(core, record.scheduled)
+        check_schedule(core, record)
+    elif core.config.overlap:
+        audit(core)
+    else:
+        audit(core, result.records[-1].scheduled)
+        check_schedule(core, result.records[-1])
     poison(core)
 
 

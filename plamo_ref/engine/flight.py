@@ -1,0 +1,116 @@
+"""A step between its launch and its landing, and the record that it leaves.
+
+Invariant: what a record says of a step was read when the step was launched, before the counters
+moved on; only who finished, and the clock, are read when it lands.
+"""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from plamo_ref.config import LayerKind
+from plamo_ref.engine.batching import BatchPlan
+from plamo_ref.engine.cache import HybridCache
+from plamo_ref.engine.choosing import needs_host
+from plamo_ref.engine.record import ScheduledTokens, StepRecord, memory_in_use
+from plamo_ref.engine.request import Request
+from plamo_ref.engine.scheduler import Queues, Schedule
+
+
+@dataclass(frozen=True)
+class FlightLog:
+    """What observers want to know of a step, as it was at its launch."""
+
+    shares: tuple[ScheduledTokens, ...]
+    blocks_used: Mapping[LayerKind, int]
+    slots_used: int
+
+
+@dataclass(frozen=True)
+class Flight:
+    """A launched step."""
+
+    plan: BatchPlan
+    schedule: Schedule
+    logits: Tensor  # [n, V], those of `plan.sampled` first
+    tokens: Tensor  # [len(plan.sampled)] int64 on the device
+    tokens_on_host: Tensor  # the same, once `wait` has returned
+    copied: torch.cuda.Event | None
+    log: FlightLog | None
+    started: float  # seconds on a monotonic clock
+    scheduled: float
+
+    @classmethod
+    def of(
+        cls,
+        plan: BatchPlan,
+        schedule: Schedule,
+        logits: Tensor,
+        tokens: Tensor,
+        log: FlightLog | None,
+        started: float,
+        scheduled: float,
+    ) -> "Flight":
+        """Start to copy the tokens to the host, right behind the step and before the next one."""
+        on_host, copied = tokens, None
+        if tokens.is_cuda:
+            on_host = torch.empty(tokens.shape, dtype=tokens.dtype, pin_memory=True)
+            on_host.copy_(tokens, non_blocking=True)
+            copied = torch.cuda.Event()
+            copied.record(torch.cuda.current_stream(tokens.device))
+        return cls(plan, schedule, logits, tokens, on_host, copied, log, started, scheduled)
+
+    @property
+    def rows(self) -> dict[Request, int]:
+        """Where each request's token is in `tokens`."""
+        return {request: row for row, request in enumerate(self.plan.sampled)}
+
+    @property
+    def needs_host(self) -> bool:
+        """Whether it must land before the next step is decided."""
+        return bool(self.plan.scored) or any(needs_host(r) for r in self.plan.sampled)
+
+    def wait(self) -> None:
+        """Until the tokens are on the host."""
+        if self.copied is not None:
+            self.copied.synchronize()
+
+
+def describe(plan: BatchPlan, schedule: Schedule, cache: HybridCache) -> FlightLog:
+    """Who computes what in a step that is being launched."""
+    sampled = set(plan.sampled)
+    shares = tuple(
+        ScheduledTokens(
+            request_id=request.request_id,
+            start=request.num_computed_tokens,
+            num_tokens=schedule.tokens[request],
+            kind="decode"
+            if request.is_decoding
+            else ("recompute" if request.num_preemptions else "prefill"),
+            sampled=request in sampled,
+        )
+        for request in plan.requests
+    )
+    return FlightLog(shares, *memory_in_use(cache))
+
+
+def record_of(flight: Flight, number: int, finished: tuple[str, ...], queues: Queues) -> StepRecord:
+    """The record of a step that has landed as number `number`."""
+    assert flight.log is not None
+    return StepRecord(
+        step=number,
+        scheduled=flight.log.shares,
+        admitted=tuple(r.request_id for r in flight.schedule.admitted),
+        preempted=tuple(r.request_id for r in flight.schedule.preempted),
+        finished=finished,
+        num_waiting=len(queues.waiting),
+        num_running=len(queues.running),
+        blocks_used=flight.log.blocks_used,
+        slots_used=flight.log.slots_used,
+        started=flight.started,
+        schedule_seconds=flight.scheduled - flight.started,
+        total_seconds=time.perf_counter() - flight.started,
+    )
