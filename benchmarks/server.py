@@ -12,6 +12,7 @@ so that it costs little of the machine that it measures. Traffic stays on 127.0.
 
 import argparse
 import asyncio
+import os
 import random
 import sys
 import time
@@ -20,6 +21,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import torch
 from serving import Server, Visit, hang_up, model_folder, request_bytes, running_server, visit
 
 from plamo_ref.bench.report import report, write
@@ -79,6 +81,7 @@ def overhead(server: Server, options: argparse.Namespace, folder: str) -> list[R
     """Alternating, so that a machine that slows down slows all down."""
     prompts = [prompt_ids(i, options.prompt_len, VOCAB) for i in range(options.requests)]
     params = SamplingParams(temperature=0, max_tokens=options.output_len, ignore_eos=True)
+    torch.set_num_threads(max(1, (os.cpu_count() or 2) - 1))  # as many as the engine process has
     llm = LLM(folder, **options.engine)
     ways: dict[str, Callable[[], Any]] = {
         "offline": lambda: llm.generate(prompts, params, use_tqdm=False)
@@ -108,7 +111,7 @@ def overhead(server: Server, options: argparse.Namespace, folder: str) -> list[R
 
 
 def _overhead_row(name: str, runs: list[tuple[float, float, float]], tokens: int) -> Row:
-    """Medians. What an engine process and a front would take with a core for each is the larger."""
+    """Medians. Offline, the engine's CPU time is that of the process with the `LLM`."""
     seconds, front, engine = (median(column) for column in zip(*runs, strict=True))
     return {
         "way": name,
@@ -160,13 +163,15 @@ def main() -> None:
     parser.add_argument("--output-len", type=int, default=32)
     parser.add_argument("--max-num-seqs", type=int, default=64)
     parser.add_argument("--memory-bytes", type=int, default=512 << 20)
+    parser.add_argument("--max-model-len", type=int)
     parser.add_argument("--json", type=Path, help="write the result here")
     options = parser.parse_args()
     described = {"model": options.shape or options.model}
     rows = []
     with model_folder(options.model, options.shape) as (folder, engine):
-        names = ("max_num_seqs", "memory_bytes")
-        options.engine = engine | {name: getattr(options, name) for name in names}
+        names = ("max_num_seqs", "memory_bytes", "max_model_len")
+        given = {name: getattr(options, name) for name in names}
+        options.engine = engine | {k: v for k, v in given.items() if v is not None}
         with running_server(folder, options.engine) as server:
             for what in options.what:
                 found = measures[what](server, options, folder)

@@ -64,8 +64,12 @@ class Server:
     @property
     def engine_pid(self) -> int:
         """The front's only child."""
-        (tasks,) = Path(f"/proc/{self.front_pid}/task").glob(str(self.front_pid))
-        return int((tasks / "children").read_text().split()[0])
+        (child,) = (
+            int(path.parent.name)
+            for path in Path("/proc").glob("[0-9]*/stat")
+            if _stat(path)[1:2] == [str(self.front_pid)]
+        )
+        return child
 
     def cpu_seconds(self) -> tuple[float, float]:
         """CPU time of front and engine so far."""
@@ -82,8 +86,16 @@ class Server:
 
 
 def _cpu_seconds(pid: int) -> float:
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    fields = _stat(Path(f"/proc/{pid}/stat"))
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def _stat(path: Path) -> list[str]:
+    """State, parent, … of a process, see proc(5); nothing if it has ended."""
+    try:
+        return path.read_text().rpartition(")")[2].split()
+    except OSError:
+        return []
 
 
 @contextlib.contextmanager

@@ -24,12 +24,16 @@ LIMITS = (
     "api_keys",
     "cors_origins",
     "max_body_bytes",
+    "head_seconds",
+    "body_seconds",
+    "read_seconds",
     "max_prompts",
     "max_choices",
     "max_logprobs",
 )
 shown: dict[str, Any] = {"show_default": True}
 positive = click.IntRange(1)
+seconds = click.FloatRange(0, min_open=True)
 
 
 def engine_options(command: options.Command) -> options.Command:
@@ -63,6 +67,11 @@ def server_options(command: options.Command) -> options.Command:
         click.option("--max-choices", type=positive, default=64, help="Largest n.", **shown),
         click.option("--max-prompts", type=positive, default=256, **shown),
         click.option("--max-body-bytes", type=positive, default=4 << 20, **shown),
+        click.option(
+            "--read-seconds", type=seconds, default=60.0, help="To read a full buffer.", **shown
+        ),
+        click.option("--body-seconds", type=seconds, default=60.0, help="To send a body.", **shown),
+        click.option("--head-seconds", type=seconds, default=10.0, help="To send a head.", **shown),
         click.option("--max-requests", type=positive, default=1024, help="At a time.", **shown),
         click.option(
             "--engine-restarts",

@@ -16,6 +16,7 @@ REFUSALS = {
     401: "No key, or a wrong one.",
     404: "No such model, or no such path.",
     405: "Not with this method.",
+    408: "The body did not come in time.",
     413: "The body is too large.",
     429: "Too many requests are under way.",
     500: "The engine ended, or a bug.",

@@ -14,6 +14,9 @@ class ServerConfig:
     api_keys: tuple[str, ...] = ()  # any of them opens; none: the server is open
     cors_origins: tuple[str, ...] = ()  # none: no CORS headers at all
     max_body_bytes: int = 4 << 20
+    head_seconds: float = 10.0  # for a client to send the head of a request
+    body_seconds: float = 60.0  # … and its body
+    read_seconds: float = 60.0  # … and to read what fills the connection's buffer
     max_prompts: int = 256  # in one request
     max_choices: int = 64  # n
     max_logprobs: int = 20

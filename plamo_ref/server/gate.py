@@ -1,13 +1,14 @@
-"""What stands before every request: the size of the body, and the key.
+"""What stands before every request: the size of the body, the time it takes to come, and the key.
 
-Invariant: nothing behind it ever holds more than `max_body_bytes` of a request, and without a key
-nobody but `/health` answers. Plain ASGI, so that a disconnect reaches who waits for it.
+Invariant: nothing behind it ever holds more than `max_body_bytes` of a request or waits longer than
+`body_seconds` for it, and without a key nobody but `/health` answers. Plain ASGI, so that a
+disconnect reaches who waits for it.
 """
 
+import asyncio
 import hmac
 from collections.abc import MutableMapping
 from contextlib import suppress
-from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -19,34 +20,30 @@ OPEN_PATHS = frozenset({"/health"})
 MAX_DISCARDED = 64 << 20
 
 
-class _TooLargeError(Exception):
-    """The body has more bytes than allowed."""
+class _RefusedError(Exception):
+    """The body will not do; `_Body.refusal` says why."""
 
 
 class Gate:
     """Lets a request through, or answers it."""
 
     def __init__(self, app: ASGIApp, config: ServerConfig) -> None:
-        self.app, self._limit = app, config.max_body_bytes
+        self.app, self._config = app, config
         self._keys = tuple(key.encode() for key in config.api_keys)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
+        body = _Body(receive, send, self._config)
         headers = {name.lower(): value for name, value in scope["headers"]}
-        error = self._refusal(scope, headers)
-        if error is not None:
-            await _discard(receive, 0)
-            challenge = {"WWW-Authenticate": "Bearer"} if error.status == 401 else None
-            await response_of(error, challenge)(scope, receive, send)
-            return
-        body = _Body(receive, send, self._limit)
-        with suppress(_TooLargeError):
-            await self.app(scope, body.receive, body.send)
-        if body.size > self._limit:  # whatever the app made of it
-            await _discard(receive, body.size)
-            await response_of(self._too_large())(scope, receive, send)
+        body.refusal = self._refusal(scope, headers)
+        if body.refusal is None:
+            with suppress(_RefusedError):
+                await self.app(scope, body.receive, body.send)
+        if body.refusal is not None:  # whatever the app made of it
+            await body.discard()
+            await _answer(body.refusal)(scope, receive, send)
 
     def _refusal(self, scope: Scope, headers: MutableMapping[bytes, bytes]) -> ApiError | None:
         preflight = scope["method"] == "OPTIONS"  # browsers send it without the key
@@ -58,37 +55,63 @@ class Gate:
             if scheme.lower() != b"bearer" or not any(matches):
                 return ApiError(401, "the API key is missing or wrong", code="invalid_api_key")
         length = headers.get(b"content-length", b"0")
-        if length.isdigit() and int(length) > self._limit:
-            return self._too_large()
+        if length.isdigit() and int(length) > self._config.max_body_bytes:
+            return too_large(self._config)
         return None
-
-    def _too_large(self) -> ApiError:
-        message = f"the body is larger than {self._limit:,} bytes"
-        return ApiError(413, message, code="body_too_large")
 
 
 class _Body:
-    """Counts what comes in; once it is too much, lets nothing out any more."""
+    """Counts what comes in, and watches the clock; once refused, lets nothing out any more."""
 
-    def __init__(self, receive: Receive, send: Send, limit: int) -> None:
-        self._receive, self._send, self._limit = receive, send, limit
-        self.size = 0
+    def __init__(self, receive: Receive, send: Send, config: ServerConfig) -> None:
+        self._receive, self._send, self._config = receive, send, config
+        self._deadline = asyncio.get_running_loop().time() + config.body_seconds
+        self._complete, self._size = False, 0
+        self.refusal: ApiError | None = None
 
     async def receive(self) -> Message:
-        message = await self._receive()
-        self.size += len(message.get("body", b""))
-        if self.size > self._limit:
-            raise _TooLargeError
+        """The next part; after the last one, the news that the client has gone."""
+        if self._complete:
+            return await self._receive()
+        try:
+            async with asyncio.timeout_at(self._deadline):
+                message = await self._receive()
+        except TimeoutError:
+            self.refusal = too_slow(self._config)
+            raise _RefusedError from None
+        self._complete = not message.get("more_body", False)
+        self._size += len(message.get("body", b""))
+        if self._size > self._config.max_body_bytes:
+            self.refusal = too_large(self._config)
+            raise _RefusedError
         return message
 
     async def send(self, message: Message) -> None:
-        if self.size <= self._limit:
+        if self.refusal is None:
             await self._send(message)
 
+    async def discard(self) -> None:
+        """Read the rest, up to MAX_DISCARDED bytes and as long as there is time, and forget it."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout_at(self._deadline):
+                while not self._complete and self._size < MAX_DISCARDED:
+                    message = await self._receive()
+                    self._complete = not message.get("more_body", False)
+                    self._size += len(message.get("body", b""))
 
-async def _discard(receive: Receive, size: int) -> None:
-    """Read the rest of a body, up to MAX_DISCARDED bytes, and forget it."""
-    message: Any = {"more_body": True}
-    while message.get("more_body") and size < MAX_DISCARDED:
-        message = await receive()
-        size += len(message.get("body", b""))
+
+def too_large(config: ServerConfig) -> ApiError:
+    message = f"the body is larger than {config.max_body_bytes:,} bytes"
+    return ApiError(413, message, code="body_too_large")
+
+
+def too_slow(config: ServerConfig) -> ApiError:
+    message = f"the body did not come within {config.body_seconds:g} seconds"
+    return ApiError(408, message, code="body_too_slow")
+
+
+def _answer(error: ApiError) -> ASGIApp:
+    headers = {"WWW-Authenticate": "Bearer"} if error.status == 401 else {}
+    if error.status == 408:  # the rest may still come, and is no request
+        headers["Connection"] = "close"
+    return response_of(error, headers)

@@ -12,11 +12,13 @@ import socket
 from collections.abc import Callable, Coroutine, Iterator
 
 import uvicorn
+from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
 from plamo_ref.engine.async_llm import AsyncLLM
 from plamo_ref.errors import PlamoRefError
 from plamo_ref.server.app import create_app
 from plamo_ref.server.config import ServerConfig
+from plamo_ref.server.patience import impatient
 from plamo_ref.server.service import Service
 from plamo_ref.server.templates import load_template
 
@@ -75,7 +77,7 @@ async def serve(
     with _listen(host, port) as listener:
         async with llm:
             app = create_app(Service(llm, config, template))
-            server = _Server(_settings(app, drain_seconds))
+            server = _Server(_settings(app, config, drain_seconds))
             name = f"[{host}]" if ":" in host else host
             listening(f"http://{name}:{listener.getsockname()[1]}")
             watch = asyncio.create_task(_until_dead(llm, server))
@@ -87,9 +89,10 @@ async def serve(
                 raise EngineGoneError("the engine ended and is not started again: see above")
 
 
-def _settings(app: object, drain_seconds: float) -> uvicorn.Config:
+def _settings(app: object, config: ServerConfig, drain_seconds: float) -> uvicorn.Config:
     return uvicorn.Config(
         app,  # type: ignore[arg-type]
+        http=impatient(AutoHTTPProtocol, config),  # httptools where it is installed, else h11
         log_level="warning",
         access_log=False,
         lifespan="off",
