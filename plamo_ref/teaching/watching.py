@@ -12,19 +12,25 @@ Used by lessons 10 and 11. It needs kernels that were defined with TRITON_INTERP
 
 import importlib.util
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import groupby
+from operator import itemgetter
 from typing import Any, Literal
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from torch import Tensor
 
 from plamo_ref.errors import PlamoRefError
-from plamo_ref.teaching.diagrams import frames
+from plamo_ref.teaching.figures import BLACK, GREY, Style, figures, style_of
 
 Kind = Literal["load", "store"]
+Program = tuple[int, int, int]  # its place in the grid
+Number = Callable[[Program], int]
 
 
 class WatchError(PlamoRefError):
@@ -35,7 +41,7 @@ class WatchError(PlamoRefError):
 class Access:
     """One load or store of one program: the elements that its mask let through."""
 
-    program: tuple[int, int, int]
+    program: Program
     kind: Kind
     tensor: str  # "" when it is none of the watched ones
     elements: np.ndarray  # numbers of elements, counted from the tensor's first
@@ -48,17 +54,17 @@ class Seen:
     tensors: Mapping[str, Tensor]
     accesses: list[Access] = field(default_factory=list)
 
-    def programs(self, tensor: str, kind: Kind, axis: int = 0) -> np.ndarray:
-        """For each element the last program (its number on one axis) that touched it, or -1."""
+    def programs(self, tensor: str, kind: Kind, number: Number = itemgetter(0)) -> np.ndarray:
+        """For each element the number of the last program that touched it, or -1."""
         last = np.full(self.tensors[tensor].numel(), -1)
-        for access in self._of(tensor, kind):
-            last[access.elements] = access.program[axis]
+        for access in self.of(tensor, kind):
+            last[access.elements] = number(access.program)
         return last.reshape(tuple(self.tensors[tensor].shape))
 
     def counts(self, tensor: str, kind: Kind) -> np.ndarray:
         """How often each element was touched."""
         count = np.zeros(self.tensors[tensor].numel(), dtype=int)
-        for access in self._of(tensor, kind):
+        for access in self.of(tensor, kind):
             np.add.at(count, access.elements, 1)
         return count.reshape(tuple(self.tensors[tensor].shape))
 
@@ -66,14 +72,15 @@ class Seen:
         """Bytes loaded or stored, each as often as it was; of all watched tensors by default."""
         names = tensors or tuple(self.tensors)
         size = {name: self.tensors[name].element_size() for name in names}
-        return sum(len(a.elements) * size[name] for name in names for a in self._of(name, kind))
+        return sum(len(a.elements) * size[name] for name in names for a in self.of(name, kind))
 
     def only(self, program: tuple[int, ...]) -> "Seen":
         """What one program did."""
         whole = program + (0,) * (3 - len(program))
         return Seen(self.tensors, [a for a in self.accesses if a.program == whole])
 
-    def _of(self, tensor: str, kind: Kind) -> Iterator[Access]:
+    def of(self, tensor: str, kind: Kind) -> Iterator[Access]:
+        """The accesses to one tensor."""
         return (a for a in self.accesses if (a.tensor, a.kind) == (tensor, kind))
 
 
@@ -171,16 +178,62 @@ def _outside(seen: Seen, program: Any, kind: Kind, address: int) -> str:
     return f"{who} {verb} an address in none of {', '.join(seen.tensors)}"
 
 
-def touch_map(seen: Seen, kind: Kind, *tensors: str, axis: int = 0) -> Figure:
-    """The elements of each tensor, a row for each entry of its first dimension, and who was there.
+def touch_map(
+    seen: Seen,
+    kind: Kind,
+    *tensors: str,
+    number: Number = itemgetter(0),
+    label: Callable[[Program], str] | None = None,
+) -> Figure:
+    """Who touched what: a panel for each tensor, a row for each entry of its first dimension.
 
-    A cell's number is the program's on `axis`; a white cell was touched by nobody.
+    Neighbouring elements of one program are one box; white elements were touched by nobody.
+
+    Args:
+        number: decides the colour; from a program's place in the grid (x, y, z).
+        label: the text in the box; by default the number.
     """
-    rows: list[tuple[str, list[tuple[str, str]]]] = []
-    for name in tensors:
-        programs = seen.programs(name, kind, axis)
-        flat = programs.reshape(1 if programs.ndim == 1 else programs.shape[0], -1)
-        for number, row in enumerate(flat.tolist()):
-            cells = [(str(p), f"program {p}") if p >= 0 else ("", "free") for p in row]
-            rows.append((name if len(flat) == 1 else f"{name} {number}", cells))
-    return frames(rows)
+    rows = {name: _boxes(seen, kind, name, number, label) for name in tensors}
+    height = max(len(of_tensor) for of_tensor in rows.values())
+    fig, panels = figures(min(9.5, 0.8 + 3.3 * len(tensors)), 0.8 + 0.36 * height, len(tensors))
+    for ax, (name, of_tensor) in zip(panels, rows.items(), strict=True):
+        length = seen.tensors[name].numel() // len(of_tensor)
+        for y, boxes in enumerate(of_tensor):
+            ax.add_patch(Rectangle((0, y - 0.4), length, 0.8, facecolor="white", edgecolor=GREY))
+            for start, end, text, style in boxes:
+                _draw_box(ax, start, end, y, text, style)
+        ax.set(xlim=(-0.03 * length, 1.03 * length), ylim=(len(of_tensor) - 0.5, -0.5), title=name)
+        ax.set(xticks=[], yticks=range(len(of_tensor)) if len(of_tensor) > 1 else [])
+        ax.spines[:].set_visible(False)
+        ax.tick_params(length=0)
+    return fig
+
+
+def _draw_box(ax: Axes, start: int, end: int, y: int, text: str, style: Style) -> None:
+    look: dict[str, Any] = {"facecolor": style.colour, "hatch": style.hatch, "edgecolor": BLACK}
+    ax.add_patch(Rectangle((start, y - 0.4), end - start, 0.8, linewidth=0.8, **look))
+    plate = {"facecolor": "white", "edgecolor": "none", "pad": 1.2}
+    ax.text((start + end) / 2, y, text, ha="center", va="center", fontsize=11, bbox=plate)
+
+
+def _boxes(
+    seen: Seen, kind: Kind, name: str, number: Number, label: Callable[[Program], str] | None
+) -> list[list[tuple[int, int, str, Style]]]:
+    """For each row its boxes: first element, end, text and style."""
+    tensor = seen.tensors[name]
+    last: list[Program | None] = [None] * tensor.numel()
+    for access in seen.of(name, kind):
+        for element in access.elements.tolist():
+            last[element] = access.program
+    length = tensor.numel() // (1 if tensor.dim() == 1 else tensor.shape[0])
+    rows = []
+    for begin in range(0, tensor.numel(), length):
+        boxes, place = [], 0
+        for program, run in groupby(last[begin : begin + length]):
+            end = place + len(list(run))
+            if program is not None:
+                text = label(program) if label else str(number(program))
+                boxes.append((place, end, text, style_of(number(program))))
+            place = end
+        rows.append(boxes)
+    return rows

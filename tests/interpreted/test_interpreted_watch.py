@@ -36,7 +36,10 @@ def test_each_element_is_attributed_to_its_program():
     assert (seen.counts("x", "load") == 1).all()
     assert seen.moved_bytes("load") == seen.moved_bytes("store", "out") == 40
     assert np.flatnonzero(seen.only((1,)).counts("x", "load")).tolist() == [4, 5, 6, 7]
-    assert len(touch_map(seen, "store", "x", "out").axes[0].patches) == 20
+    nobody, stored = touch_map(seen, "store", "x", "out").axes
+    assert not nobody.texts
+    assert [text.get_text() for text in stored.texts] == ["0", "1", "2"]
+    assert [box.get_width() for box in stored.patches] == [10, 4, 4, 2]
 
 
 @pytest.mark.parametrize("n", [11, 12])
