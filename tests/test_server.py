@@ -5,6 +5,7 @@ and never a crash; what is served fits the OpenAPI document.
 """
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,14 +13,17 @@ import httpx
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from prometheus_client import Histogram
 from servers import RunningServer, running_server
 
 import plamo_ref
 from plamo_ref import LLM, Plamo2Tokenizer, SamplingParams
 from plamo_ref.hub import find
 from plamo_ref.server.config import ServerConfig
+from plamo_ref.server.document import below
 from plamo_ref.server.errors import ApiError
 from plamo_ref.server.logprobs import CompletionLogprobs, token_text
+from plamo_ref.server.metrics import SECONDS, Waits
 from plamo_ref.server.params import common_params
 from plamo_ref.server.schemas import CompletionRequest
 from plamo_ref.server.templates import TemplateLoadError, load_template
@@ -198,7 +202,6 @@ def test_half_a_character_is_named_by_its_bytes():
         ({"max_tokens": "5"}, "max_tokens"),
         ({"max_tokens": -1}, "max_tokens"),
         ({"max_tokens": 1.5}, "max_tokens"),
-        ({"max_tokens": 0}, "max_tokens"),
         ({"n": 0}, "n"),
         ({"n": 65}, "n"),
         ({"logprobs": 21}, "logprobs"),
@@ -209,13 +212,20 @@ def test_half_a_character_is_named_by_its_bytes():
         ({"stop": "x" * 257}, "stop"),
         ({"stream_options": {"include_usage": True}}, "stream_options"),
         ({"suffix": "end"}, "suffix"),
-        ({"best_of": 3}, "best_of"),
         ({"logit_bias": {"x": 1}}, "logit_bias"),
         ({"logit_bias": {"5": 101}}, "logit_bias"),
         ({"seed": 2**63}, "seed"),
         ({"model": None}, "model"),
         ({"response_format": {"type": "xml"}}, "response_format"),
         ({"response_format": {"type": "json_schema"}}, "response_format"),
+        ({"temperature": -1}, "temperature"),
+        ({"top_p": 2}, "top_p"),
+        ({"top_p": 0}, "top_p"),
+        ({"min_p": -0.5}, "min_p"),
+        ({"presence_penalty": 3}, "presence_penalty"),
+        ({"repetition_penalty": 0}, "repetition_penalty"),
+        ({"guided_choice": []}, "guided_choice"),
+        ({"structured_outputs": {"structural_tag": "x"}}, "structured_outputs"),
     ],
 )
 def test_a_wrong_field_is_named(client, fields, param):
@@ -225,20 +235,7 @@ def test_a_wrong_field_is_named(client, fields, param):
 
 @pytest.mark.parametrize(
     "fields",
-    [
-        {"temperature": -1},
-        {"top_p": 2},
-        {"top_p": 0},
-        {"min_p": -0.5},
-        {"presence_penalty": 3},
-        {"min_tokens": 99},
-        {"logit_bias": {"5120": 1}},
-        {"stop_token_ids": [5120]},
-        {"guided_regex": "("},
-        {"guided_regex": "a", "guided_choice": ["b"]},
-        {"guided_choice": []},
-        {"prompt": "\ud800"},
-    ],
+    [{"logit_bias": {"5120": 1}}, {"stop_token_ids": [5120]}, {"prompt": "\ud800"}],
 )
 def test_what_the_engine_would_not_take_is_the_clients_mistake(client, fields):
     body = json.dumps({**GREEDY, "prompt": "x", "max_tokens": 3, **fields})
@@ -256,6 +253,95 @@ def test_a_body_that_is_no_object_is_refused(client, body):
     for path in ("/v1/completions", "/v1/chat/completions", "/tokenize", "/detokenize"):
         answer = client.post(path, content=body, headers={"Content-Type": "application/json"})
         refused(answer, 400)
+
+
+@pytest.mark.parametrize(
+    ("fields", "param", "code"),
+    [
+        ({"min_tokens": 99}, "min_tokens", "invalid_combination"),
+        ({"max_tokens": 0}, "max_tokens", "invalid_combination"),
+        ({"best_of": 3}, "best_of", "invalid_combination"),
+        ({"prompt": "", "add_special_tokens": False}, "prompt", "invalid_combination"),
+        ({"prompt": [9] * LIMIT}, "prompt", "context_length_exceeded"),
+        ({"guided_regex": "("}, None, "unsupported_grammar"),
+        ({"structured_outputs": {"grammar": "x: y"}}, None, "unsupported_grammar"),
+        ({"guided_json": {"type": "string", "maxLength": -1}}, None, "unsupported_grammar"),
+        (
+            {"guided_regex": "a", "structured_outputs": {"choice": ["b"]}},
+            "guided_regex",
+            "invalid_combination",
+        ),
+        (
+            {"structured_outputs": {"regex": "a", "choice": ["b"]}},
+            "structured_outputs.regex",
+            "invalid_combination",
+        ),
+    ],
+)
+def test_what_no_schema_can_say_has_a_code_of_its_own(client, fields, param, code):
+    body = {**GREEDY, "prompt": "x", "max_tokens": 3, **fields}
+    assert refused(client.post("/v1/completions", json=body), 400, param)["code"] == code
+
+
+@pytest.mark.parametrize(
+    ("outputs", "pattern"),
+    [
+        ({"json": {"type": "array", "items": {"enum": [1, 2]}, "maxItems": 2}}, r"\[[12, ]*\]"),
+        ({"json": '{"enum": ["x"]}', "json_object": False}, r'"x"'),
+        ({"json_object": True, "choice": None}, r"\{.*"),  # it may go on for ever
+        ({"regex": "[ab]{3}"}, "[ab]{3}"),
+        ({"choice": ["はい", "いいえ"]}, "はい|いいえ"),
+        ({"grammar": 'start: "z" "y"'}, "zy"),
+    ],
+)
+def test_structured_outputs_are_followed(client, outputs, pattern):
+    body = complete(client, structured_outputs=outputs, max_tokens=200, seed=1, temperature=1)
+    (choice,) = body["choices"]
+    assert choice["finish_reason"] == "stop" or "json_object" in outputs
+    assert re.fullmatch(pattern, choice["text"], re.DOTALL), choice["text"]
+
+
+def test_an_integer_may_be_written_as_json_writes_it(client):
+    answer = complete(client, prompt=[50.0, 51], max_tokens=3.0, seed=7.0, n=1.0)
+    assert answer["choices"] == complete(client, prompt=[50, 51], max_tokens=3, seed=7)["choices"]
+
+
+def test_the_document_tells_the_limits_of_this_server(client):
+    schemas = client.get("/openapi.json").json()["components"]["schemas"]
+    fields = schemas["CompletionRequest"]["properties"]
+
+    def of(name: str, kind: str) -> dict:
+        field = fields[name]
+        (found,) = [o for o in field.get("anyOf", [field]) if o.get("type") == kind]
+        return found
+
+    assert of("model", "string")["enum"] == ["tiny"]
+    assert of("n", "integer")["maximum"] == 64
+    assert of("logprobs", "integer")["maximum"] == 20
+    assert of("max_tokens", "integer")["maximum"] == LIMIT - 1
+    assert of("stop_token_ids", "array")["items"]["maximum"] == 5119
+    names = re.compile(of("logit_bias", "object")["propertyNames"]["pattern"])
+    assert [i for i in range(5200) if names.match(str(i))] == list(range(5120))
+    (ids,) = [o for o in fields["prompt"]["anyOf"] if o.get("items", {}).get("type") == "integer"]
+    assert (ids["minItems"], ids["maxItems"], ids["items"]["maximum"]) == (1, LIMIT - 1, 5119)
+
+
+@given(st.integers(1, 10**6), st.integers(0, 10**6))
+def test_numbers_below_a_limit_are_what_the_pattern_matches(limit, number):
+    assert bool(re.match(below(limit), str(number))) == (number < limit)
+    assert not re.match(below(limit), "0" + str(number))
+
+
+def test_waits_are_counted_as_prometheus_counts_them():
+    ours, theirs = Waits("x", "text"), Histogram("plamo_ref_x_seconds", "text", buckets=SECONDS)
+    for seconds, count in ((0.001, 3), (0.0011, 2), (60.0, 1), (61.0, 2), (0.0, 1)):
+        ours.add(seconds, count)
+        for _ in range(count):
+            theirs.observe(seconds)
+    (mine,), (other,) = ours.collect(), theirs.collect()
+    wanted = [sample for sample in other.samples if not sample.name.endswith("_created")]
+    assert [s[:2] for s in mine.samples] == [s[:2] for s in wanted]
+    assert [s.value for s in mine.samples] == pytest.approx([s.value for s in wanted])
 
 
 def test_an_unknown_model_and_an_unknown_path_are_404(client):

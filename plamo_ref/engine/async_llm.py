@@ -21,6 +21,7 @@ from plamo_ref.engine.calls import (
     Call,
     Delta,
     EngineBusyError,
+    GrammarRefusedError,
     Job,
     RequestRefusedError,
     Stream,
@@ -233,10 +234,11 @@ class AsyncLLM:
             case Step(tokens, stats):
                 self.stats = self.stats if stats is None else stats
                 self._take(tokens)
-            case Refused(request_id, text):
+            case Refused(request_id, text, grammar):
                 stream = self._streams.pop(request_id, None)
                 if stream is not None:
-                    stream.call.fail(RequestRefusedError(text))
+                    kind = GrammarRefusedError if grammar else RequestRefusedError
+                    stream.call.fail(kind(text))
             case Audited(number):
                 answer = self._audits.get(number)
                 if answer is not None and not answer.done():

@@ -33,6 +33,10 @@ class RequestRefusedError(PlamoRefError, ValueError):
     """A request that can never run; the message is the engine's own."""
 
 
+class GrammarRefusedError(RequestRefusedError):
+    """… because of its grammar."""
+
+
 class SlowReaderError(PlamoRefError, RuntimeError):
     """The tokens of a call were not fetched, and their number reached its limit."""
 

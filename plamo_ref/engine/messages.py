@@ -79,6 +79,7 @@ class Refused(Message, frozen=True):
 
     request_id: str
     message: str
+    grammar: bool = False  # because of its grammar
 
 
 class Token(msgspec.Struct, frozen=True, array_like=True):

@@ -42,6 +42,7 @@ from plamo_ref.engine.request import Request
 from plamo_ref.engine.source import ModelSource, open_source
 from plamo_ref.errors import PlamoRefError
 from plamo_ref.sampling import GuideMaker
+from plamo_ref.sampling.guided import GuidedError
 from plamo_ref.tokenizer import Plamo2Tokenizer
 
 STATS_SECONDS = 0.05  # between two reports while the engine is busy
@@ -109,7 +110,7 @@ class EngineLoop:
                     guide = None if guided is None else self._guides().start(guided)
                     self.core.add(prompt_ids, params, self._stop_ids, request_id, guide)
                 except PlamoRefError as error:
-                    self._send(Refused(request_id, str(error)))
+                    self._send(Refused(request_id, str(error), isinstance(error, GuidedError)))
             case Abort(request_ids):
                 for request_id in request_ids:
                     request = self.core.requests.get(request_id)

@@ -13,7 +13,8 @@ import plamo_ref
 from plamo_ref.server import answers, errors
 from plamo_ref.server.chat import Chat, chat_ids
 from plamo_ref.server.completions import Completion
-from plamo_ref.server.errors import bad
+from plamo_ref.server.document import describe
+from plamo_ref.server.errors import conflict
 from plamo_ref.server.gate import Gate
 from plamo_ref.server.metrics import CONTENT_TYPE
 from plamo_ref.server.params import check_model
@@ -40,7 +41,7 @@ def create_app(service: Service) -> FastAPI:
     _generation_routes(app, service)
     _text_routes(app, service)
     _state_routes(app, service)
-    _say_which_model(app, service.config.model_name)
+    describe(app, service)
     app.add_middleware(Gate, config=service.config)
     if service.config.cors_origins:
         app.add_middleware(
@@ -50,20 +51,6 @@ def create_app(service: Service) -> FastAPI:
             allow_headers=["*"],
         )
     return app
-
-
-def _say_which_model(app: FastAPI, name: str) -> None:
-    """In the document, the only value of a request's `model` is the model that is served."""
-    describe = app.openapi
-
-    def openapi() -> dict[str, Any]:
-        document = describe()
-        for request in (CompletionRequest, ChatRequest):
-            fields = document["components"]["schemas"][request.__name__]["properties"]
-            fields["model"]["enum"] = [name]
-        return document
-
-    app.openapi = openapi  # type: ignore[method-assign]
 
 
 def _generation_routes(app: FastAPI, service: Service) -> None:
@@ -90,7 +77,7 @@ def _text_routes(app: FastAPI, service: Service) -> None:
         if body.model is not None:
             check_model(body.model, service.config)
         if (body.prompt is None) == (body.messages is None):
-            raise bad("give either prompt or messages", "prompt")
+            raise conflict("give either prompt or messages", "prompt")
         if body.messages is not None:
             ids = await chat_ids(service, body.messages)
         else:

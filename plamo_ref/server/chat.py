@@ -49,8 +49,6 @@ class Chat:
         ids = await chat_ids(service, request.messages, request.chat_template_kwargs)
         wanted = request.max_completion_tokens
         wanted = request.max_tokens if wanted is None else wanted
-        if wanted == 0:
-            raise bad("max_tokens must be 1 or more", "max_tokens")
         params = chat_params(request, service.config, service.max_tokens(ids, wanted))
         return cls(service, request, ids, _with_stops(params, service))
 

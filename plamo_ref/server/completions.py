@@ -13,7 +13,7 @@ import msgspec
 
 from plamo_ref.engine.calls import Delta
 from plamo_ref.sampling import SamplingParams
-from plamo_ref.server.errors import bad
+from plamo_ref.server.errors import bad, conflict
 from plamo_ref.server.logprobs import CompletionLogprobs, join_columns
 from plamo_ref.server.params import check_model, completion_params
 from plamo_ref.server.schemas import CompletionRequest
@@ -63,7 +63,7 @@ class Completion:
         wanted = request.max_tokens
         wanted = service.config.default_max_tokens if wanted is None else wanted
         if wanted == 0 and not request.echo:
-            raise bad("max_tokens: 0 makes sense only with echo", "max_tokens")
+            raise conflict("max_tokens: 0 makes sense only with echo", "max_tokens")
         most = max(service.max_tokens(ids, wanted) for _, ids in prompts)
         return cls(service, request, prompts, completion_params(request, service.config, most))
 

@@ -17,10 +17,12 @@ from plamo_ref.engine.calls import (
     EngineBusyError,
     EngineDiedError,
     EngineUnavailableError,
+    GrammarRefusedError,
     RequestRefusedError,
     SlowReaderError,
 )
 from plamo_ref.errors import PlamoRefError
+from plamo_ref.sampling.guided import GuidedError
 
 KINDS = {
     400: "invalid_request_error",
@@ -72,10 +74,17 @@ def bad(message: str, param: str | None = None, code: str | None = None) -> ApiE
     return ApiError(400, message, param, code)
 
 
+def conflict(message: str, param: str | None = None) -> ApiError:
+    """Fields that are right each on its own, and cannot go together."""
+    return bad(message, param, "invalid_combination")
+
+
 def as_api_error(error: Exception) -> ApiError:
     """What a client is told about `error`."""
     if isinstance(error, ApiError):
         return error
+    if isinstance(error, GuidedError | GrammarRefusedError):
+        return bad(str(error), code="unsupported_grammar")
     for kind, status in STATUS_OF.items():
         if isinstance(error, kind):
             return ApiError(status, str(error), code=HTTPStatus(status).name.lower())

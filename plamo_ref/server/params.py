@@ -9,8 +9,14 @@ from typing import Any
 
 from plamo_ref.sampling import GuidedParams, SamplingParams
 from plamo_ref.server.config import ServerConfig
-from plamo_ref.server.errors import ApiError, bad
-from plamo_ref.server.schemas import ChatRequest, CompletionRequest, Sampling
+from plamo_ref.server.errors import ApiError, bad, conflict
+from plamo_ref.server.schemas import (
+    ChatRequest,
+    CompletionRequest,
+    Sampling,
+    SchemaFormat,
+    StructuredOutputs,
+)
 
 PLAIN = (
     "frequency_penalty",
@@ -52,7 +58,10 @@ def common_params(
         "max_tokens": max_tokens,
     }
     if request.stream_options is not None and not request.stream:
-        raise bad("stream_options is only allowed when stream is true", "stream_options")
+        raise conflict("stream_options is only allowed when stream is true", "stream_options")
+    if (request.min_tokens or 0) > max_tokens:
+        message = f"min_tokens is {request.min_tokens}, but at most {max_tokens} tokens may follow"
+        raise conflict(message, "min_tokens")
     given = {name: value for name, value in (given | more).items() if value is not None}
     assert given.keys() <= {f.name for f in fields(SamplingParams)}
     return SamplingParams(**given)
@@ -65,7 +74,7 @@ def completion_params(
     if request.suffix:
         raise bad("suffix is not supported: the model continues, it does not insert", "suffix")
     if request.best_of not in (None, 0, request.n or 1):
-        raise bad("best_of other than n is not supported", "best_of")
+        raise conflict("best_of other than n is not supported", "best_of")
     limit_logprobs("logprobs", request.logprobs, config)
     prompt_logprobs = request.logprobs if request.echo else None
     return common_params(
@@ -79,7 +88,7 @@ def chat_params(request: ChatRequest, config: ServerConfig, max_tokens: int) -> 
         if getattr(request, name):
             raise bad(f"{name} are not supported by this model", name)
     if request.top_logprobs and not request.logprobs:
-        raise bad("top_logprobs needs logprobs to be true", "top_logprobs")
+        raise conflict("top_logprobs needs logprobs to be true", "top_logprobs")
     limit_logprobs("top_logprobs", request.top_logprobs, config)
     logprobs = (request.top_logprobs or 0) if request.logprobs else None
     return common_params(request, config, max_tokens, logprobs=logprobs)
@@ -109,30 +118,33 @@ def _stops(request: Sampling, config: ServerConfig) -> list[str]:
 def _logit_bias(bias: dict[str, float] | None) -> dict[int, float] | None:
     if bias is None:
         return None
-    for token, value in bias.items():
+    for token in bias:
         if not (token.isascii() and token.isdigit() and len(token) < 19):
             raise bad(f"logit_bias: {token!r} is no token id", "logit_bias")
-        if not -100 <= value <= 100:
-            raise bad(f"logit_bias of token {token}: {value} is not in -100 to 100", "logit_bias")
     return {int(token): value for token, value in bias.items()}
 
 
 def guided(request: Sampling) -> GuidedParams | None:
-    """The grammar asked for, in OpenAI's words (response_format) or in vLLM's (guided_…)."""
-    given: dict[str, Any] = {
-        "json": request.guided_json,
-        "regex": request.guided_regex,
-        "choice": request.guided_choice,
-        "grammar": request.guided_grammar,
+    """The grammar asked for: OpenAI's response_format, vLLM's guided_… or structured_outputs."""
+    asked: dict[str, tuple[str, Any]] = {
+        "guided_json": ("json", request.guided_json),
+        "guided_regex": ("regex", request.guided_regex),
+        "guided_choice": ("choice", request.guided_choice),
+        "guided_grammar": ("grammar", request.guided_grammar),
     }
     form = request.response_format
-    if form is not None and form.type == "json_object":
-        given["json_object"] = True
-    if form is not None and form.type == "json_schema":
-        if form.json_schema is None:
-            raise bad("response_format: json_schema is missing", "response_format")
-        if request.guided_json is not None:
-            raise bad("guided_json and response_format exclude each other", "guided_json")
-        given["json"] = form.json_schema.schema_
-    given = {name: value for name, value in given.items() if value is not None}
-    return GuidedParams(**given) if given else None
+    if isinstance(form, SchemaFormat):
+        asked["response_format"] = ("json", form.json_schema.schema_)
+    elif form is not None and form.type == "json_object":
+        asked["response_format"] = ("json_object", True)
+    outputs = request.structured_outputs or StructuredOutputs()
+    for name, value in outputs.model_dump(by_alias=True, exclude_none=True).items():
+        if value is not False:
+            asked[f"structured_outputs.{name}"] = (name, value)
+    given = {field: what for field, what in asked.items() if what[1] is not None}
+    if not given:
+        return None
+    if len(given) > 1:
+        raise conflict(f"{' and '.join(given)} exclude each other", next(iter(given)))
+    ((kind, value),) = given.values()
+    return GuidedParams(**{kind: value})

@@ -2,19 +2,56 @@
 
 Invariant: types are strict, "1" is no number; fields that we do not know, and those that change
 nothing here (user, store, metadata …), are let through; fields that would change the answer and
-that we cannot honour are refused by name, in `params.py`.
+that we cannot honour are refused by name, in `params.py`. What a field may be on its own is said
+here, or, where it depends on the model and the settings, in `document.py`.
 """
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 INT64 = 2**63 - 1
-Count = Annotated[int, Field(ge=0, le=INT64)]
-Finite = Annotated[float, Field(allow_inf_nan=False)]
-TokenId = Annotated[int, Field(ge=0, le=INT64)]
+LARGEST = 2**63 - 1024  # … that is a float64 too, so that whoever reads JSON reads the same number
+
+
+def _whole(value: Any) -> Any:
+    """To JSON, and to a JSON schema, 5.0 is an integer."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _all_whole(value: Any) -> Any:
+    """Of a list, whose prompts can be long."""
+    if isinstance(value, list) and float in map(type, value):
+        return [_whole(item) for item in value]
+    return value
+
+
+Count = Annotated[int, Field(ge=0, le=LARGEST), BeforeValidator(_whole)]
+Positive = Annotated[int, Field(ge=1, le=LARGEST), BeforeValidator(_whole)]
+TopK = Annotated[int, Field(ge=-1, le=LARGEST), BeforeValidator(_whole)]
+Seed = Annotated[
+    int,
+    Field(ge=-INT64 - 1, le=INT64, json_schema_extra={"maximum": LARGEST}),
+    BeforeValidator(_whole),
+]
+Penalty = Annotated[float, Field(ge=-2, le=2)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Factor = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Bias = Annotated[float, Field(ge=-100, le=100)]
+TokenId = Annotated[int, Field(ge=0, le=LARGEST)]
+Text = Annotated[str, Field(min_length=1)]
+AnyIds = Annotated[list[TokenId], BeforeValidator(_all_whole)]
+Ids = Annotated[AnyIds, Field(min_length=1)]
 # A token id is an integer; text and ids are told apart by their type.
-Prompt = str | list[TokenId] | list[str] | list[list[TokenId]]
+Prompt = (
+    str
+    | Ids
+    | Annotated[list[str], Field(min_length=1)]
+    | Annotated[list[Ids], Field(min_length=1)]
+)
+# What is not supported; `params.py` says so in better words than a schema.
+NoText = Annotated[str, Field(json_schema_extra={"maxLength": 0})]
+NoList = Annotated[list[Any], Field(json_schema_extra={"maxItems": 0})]
 
 
 class Strict(BaseModel):
@@ -37,52 +74,71 @@ class JsonSchema(Strict):
     strict: bool | None = None
 
 
-class ResponseFormat(Strict):
-    """What the output has to look like."""
+class PlainFormat(Strict):
+    """Any text, or any JSON object."""
 
-    type: Literal["text", "json_object", "json_schema"]
-    json_schema: JsonSchema | None = None
+    type: Literal["text", "json_object"]
+
+
+class SchemaFormat(Strict):
+    """A JSON text that follows a schema."""
+
+    type: Literal["json_schema"]
+    json_schema: JsonSchema
+
+
+class StructuredOutputs(Strict):
+    """vLLM's newer words for guided decoding; exactly one of them is given."""
+
+    json_: dict[str, Any] | str | None = Field(None, alias="json")
+    json_object: bool | None = None
+    regex: str | None = None
+    choice: Annotated[list[Text], Field(min_length=1)] | None = None
+    grammar: str | None = None
+    structural_tag: None = None  # not supported
+    whitespace_pattern: None = None  # not supported: JSON is compact
 
 
 class Sampling(Strict):
     """What completions and chats have in common."""
 
     model: str
-    frequency_penalty: Finite | None = None
-    logit_bias: dict[str, Finite] | None = None
+    frequency_penalty: Penalty | None = None
+    logit_bias: dict[str, Bias] | None = None
     max_tokens: Count | None = None
-    n: Annotated[int, Field(ge=1, le=INT64)] | None = None
-    presence_penalty: Finite | None = None
-    response_format: ResponseFormat | None = None
-    seed: Annotated[int, Field(ge=-INT64 - 1, le=INT64)] | None = None
+    n: Positive | None = None
+    presence_penalty: Penalty | None = None
+    response_format: PlainFormat | SchemaFormat | None = Field(None, discriminator="type")
+    seed: Seed | None = None
     stop: str | list[str] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    temperature: Finite | None = None
-    top_p: Finite | None = None
+    temperature: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     # vLLM's
-    top_k: Annotated[int, Field(ge=-1, le=INT64)] | None = None
-    min_p: Finite | None = None
+    top_k: TopK | None = None
+    min_p: Share | None = None
     min_tokens: Count | None = None
-    repetition_penalty: Finite | None = None
+    repetition_penalty: Factor | None = None
     ignore_eos: bool | None = None
     include_stop_str_in_output: bool | None = None
     skip_special_tokens: bool | None = None
-    stop_token_ids: list[TokenId] | None = None
+    stop_token_ids: AnyIds | None = None
     guided_json: dict[str, Any] | str | None = None
     guided_regex: str | None = None
-    guided_choice: list[str] | None = None
+    guided_choice: Annotated[list[Text], Field(min_length=1)] | None = None
     guided_grammar: str | None = None
+    structured_outputs: StructuredOutputs | None = None
 
 
 class CompletionRequest(Sampling):
     """POST /v1/completions"""
 
     prompt: Prompt
-    best_of: Annotated[int, Field(ge=0, le=INT64)] | None = None
+    best_of: Count | None = None
     echo: bool | None = None
     logprobs: Count | None = None
-    suffix: str | None = None
+    suffix: NoText | None = None
     add_special_tokens: bool | None = None  # vLLM's: begin with BOS where the model does
 
 
@@ -105,11 +161,12 @@ class ChatRequest(Sampling):
     """POST /v1/chat/completions"""
 
     messages: Annotated[list[ChatMessage], Field(min_length=1)]
-    max_completion_tokens: Count | None = None
+    max_tokens: Positive | None = None
+    max_completion_tokens: Positive | None = None
     logprobs: bool | None = None
     top_logprobs: Count | None = None
-    tools: list[dict[str, Any]] | None = None
-    functions: list[dict[str, Any]] | None = None
+    tools: NoList | None = None
+    functions: NoList | None = None
     chat_template_kwargs: dict[str, Any] | None = None  # vLLM's: more names for the template
 
 
@@ -127,4 +184,4 @@ class DetokenizeRequest(Strict):
     """POST /detokenize"""
 
     model: str | None = None
-    tokens: list[TokenId]
+    tokens: AnyIds

@@ -14,7 +14,7 @@ from plamo_ref.engine.async_llm import AsyncLLM
 from plamo_ref.engine.calls import Delta, Job
 from plamo_ref.sampling import SamplingParams
 from plamo_ref.server.config import ServerConfig
-from plamo_ref.server.errors import bad
+from plamo_ref.server.errors import bad, conflict
 from plamo_ref.server.metrics import Metrics
 from plamo_ref.server.templates import ChatTemplate
 
@@ -35,9 +35,14 @@ class Service:
     def _longest_piece(self) -> int:
         return max(len(text) for text, _, _ in self.llm.tokenizer.rows)
 
+    @property
+    def max_characters(self) -> int:
+        """A longer text cannot fit, whatever it says."""
+        return self.llm.max_model_len * self._longest_piece
+
     async def encode(self, text: str, *, add_bos: bool | None = None) -> list[int]:
         """Token ids of a prompt; a text that cannot fit is refused before it costs anything."""
-        if len(text) > self.llm.max_model_len * self._longest_piece:
+        if len(text) > self.max_characters:
             raise self._too_long(f"{len(text):,} characters")
         if len(text) <= LONG_TEXT:
             return self.llm.tokenizer.encode(text, add_bos)
@@ -56,7 +61,7 @@ class Service:
             ApiError: prompt and wanted tokens do not fit together.
         """
         if not ids:
-            raise bad("the prompt is empty", "prompt")
+            raise conflict("the prompt is empty, and begins with no BOS", "prompt")
         room = self.llm.max_model_len - len(ids)
         if room < 1 or (wanted or 0) > room:
             asked = f"{len(ids):,} tokens, and {wanted or 1:,} are to follow"
