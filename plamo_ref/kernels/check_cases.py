@@ -179,9 +179,11 @@ def paged_case(
     caches = [make.noise(sum(spans) + 1, block_size, groups, size) for _ in range(2)]
     for cache in caches:
         cache[0] = math.nan
-        for row, length in zip(rows, lengths, strict=True):
+        for row, length, (past, _) in zip(rows, lengths, shares, strict=True):
             if row and length % block_size:
                 cache[row[-1], length % block_size :] = math.nan
+            if row and window is not None:  # what the first query no longer sees
+                cache[row[0], : max(0, past - window) % block_size] = math.nan
     counts = [new for _, new in shares]
     q = make.noise(sum(counts), shape.heads, size)
     common = (q, *caches, table, make.ints(firsts), make.ints(lengths))

@@ -19,8 +19,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from plamo_ref.kernels.errors import require
 from plamo_ref.kernels.triton_launch import Config, launch, pick, power_of_two, precision, ready
+from plamo_ref.kernels.triton_paged import check_paged, find_blocks, first_of_tile, load_tile
 
 # Size: P, the head size. A tile is keys; a block is one KV head.
 DECODE_CONFIGS = (
@@ -75,31 +75,30 @@ def decode_kernel(
     low = 0
     if WINDOWED:
         low = tl.maximum(length - 1 - window, 0)  # W earlier keys and the token's own
-    # Parts begin at multiples of TILE, so that only the last one has an incomplete tile.
-    share = tl.cdiv(tl.cdiv(length - low, TILE), PARTS) * TILE
-    begin = low + part * share
+    # Parts begin at multiples of TILE, so that only the first and last have an incomplete tile.
+    begin = first_of_tile(low, TILE, BLOCK_SIZE)
+    share = tl.cdiv(tl.cdiv(length - begin, TILE), PARTS) * TILE
+    begin += part * share
     end = tl.minimum(begin + share, length)
 
-    table = table_ptr + row * table_stride
-    first = tl.load(first_ptr + row).to(tl.int32)
+    table = table_ptr + row * table_stride - tl.load(first_ptr + row).to(tl.int32)
+    blocks = find_blocks(table, begin, end, TILE, BLOCK_SIZE)
     m = tl.full((BLOCK_HEADS,), float("-inf"), dtype=tl.float32)
     total = tl.zeros((BLOCK_HEADS,), dtype=tl.float32)
     acc = tl.zeros((BLOCK_HEADS, BLOCK_P), dtype=tl.float32)
-    for start in range(begin, end, TILE):
-        position = start + j
-        seen = position < end
-        block = tl.load(table + position // BLOCK_SIZE - first, mask=seen, other=0).to(tl.int64)
-        place = ((block * BLOCK_SIZE + position % BLOCK_SIZE) * GROUPS + group) * P
-        k_in = seen[None, :] & (p < P)[:, None]
-        k = tl.load(keys_ptr + place[None, :] + p[:, None], mask=k_in, other=0.0)  # [P, keys]
-        v_in = seen[:, None] & (p < P)[None, :]
-        v = tl.load(values_ptr + place[:, None] + p[None, :], mask=v_in, other=0.0)  # [keys, P]
-        scores = tl.dot(q, k, input_precision=PRECISION) * scale
+    for at in range(begin, end, TILE):
+        k, v = load_tile(
+            *(keys_ptr, values_ptr, blocks, at, low, end, group),
+            *(GROUPS, P, BLOCK_P, TILE, BLOCK_SIZE),
+        )
+        blocks = find_blocks(table, at + TILE, end, TILE, BLOCK_SIZE)
+        seen = (at + j >= low) & (at + j < end)
+        scores = tl.dot(q, k, input_precision=PRECISION)
         scores = tl.where(seen[None, :], scores, float("-inf"))
         # A tile has at least one key that is seen, so the new maximum is finite.
-        m_new = tl.maximum(m, tl.max(scores, axis=1))
+        m_new = tl.maximum(m, tl.max(scores, axis=1) * scale)
         old = tl.exp2(m - m_new)
-        weights = tl.exp2(scores - m_new[:, None])
+        weights = tl.exp2(scores * scale - m_new[:, None])
         total = total * old + tl.sum(weights, axis=1)
         acc = tl.dot(weights.to(v.dtype), v, acc=acc * old[:, None], input_precision=PRECISION)
         m = m_new
@@ -205,31 +204,3 @@ def paged_decode(
             join_kernel, (requests * heads,), partial, out, config=JOIN_CONFIG, **sizes, **blocks
         )
     return out
-
-
-def check_paged(
-    name: str,
-    q: Tensor,
-    keys: Tensor,
-    values: Tensor,
-    block_table: Tensor,
-    first_block: Tensor,
-    seq_lens: Tensor,
-) -> None:
-    requests = block_table.shape[0]
-    require(
-        keys.shape == values.shape and keys.is_contiguous() and values.is_contiguous(),
-        f"{name}: keys {list(keys.shape)} and values {list(values.shape)} must be contiguous and "
-        "of one shape",
-    )
-    require(
-        q.shape[2] == keys.shape[3] and q.shape[1] % keys.shape[2] == 0,
-        f"{name}: q {list(q.shape)} does not fit keys [blocks, block_size, KV heads, P] "
-        f"{list(keys.shape)}",
-    )
-    require(q.dtype == keys.dtype, f"{name}: q is {q.dtype}, the cache {keys.dtype}")
-    require(
-        block_table.stride(1) == 1 and first_block.shape == seq_lens.shape == (requests,),
-        f"{name}: block_table {list(block_table.shape)}, first_block {list(first_block.shape)} and "
-        f"seq_lens {list(seq_lens.shape)} do not fit together",
-    )

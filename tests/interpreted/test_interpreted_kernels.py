@@ -96,6 +96,22 @@ def test_a_chunk_after_a_long_past_spans_several_tiles():
     agrees(paged_case(Maker(CPU, F32), SHAPE, [(130, 70), (0, 33)], 50))
 
 
+@pytest.mark.parametrize("block_size", [1, 5, 16, 64])  # whole blocks a tile, and not
+@pytest.mark.parametrize("window", [None, 31, 40])
+def test_requests_of_one_step_have_different_pasts(window, block_size):
+    """Tiles of 16 keys and of 4 queries × 8 heads: masked edges, and tiles between them."""
+    shape = replace(SHAPE, heads=8, block_size=block_size)
+    shares = [(100, 9), (0, 5), (31, 1), (64, 0), (32, 4), (3, 70 if block_size == 16 else 6)]
+    agrees(paged_case(Maker(CPU, F32), shape, shares, window))
+
+
+def test_heads_of_a_tile_divide_those_of_a_kv_head():
+    from plamo_ref.kernels.triton_prefill import heads_of_a_tile
+
+    assert [heads_of_a_tile(n, 128) for n in (1, 2, 3, 8, 12, 16)] == [1, 2, 1, 8, 4, 16]
+    assert heads_of_a_tile(256, 32) == 32
+
+
 def test_padding_rows_disturb_nobody():
     """Rows of length 0 that point at the null place, whose content is NaN."""
     make = Maker(CPU, F32)
