@@ -5,8 +5,8 @@ kind have the same graph: 32 layers cost two compilations a size, not 32, and we
 arguments of the graph. A size is a number of tokens; those that are not listed share one graph in
 which it is a symbol.
 
-Invariant: a compiled layer computes what the plain one does, from the same code in model.py; after `warm_up`
-no step compiles anything, whatever it contains.
+Invariant: a compiled layer computes what the plain one does, from the same code in model.py; after
+`warm_up` no step compiles anything, whatever it contains.
 Built in notebooks/12_torch_compile_fusion.ipynb.
 """
 
@@ -32,8 +32,7 @@ from plamo_ref.engine.custom_ops import (
     scan_op,
     write_kv,
 )
-from plamo_ref.engine.graphs import DecodeBuffers, table_widths
-from plamo_ref.engine.planner import MemoryPlan
+from plamo_ref.engine.graphs import DecodeBuffers
 from plamo_ref.kernels.qk_norm_rope import qk_norm_rope
 from plamo_ref.kernels.ssm import ScanInputs
 from plamo_ref.kernels.table import TORCH, Kernels
@@ -262,16 +261,15 @@ def _compiled(layer: Layer, what: Compile, kernels: str, graphs: Graphs) -> Laye
 
 
 @torch.inference_mode()
-def warm_up(
-    model: Plamo2Model, caches: Sequence[LayerCache], plan: MemoryPlan, sizes: Sequence[int]
-) -> None:
+def warm_up(model: Plamo2Model, caches: Sequence[LayerCache], sizes: Sequence[int]) -> None:
     """Compile every graph of a compiled model, by steps over nothing but padding."""
     if not isinstance(model, CompiledModel):
         return
     listed = {1, *sizes}
     unlisted = next(n for n in range(2, len(listed) + 3) if n not in listed)
+    widths = {kind: 1 for kind in GROUP_KINDS if kind in model.config.layer_kinds}
     for size in (*sorted(listed), unlisted):
-        buffers = DecodeBuffers(size, table_widths(plan), model.embedding.device)
+        buffers = DecodeBuffers(size, widths, model.embedding.device)
         model.forward(buffers.batch, caches)
 
 

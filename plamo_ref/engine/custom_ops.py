@@ -10,7 +10,7 @@ in place, and returns a contiguous tensor of its own.
 Built in notebooks/12_torch_compile_fusion.ipynb.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache as remember
 
 import torch
@@ -35,7 +35,12 @@ class PackedBatch(ForwardBatch):
 
 def pack(batch: ForwardBatch) -> PackedBatch:
     """The same batch with its two tensors. Groups are in the order of GROUP_KINDS."""
-    groups = {kind: batch.groups[kind] for kind in GROUP_KINDS if kind in batch.groups}
+    # Copies, so that the compiler sees the same kind of tensor wherever the batch was made.
+    groups = {
+        kind: replace(batch.groups[kind], slot_mapping=batch.groups[kind].slot_mapping.clone())
+        for kind in GROUP_KINDS
+        if kind in batch.groups
+    }
     pieces = [
         batch.token_ids,
         batch.positions,

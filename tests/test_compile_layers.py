@@ -1,0 +1,260 @@
+"""Compiled layers: the same numbers, a graph for each kind of layer and size, nothing late.
+
+Invariant tested: with torch.compile around its layers the engine keeps the law in float64; whole
+layers are captured without a break; after the warm-up no step compiles anything, whatever it holds;
+operations on the cache change the cache itself, never a copy.
+"""
+
+import random
+import shutil
+from dataclasses import replace
+
+import pytest
+import torch
+from engines import CONFIGS, new_core, pair
+from torch._dynamo.utils import counters
+
+from plamo_ref import LLM, SamplingParams
+from plamo_ref.engine import compiling, custom_ops
+from plamo_ref.engine.compiling import CompiledModel, compile_model
+from plamo_ref.engine.config import EngineConfig, EngineError
+from plamo_ref.engine.custom_ops import pack, unpack
+from plamo_ref.teaching.lab import Pair, draw_trace
+from plamo_ref.teaching.law import LawError, run_trace
+
+# The compiler's own imports use what torch.jit has deprecated.
+pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+
+NAME = "mamba, sliding and full"
+SMALL = "mamba and sliding"  # one kind of attention less to compile
+TRACES = 6
+GREEDY = SamplingParams(temperature=0, max_tokens=6, ignore_eos=True)
+
+
+def traces(count=TRACES, name=NAME):
+    """Traces whose memory has no dimension of 1, which the compiler would take for a constant."""
+    found = []
+    for seed in range(100):
+        trace = draw_trace(random.Random(seed).randint, CONFIGS[name])
+        if trace.engine.block_size > 1:
+            found.append(trace)
+    return found[:count]
+
+
+def warm_up(core, sizes=()):
+    compiling.warm_up(core.runner.model, core.runner.caches, sizes)
+
+
+def graphs_and_breaks():
+    return counters["stats"]["unique_graphs"], sum(counters["graph_break"].values())
+
+
+@pytest.fixture(scope="module")
+def compiled():
+    """Both models, the served one compiled, and the trace that made it compile."""
+    torch.compiler.reset()
+    counters.clear()
+    models = Pair(compile_model(pair(NAME).served, "all", ()), pair(NAME).reference)
+    run_trace(traces()[0], models)
+    return models
+
+
+# --- the same numbers ----------------------------------------------------------------------------
+
+
+def test_the_law_holds_with_compiled_layers(compiled):
+    """Logits within 1e-10 of the reference, whatever the chunks, company and preemptions."""
+    steps = sum(len(run_trace(trace, compiled).records) for trace in traces())
+    assert steps > 50
+
+
+def test_a_wrong_fused_operation_breaks_the_law(monkeypatch):
+    wrong = replace(
+        compiling.FUSED, add_norm=lambda r, x, p, g, eps: compiling.TORCH.add_norm(r, x, p, g, 0.1)
+    )
+    monkeypatch.setattr(compiling, "FUSED", wrong)
+    model = compile_model(pair("sliding").served, "all", ())
+    with pytest.raises(LawError, match="a logit is off"):
+        run_trace(traces(1, "sliding")[0], Pair(model, pair("sliding").reference))
+
+
+def test_compiled_attention_alone_keeps_the_law_and_leaves_mamba_as_it_was():
+    plain = pair(SMALL).served
+    model = compile_model(plain, "attention", ())
+    for mine, theirs in zip(model.layers, plain.layers, strict=True):
+        is_attention = isinstance(theirs.mixer, compiling.Attention)
+        assert isinstance(mine.mixer, compiling.CompiledAttention) == is_attention
+        assert (mine is theirs) != is_attention
+    run_trace(traces(1, SMALL)[0], Pair(model, pair(SMALL).reference))
+
+
+def test_an_engine_with_compile_writes_the_same_text():
+    prompts = ["吾輩は猫である。", "It was the best of times, it was the worst of"]
+    texts = []
+    for choice in ("none", "all"):
+        llm = LLM("tiny", dtype="float64", device="cpu", memory_bytes=1 << 26, compile=choice)
+        assert isinstance(llm.core.runner.model, CompiledModel) == (choice == "all")
+        texts.append([r.outputs[0].token_ids for r in llm.generate(prompts, GREEDY)])
+    assert texts[0] == texts[1]
+
+
+# --- whole graphs, and no more of them than needed -----------------------------------------------
+
+
+def test_each_kind_of_layer_is_one_graph_a_size_and_none_has_a_break(compiled):
+    """Three kinds (Mamba, sliding, full), each for one token and for any other number."""
+    assert isinstance(compiled.served, CompiledModel)
+    torch.compiler.reset()
+    counters.clear()
+    models = Pair(compile_model(pair(NAME).served, "all", ()), pair(NAME).reference)
+    layers = len(models.config.layer_kinds)
+    run_trace(traces()[0], models)
+    assert graphs_and_breaks() == (6, 0)
+    assert layers > 3  # so that sharing is worth something
+
+
+def compiled_core(what="all", sizes=()):
+    """A small engine with all three kinds of layers; nothing is compiled yet."""
+    core = new_core()
+    core.runner.model = compile_model(core.runner.model, what, sizes)
+    return core
+
+
+def run_requests(core):
+    """Requests that come one step after the other; returns the numbers of tokens of the steps."""
+    tokens = []
+    core.observers.append(lambda record, *_: tokens.append(record.num_tokens))
+    for length in (5, 1, 17, 9):
+        core.add(list(range(1, 1 + length)), GREEDY)
+        core.step()
+    while core.has_work:
+        core.step()
+    return tokens
+
+
+def test_after_the_warm_up_no_step_compiles_anything():
+    core = compiled_core()
+    warm_up(core)
+    before = graphs_and_breaks()
+    with torch.compiler.set_stance("fail_on_recompile"):
+        tokens = run_requests(core)
+    assert graphs_and_breaks() == before
+    assert len(set(tokens)) > 3, tokens
+
+
+def test_without_the_warm_up_the_first_step_would_compile():
+    with torch.compiler.set_stance("fail_on_recompile"), pytest.raises(RuntimeError):
+        run_requests(compiled_core())
+
+
+def test_a_listed_size_gets_a_graph_in_which_it_is_a_number():
+    core, sizes = compiled_core("attention", (4, 7, 4)), (4, 7, 4)
+    before = graphs_and_breaks()[0]
+    warm_up(core, sizes)
+    assert graphs_and_breaks()[0] - before == 2 * (1 + 2 + 1)  # two kinds; 1; 4 and 7; any
+
+
+# --- operations on the cache ---------------------------------------------------------------------
+
+
+def batches():
+    """Batches of an engine: mixed ones, decodes alone, prefills alone."""
+    core, seen = new_core(), []
+    inner = core.runner.run
+    core.runner.run = lambda batch: (seen.append(batch), inner(batch))[1]
+    run_requests(core)
+    return seen
+
+
+def test_unpack_undoes_pack():
+    seen = batches()
+    parts = {(batch.num_decodes > 0, batch.has_prefills) for batch in seen}
+    assert parts == {(True, False), (False, True), (True, True)}
+    for batch in seen:
+        packed = pack(batch)
+        again = unpack(packed.words, packed.counts)
+        for name, value in vars(batch).items():
+            mine = getattr(again, name)
+            if isinstance(value, torch.Tensor):
+                assert torch.equal(mine.to(value.dtype), value), name
+            elif name != "groups":
+                assert mine == value, name
+        assert set(again.groups) == set(batch.groups)
+        for kind, group in batch.groups.items():
+            for name, value in vars(group).items():
+                assert torch.equal(getattr(again.groups[kind], name), value), (kind, name)
+        assert batch.has_prefills == (again.has_past.dtype == torch.bool)
+
+
+def test_the_operations_change_the_cache_itself(monkeypatch):
+    """A graph that changed a copy and copied it back would be right and slow."""
+    core, seen = compiled_core(), set()
+
+    def spy(inner, caches_of):
+        def spied(*args):
+            seen.update(cache.data_ptr() for cache in caches_of(args))
+            return inner(*args)
+
+        return spied
+
+    for name in ("convolve", "scan"):
+        watched = spy(getattr(custom_ops, name), lambda args: [args[3]])
+        monkeypatch.setattr(custom_ops, name, watched)
+    watched = spy(custom_ops.attend, lambda args: vars(args[4]).values())
+    monkeypatch.setattr(custom_ops, "attend", watched)
+    run_requests(core)
+    own = {t.data_ptr() for cache in core.runner.caches for t in vars(cache).values()}
+    assert seen == own
+
+
+def test_the_operations_are_what_they_say_to_the_compiler():
+    """Schemas, what is mutated, and the shapes of results: torch's own check."""
+    packed = pack(batches()[-1])
+    place, tokens = (packed.words, packed.counts), len(packed.token_ids)
+    heads, size, state = 3, 4, 5
+
+    def random_of(*shape):
+        return torch.randn(shape, dtype=torch.float64)
+
+    keys, values = random_of(40, 4, 2, size), random_of(40, 4, 2, size)
+    kv = (random_of(tokens, 2, size), random_of(tokens, 2, size))
+    slots = packed.groups["full"].slot_mapping
+    torch.library.opcheck(custom_ops.write_kv, (*kv, keys, values, slots))
+    q = random_of(tokens, 4, size)
+    torch.library.opcheck(custom_ops.attend_op, (q, keys, values, *place, "full", None, "torch"))
+    conv = random_of(20, heads * size, 3)
+    inputs = (random_of(tokens, heads * size), random_of(heads * size, 4))
+    torch.library.opcheck(custom_ops.convolve_op, (*inputs, conv, *place, "torch"))
+    u, z, B, C = (
+        *(random_of(tokens, heads, size) for _ in "uz"),
+        *(random_of(tokens, state) for _ in "BC"),
+    )
+    per_head = [random_of(heads) for _ in ("A", "D", "bias")]
+    cache = random_of(20, heads, size, state)
+    args = (u, z, random_of(tokens, heads), B, C, *per_head, cache, *place, "torch")
+    torch.library.opcheck(custom_ops.scan_op, args)
+
+
+# --- settings ------------------------------------------------------------------------------------
+
+
+def test_without_a_compiler_the_error_says_what_to_install(monkeypatch):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(EngineError, match="'no-such-compiler' was not found: install one"):
+        LLM("tiny", device="cpu", memory_bytes=1 << 26, compile="all")
+    assert LLM("tiny", device="cpu", memory_bytes=1 << 26).core  # compile="none" needs none
+
+
+def test_the_default_compiler_is_looked_for_by_its_name(monkeypatch):
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    with pytest.raises(EngineError, match='or use compile="none"'):
+        compile_model(pair(NAME).served, "attention", ())
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"compile": "everything"}, {"compile": True}, {"compile_sizes": (8, 0)}]
+)
+def test_an_impossible_setting_is_named(wrong):
+    with pytest.raises(EngineError, match=next(iter(wrong))):
+        EngineConfig(**wrong)
