@@ -33,7 +33,6 @@ def test_a_run_generates_every_token_asked_for_and_leaves_the_engine_clean():
     assert len(result.ttft) == len(result.itl) == 2
     assert all(seconds > 0 for seconds in result.ttft)
     assert not core.requests
-    assert not core.observers
     assert all(pool.num_used == 0 for pool in core.cache.blocks.values())
     assert plan.total_bytes <= 4_000_000
 
@@ -55,10 +54,12 @@ def test_timing_decisions_needs_no_model():
     [
         ["throughput", "--requests", "2", "--prompt-len", "5", "--output-len", "3"],
         ["latency", "--repeat", "1", "--prompt-len", "5", "--output-len", "3"],
-        ["decode", "--batches", "1,2", "--prompt-len", "5", "--output-len", "4"],
-        ["prefill", "--lengths", "9"],
+        ["decode", "--batches", "1,2", "--prompt-len", "5", "--output-len", "4", "--repeat", "1"],
+        ["prefill", "--lengths", "9", "--repeat", "1", "--no-products"],
         ["mixed", "--requests", "3", "--scale", "0.01", "--both"],
         ["scheduler", "--running", "1,2"],
+        ["startup"],
+        ["ablation", "--only", "overlap", "--batches", "2", "--output-len", "3", "--repeat", "1"],
     ],
     ids=lambda command: command[0],
 )

@@ -6,7 +6,7 @@ Invariant: random weights have the shape, dtype and memory of real ones; only th
 from pathlib import Path
 
 from plamo_ref.config import Plamo2Config
-from plamo_ref.engine.build import build_core
+from plamo_ref.engine.build import ModelLoader, build_core
 from plamo_ref.engine.config import EngineConfig
 from plamo_ref.engine.core import EngineCore
 from plamo_ref.engine.planner import MemoryPlan
@@ -28,12 +28,20 @@ SHAPES = {
 }
 
 
+def open_model(
+    model: str | Path, shape: str | None, engine: EngineConfig
+) -> tuple[Plamo2Config, ModelLoader]:
+    """A checkpoint, or, with `shape`, one of SHAPES with random weights; not yet loaded."""
+    if shape is not None:
+        config = SHAPES[shape]
+        return config, lambda *place: random_model(config, *place)
+    source = open_source(find(model), engine.load_format)
+    return source.config, source.load
+
+
 def open_core(
     model: str | Path, shape: str | None, engine: EngineConfig
 ) -> tuple[EngineCore, MemoryPlan]:
-    """A core for a checkpoint, or, with `shape`, for one of SHAPES with random weights."""
-    if shape is not None:
-        config = SHAPES[shape]
-        return build_core(config, engine, lambda *place: random_model(config, *place))
-    source = open_source(find(model), engine.load_format)
-    return build_core(source.config, engine, source.load)
+    """A core for what `open_model` opens."""
+    config, load = open_model(model, shape, engine)
+    return build_core(config, engine, load)

@@ -8,11 +8,10 @@ import random
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import mean
 from typing import Any
 
 from plamo_ref.engine.core import EngineCore
-from plamo_ref.engine.record import StepRecord
+from plamo_ref.engine.request import Request
 from plamo_ref.engine.traces import Trace
 from plamo_ref.sampling import SamplingParams
 
@@ -39,11 +38,11 @@ class RunResult:
     output_tokens: int
     ttft: list[float]  # seconds from arrival to the first token, one per request
     itl: list[float]  # mean seconds between a request's tokens, one per request
-    records: list[StepRecord]
+    steps: int
+    preemptions: int
 
     def row(self) -> dict[str, Any]:
         """The numbers that go into a report."""
-        steps = self.records
         return {
             "seconds": round(self.seconds, 4),
             "prompt_tokens": self.prompt_tokens,
@@ -52,11 +51,10 @@ class RunResult:
             "total_tokens_per_s": round(
                 (self.prompt_tokens + self.output_tokens) / self.seconds, 1
             ),
-            "steps": len(steps),
-            "preemptions": sum(len(s.preempted) for s in steps),
+            "steps": self.steps,
+            "preemptions": self.preemptions,
             "ttft_ms": percentiles(self.ttft),
             "itl_ms": percentiles(self.itl),
-            "schedule_ms_per_step": round(mean(s.schedule_seconds for s in steps) * 1e3, 4),
         }
 
 
@@ -72,31 +70,32 @@ def percentiles(seconds: Sequence[float]) -> dict[str, float]:
 def run(core: EngineCore, trace: Trace) -> RunResult:
     """Run a trace greedily to its full lengths, each request entering at its arrival in seconds.
 
+    Nobody observes: records of steps, and the logits kept for them, would be measured as well.
+
     Raises:
         EngineError: a request is too long for the engine.
     """
     vocab = core.runner.model.config.vocab_size
-    waiting = list(enumerate(trace.requests))  # in order of arrival
-    records: list[StepRecord] = []
-    observe = lambda record, *_: records.append(record)  # noqa: E731
-    core.observers.append(observe)
-    requests = []
-    started = time.perf_counter()
+    jobs = trace.requests
+    prompts = [prompt_ids(index, job.prompt_len, vocab) for index, job in enumerate(jobs)]
+    requests: list[Request] = []
+    steps, started = core.num_steps, time.perf_counter()
     try:
-        while waiting or core.has_work:
-            while waiting and waiting[0][1].arrival <= time.perf_counter() - started:
-                index, job = waiting.pop(0)
+        while len(requests) < len(jobs) or core.has_work:
+            while len(requests) < len(jobs):
+                job = jobs[len(requests)]
+                if job.arrival > time.perf_counter() - started:
+                    break
                 params = SamplingParams(temperature=0, max_tokens=job.output_len, ignore_eos=True)
-                ids = prompt_ids(index, job.prompt_len, vocab)
-                request = core.add(ids, params)
-                request.times.queued = started + job.arrival  # also the wait to be noticed counts
-                requests.append(request)
+                requests.append(core.add(prompts[len(requests)], params))
+                # From its arrival on: also the wait to be noticed counts.
+                requests[-1].times.queued = started + job.arrival
             if core.has_work:
                 core.step()
-            elif waiting:
-                time.sleep(max(0.0, waiting[0][1].arrival - (time.perf_counter() - started)))
+            elif len(requests) < len(jobs):
+                arrival = jobs[len(requests)].arrival
+                time.sleep(max(0.0, arrival - (time.perf_counter() - started)))
     finally:
-        core.observers.remove(observe)
         for request in requests:
             core.finish(request.request_id)
     seconds = time.perf_counter() - started
@@ -113,5 +112,6 @@ def run(core: EngineCore, trace: Trace) -> RunResult:
         output_tokens=sum(len(r.output_ids) for r in requests),
         ttft=first,
         itl=gaps,
-        records=records,
+        steps=core.num_steps - steps,
+        preemptions=sum(r.num_preemptions for r in requests),
     )

@@ -15,38 +15,24 @@ Invariant: exits with 0 only if every comparison that this machine can make was 
 """
 
 import argparse
-import dataclasses
 import os
-import statistics
 import sys
 from collections.abc import Iterable, Iterator
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from plamo_ref.kernels.ceilings import measure_ceilings
 from plamo_ref.kernels.check_cases import MODELS, Case, model_cases, small_cases
 from plamo_ref.kernels.errors import KernelError
+from plamo_ref.kernels.linear import whole
 from plamo_ref.kernels.table import TORCH, Kernels, triton_table
+from plamo_ref.kernels.timing import HEADER, copied, line, time_kernels
 
 # Ratio of norms. float32: rounding, and three-part tf32 on a GPU. bfloat16: 8 bits of fraction,
 # after up to three roundings in a row.
 LIMITS = {torch.float32: 1e-5, torch.bfloat16: 1e-2}
 MAXIMUM = 4.0  # the largest difference may be so many times the limit, over the largest truth
-COPY_BANDWIDTH, TENSOR_RATE = 4.28e12, 768e12  # of one H200: bytes read and written /s, FLOP/s
-
-
-def copied(value: Any, dtype: torch.dtype | None = None) -> Any:
-    """A deep copy; floating-point tensors in `dtype` if one is given, with the same strides."""
-    if isinstance(value, Tensor):
-        kept = value.dtype if dtype is None or not value.is_floating_point() else dtype
-        # A clone would be contiguous, and the kernels' strides would go untested.
-        fresh = torch.empty_strided(value.shape, value.stride(), dtype=kept, device=value.device)
-        return fresh.copy_(value)
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = {f.name: copied(getattr(value, f.name), dtype) for f in dataclasses.fields(value)}
-        return dataclasses.replace(value, **fields)
-    return value
 
 
 def results(case: Case, table: Kernels, dtype: torch.dtype | None = None) -> list[Tensor]:
@@ -54,6 +40,8 @@ def results(case: Case, table: Kernels, dtype: torch.dtype | None = None) -> lis
     arguments = [copied(a, dtype) for a in case.arguments]
     returned = getattr(table, case.operation)(*arguments)
     returned = returned if isinstance(returned, tuple) else (returned,)
+    if case.operation == "linear_parts":  # into how many parts is the kernel's own business
+        returned = (whole(returned[0], arguments[0].dtype),)
     return [*returned, *(arguments[i] for i in case.written)]
 
 
@@ -111,54 +99,13 @@ def check_all(device: torch.device, models: list[str]) -> int:
     return bad
 
 
-def seconds(case: Case, table: Kernels, repeats: int = 30) -> float:
-    """Median time of the kernels of one call, between CUDA events around a recorded graph.
-
-    A graph, because launching from Python takes longer than most of these kernels run. Copies of
-    the arguments take turns, so that the cache of the GPU does not hold what is read.
-    """
-    size = max(case.moved_bytes, 1)
-    sets = [case.arguments] + [
-        tuple(copied(a) for a in case.arguments) for _ in range(min(8, (1 << 28) // size))
-    ]
-    call = getattr(table, case.operation)
-    for arguments in sets:
-        call(*arguments)
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        for arguments in sets:
-            call(*arguments)
-    times = []
-    for _ in range(repeats):
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        graph.replay()
-        end.record()
-        end.synchronize()
-        times.append(start.elapsed_time(end) / 1e3 / len(sets))
-    return statistics.median(times)
-
-
 def time_all(device: torch.device, models: list[str]) -> None:
-    """Print a line for each timed call; the floor is that of one H200."""
-    table = triton_table()
-    print(f"{'case':52} {'µs':>9} {'floor µs':>9} {'of floor':>9}  rate")
-    for shape in (shape for shape in MODELS if shape.name in models):
-        for case in model_cases(device, torch.bfloat16, shape):
-            if not case.moved_bytes:
-                continue
-            took = seconds(case, table)
-            floor = max(case.moved_bytes / COPY_BANDWIDTH, case.operations / TENSOR_RATE)
-            bound = case.moved_bytes / COPY_BANDWIDTH >= case.operations / TENSOR_RATE
-            rate = case.moved_bytes / took / 1e9 if bound else case.operations / took / 1e12
-            unit = "GB/s" if bound else "TFLOP/s"
-            name = f"{shape.name}: {case.operation} {case.name}"
-            print(
-                f"{name:52} {took * 1e6:9.1f} {floor * 1e6:9.1f} {floor / took:9.0%}  "
-                f"{rate:.0f} {unit}",
-                flush=True,
-            )
+    """Print a line for each timed call; the floor is that of this machine, measured now."""
+    ceilings = measure_ceilings(device, torch.bfloat16)
+    print(*(f"{key}: {value}" for key, value in ceilings.row().items()), sep="; ")
+    print(HEADER)
+    for row in time_kernels(device, models, ceilings):
+        print(line(row), flush=True)
 
 
 def main(arguments: list[str] | None = None) -> int:

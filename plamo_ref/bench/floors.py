@@ -1,0 +1,58 @@
+"""What a step cannot be faster than, from what it must move and compute and what the machine can.
+
+Invariant: every byte and operation is counted by plamo_ref/budget.py, every rate was measured; a
+floor leaves out whatever an ideal engine could leave out.
+
+A decode step reads the weights once while it multiplies with them, whichever takes longer; each
+sequence's own state and keys come on top, for no other sequence can use them.
+"""
+
+from plamo_ref.budget import (
+    decode_flops,
+    head_flops,
+    linear_flops,
+    prefill_flops,
+    weight_bytes_per_step,
+)
+from plamo_ref.config import Plamo2Config
+from plamo_ref.engine.traces import Trace
+from plamo_ref.kernels.ceilings import Ceilings
+
+
+def sequence_bytes(config: Plamo2Config, length: int, item: int, state_item: int) -> int:
+    """What one decoding sequence moves for itself: its state twice, its keys and values once."""
+    state = config.state_bytes(item, state_item)
+    return config.request_bytes(length, item, state_item) + state
+
+
+def decode_bytes(config: Plamo2Config, batch: int, length: int, item: int, state_item: int) -> int:
+    """All that a decode step of `batch` sequences moves."""
+    own = sequence_bytes(config, length, item, state_item)
+    return weight_bytes_per_step(config, item) + batch * own
+
+
+def decode_floor(
+    config: Plamo2Config, batch: int, length: int, item: int, state_item: int, best: Ceilings
+) -> float:
+    """Seconds of a step in which `batch` sequences of `length` tokens get one more."""
+    operations = batch * (linear_flops(config) + head_flops(config))
+    weights = best.floor(weight_bytes_per_step(config, item), operations)
+    return weights + batch * sequence_bytes(config, length, item, state_item) / best.copy
+
+
+def prefill_floor(
+    config: Plamo2Config, batch: int, length: int, item: int, best: Ceilings
+) -> float:
+    """Seconds for `batch` prompts of `length` tokens, up to the first token of each."""
+    operations = batch * length * prefill_flops(config, length)
+    return best.floor(weight_bytes_per_step(config, item), operations)
+
+
+def trace_floor(config: Plamo2Config, trace: Trace, best: Ceilings) -> float:
+    """Seconds for a whole trace: its arithmetic alone, as if all weights were always at hand."""
+    operations = 0.0
+    for job in trace.requests:
+        operations += job.prompt_len * prefill_flops(config, job.prompt_len)
+        middle = job.prompt_len + job.output_len // 2
+        operations += (job.output_len - 1) * decode_flops(config, middle)
+    return operations / best.product

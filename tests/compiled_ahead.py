@@ -1,0 +1,71 @@
+"""An engine with Triton kernels on a machine without a GPU: everything but the GPU is real.
+
+Run as a program by test_precompile.py, since Triton's driver belongs to the whole process. The
+driver here launches nothing; kernels are compiled for an H100. Prints as JSON what was compiled in
+the dry run, and what an engine's launches still had to compile afterwards.
+"""
+
+import json
+import sys
+from functools import partial
+from types import SimpleNamespace
+
+import torch
+from triton import knobs
+from triton.backends.compiler import GPUTarget
+from triton.runtime import driver
+
+from plamo_ref.bench.workloads import run
+from plamo_ref.engine.config import EngineConfig
+from plamo_ref.engine.core import EngineCore
+from plamo_ref.engine.dry_run import dry_run
+from plamo_ref.engine.planner import plan_memory
+from plamo_ref.engine.runner import ModelRunner
+from plamo_ref.engine.traces import Trace
+from plamo_ref.kernels.precompile import compile_ahead
+from plamo_ref.kernels.table import triton_table
+from plamo_ref.random_weights import random_model
+from plamo_ref.teaching.lab import lab_config
+
+CPU, BF16, F32 = torch.device("cpu"), torch.bfloat16, torch.float32
+ENGINE = EngineConfig(block_size=4, max_num_seqs=9, max_num_batched_tokens=70)
+
+
+def stand_in() -> SimpleNamespace:
+    """Answers what Triton asks of a driver; a launch does nothing."""
+    utils = SimpleNamespace(
+        get_device_properties=lambda device: {"max_shared_mem": 227 << 10},
+        load_binary=lambda *_: (1, 1, 32, 0, 1024),
+    )
+    return SimpleNamespace(
+        get_current_device=lambda: 0,
+        get_current_stream=lambda device: 0,
+        get_current_target=lambda: GPUTarget("cuda", 90, 32),
+        launcher_cls=lambda source, metadata: lambda *arguments: None,
+        utils=utils,
+    )
+
+
+def main() -> None:
+    compiled: list[str] = []
+
+    def listen(*, src: object, cache_hit: bool, **_: object) -> None:
+        if not cache_hit:
+            compiled.append(src.name)
+
+    driver.set_active(stand_in())
+    knobs.compilation.listener = listen
+    config = lab_config(attention_window_size=300, hidden_size_per_head=16, vocab_size=300)
+    ops = triton_table()
+    if "--ahead" in sys.argv:
+        compile_ahead(partial(dry_run, config, ENGINE, ops, BF16, F32), CPU).result()
+    ahead, compiled[:] = list(compiled), []
+    plan = plan_memory(config, ENGINE, 50_000_000, dtype=BF16, state_dtype=F32)
+    runner = ModelRunner(random_model(config, ops, BF16, CPU), plan, F32)
+    core = EngineCore(runner, plan, ENGINE)
+    run(core, Trace.of((3, 2), (61, 9), (400, 3), (7, 12), *[(5, 20)] * 7, (1, 1), (333, 4)))
+    print(json.dumps({"ahead": ahead, "late": compiled, "steps": core.num_steps}))
+
+
+if __name__ == "__main__":
+    main()
