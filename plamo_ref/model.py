@@ -15,7 +15,6 @@ from torch import Tensor
 
 from plamo_ref.batch import AttentionCache, ForwardBatch, LayerCache, MambaCache, join
 from plamo_ref.config import LayerKind, Plamo2Config
-from plamo_ref.kernels.qk_norm_rope import rope_tables
 from plamo_ref.kernels.selection import SelectionParams
 from plamo_ref.kernels.ssm import ScanInputs, ScanParams
 from plamo_ref.kernels.table import Kernels
@@ -239,4 +238,4 @@ class Plamo2Model:
         config = self.config
         thetas = {config.theta(i) for i in range(config.num_hidden_layers)}
         size, dtype = config.hidden_size_per_head, self.embedding.dtype
-        return {theta: rope_tables(positions, size, theta, dtype) for theta in thetas}
+        return {theta: self.ops.rope_tables(positions, size, theta, dtype) for theta in thetas}

@@ -45,20 +45,24 @@ def build_batch(
         unread: has the last token of every request that has `num_unread_tokens`.
     """
     requests = sorted(schedule.tokens, key=lambda r: not _is_decode(r, schedule.tokens[r]))
-    counts = np.array([schedule.tokens[r] for r in requests])
-    pasts = np.array([r.num_computed_tokens for r in requests])
+    token_ids: list[int] = []
+    late, complete, scored = list[int](), list[int](), list[tuple[int, range]]()
+    pasts = np.empty(len(requests), dtype=np.int64)
+    counts = np.empty(len(requests), dtype=np.int64)
+    for i, request in enumerate(requests):
+        past, new, total = request.num_computed_tokens, schedule.tokens[request], request.num_tokens
+        pasts[i], counts[i] = past, new
+        token_ids += request.tokens(past, past + new)
+        if past + new == total:
+            complete.append(i)
+            if request.num_unread_tokens:
+                late.append(i)
+                token_ids.append(0)  # keeps the place of the token that is not read yet
+        if request.params.prompt_logprobs is not None:
+            scored.append((i, request.unscored(past, past + new)))
     ends = pasts + counts
     starts = np.concatenate(([0], np.cumsum(counts)))
-    # A token that is not read yet is the last of its request; a 0 keeps its place.
-    late = [i for i, r in enumerate(requests) if r.num_unread_tokens and ends[i] == r.num_tokens]
-    token_ids: list[int] = []
-    for request, past, end in zip(requests, pasts.tolist(), ends.tolist(), strict=True):
-        token_ids += request.tokens(past, end)
-        if request.num_unread_tokens and end == request.num_tokens:
-            token_ids.append(0)
     positions = np.arange(starts[-1]) - np.repeat(starts[:-1] - pasts, counts)
-    complete = [i for i, r in enumerate(requests) if ends[i] == r.num_tokens]
-    scored = [(i, r.unscored(pasts[i], ends[i])) for i, r in enumerate(requests)]
     scored_rows = [starts[i] - pasts[i] + place for i, places in scored for place in places]
     holdings = [cache.holdings[r.request_id] for r in requests]
 
@@ -96,7 +100,7 @@ def build_batch(
         state_slots=moved["state_slots"],
         groups=groups,
         logits_rows=moved["logits_rows"],
-        num_decodes=sum(_is_decode(r, schedule.tokens[r]) for r in requests),
+        num_decodes=int(((counts == 1) & (pasts > 0)).sum()),
         num_requests=len(requests),
     )
     return BatchPlan(

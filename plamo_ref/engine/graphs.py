@@ -37,24 +37,33 @@ def table_widths(plan: MemoryPlan) -> dict[LayerKind, int]:
 
 
 class DecodeBuffers:
-    """The tensors of a decode batch of at most `rows` requests, always at the same addresses."""
+    """The tensors of a decode batch of at most `rows` requests, always at the same addresses.
+
+    All columns but the block tables are lines of one tensor: one launch fills them.
+    """
 
     def __init__(self, rows: int, widths: Mapping[LayerKind, int], device: torch.device) -> None:
-        def zeros(*shape: int) -> Tensor:
-            return torch.zeros(shape, dtype=torch.int64, device=device)
-
         self.rows, self.widths = rows, dict(widths)
+        # What a padded row has: token 0 at position 0, which sees one key, all in null places.
+        padding = [0, 0, 1, NULL_PLACE] + [0, NULL_PLACE] * len(widths)
+        self._padding = torch.tensor(padding, device=device)[:, None]  # [columns, 1]
+        self._columns = self._padding.repeat(1, rows)  # [columns, rows]
+        token_ids, positions, seq_lens, state_slots, *places = self._columns.unbind()
         every = torch.arange(rows + 1, device=device)
         self.batch = ForwardBatch(
-            token_ids=zeros(rows),
-            positions=zeros(rows),
+            token_ids=token_ids,
+            positions=positions,
             query_start_loc=every,  # one token a request
-            seq_lens=torch.ones(rows, dtype=torch.int64, device=device),
+            seq_lens=seq_lens,
             has_past=torch.ones(rows, dtype=torch.bool, device=device),
-            state_slots=zeros(rows),
+            state_slots=state_slots,
             groups={
-                kind: GroupBatch(zeros(rows, width), zeros(rows), zeros(rows))
-                for kind, width in widths.items()
+                kind: GroupBatch(
+                    torch.full((rows, width), NULL_PLACE, device=device),
+                    first_block=places[2 * i],
+                    slot_mapping=places[2 * i + 1],
+                )
+                for i, (kind, width) in enumerate(widths.items())
             },
             logits_rows=every[:rows],
             num_decodes=rows,
@@ -69,22 +78,16 @@ class DecodeBuffers:
 
     def load(self, batch: ForwardBatch) -> None:
         """Copy a decode batch in; the rows behind it become padding."""
-        mine, count = self.batch, batch.num_requests
-        pairs = [
-            (mine.token_ids, batch.token_ids, 0),
-            (mine.positions, batch.positions, 0),
-            (mine.seq_lens, batch.seq_lens, 1),  # a padded row sees one key, of the null block
-            (mine.state_slots, batch.state_slots, NULL_PLACE),
-        ]
-        for kind, group in batch.groups.items():
-            fixed = mine.groups[kind]
-            pairs.append((fixed.first_block, group.first_block, 0))
-            pairs.append((fixed.slot_mapping, group.slot_mapping, NULL_PLACE))
+        count = batch.num_requests
+        columns = [batch.token_ids, batch.positions, batch.seq_lens, batch.state_slots]
+        for kind, fixed in self.batch.groups.items():
+            group = batch.groups[kind]
+            columns += [group.first_block, group.slot_mapping]
             fixed.block_table.fill_(NULL_PLACE)
             fixed.block_table[:count, : group.block_table.shape[1]] = group.block_table
-        for target, source, padding in pairs:
-            target[:count] = source
-            target[count:] = padding
+        if count < self.rows:
+            self._columns[:, count:] = self._padding
+        torch.stack(columns, out=self._columns[:, :count])
 
 
 class DecodeGraphs:

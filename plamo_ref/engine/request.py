@@ -52,7 +52,7 @@ class Request:
 
     @property
     def num_tokens(self) -> int:
-        return len(self.prompt_ids) + self.num_output_tokens
+        return len(self.prompt_ids) + len(self.output_ids) + self.num_unread_tokens
 
     @property
     def num_uncomputed_tokens(self) -> int:
@@ -66,6 +66,8 @@ class Request:
     def tokens(self, start: int, end: int) -> list[int]:
         """Token ids at positions start to end - 1; those that are not read yet are missing."""
         prompt = len(self.prompt_ids)
+        if start >= prompt:
+            return self.output_ids[start - prompt : end - prompt]
         return [
             *self.prompt_ids[start:end],
             *self.output_ids[max(0, start - prompt) : max(0, end - prompt)],

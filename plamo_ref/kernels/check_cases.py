@@ -164,6 +164,12 @@ def qk_case(make: Maker, shape: Shape, tokens: int, parts: int = 0) -> Case:
     return Case(label, "qk_norm_rope_write", arguments, (4, 5), moved_bytes=moved)
 
 
+def rope_case(make: Maker, shape: Shape, tokens: int) -> Case:
+    """Positions up to ten million, the longest that a checkpoint names."""
+    positions = make.ints([(7919 * t * t + 4097) % 10_485_760 for t in range(tokens)])
+    return Case(f"{tokens}", "rope_tables", (positions, shape.size, 1e6, make.dtype))
+
+
 def paged_case(
     make: Maker, shape: Shape, shares: Sequence[tuple[int, int]], window: int | None
 ) -> Case:
@@ -326,6 +332,7 @@ def small_cases(device: torch.device, dtype: torch.dtype) -> Iterator[Case]:
             *norm_cases(make, shape, 3),
             *linear_cases(make, shape, 1 if index else 19),
             *selection_cases(make, shape, 3),
+            rope_case(make, shape, 3),
             qk_case(make, shape, 3),
             qk_case(make, shape, 5, parts=2),
             *conv_cases(make, shape, 2, (1, 2, 33, 3)),
@@ -351,6 +358,7 @@ def model_cases(device: torch.device, dtype: torch.dtype, shape: Shape) -> Itera
         yield from norm_cases(make, shape, tokens)
         yield from linear_cases(make, shape, tokens)
         yield from selection_cases(make, shape, tokens)
+        yield rope_case(make, shape, tokens)
         yield qk_case(make, shape, tokens)
     for context, requests in ((300, 1), (2047, 1), (300, 128), (2100, 32)):
         yield paged_case(make, shape, [(context, 1)] * requests, shape.window)

@@ -171,6 +171,8 @@ def _few_tokens(
         "rows [out, in]",
     )
     x = with_unit_stride(x)
+    if x.dtype == torch.float32:  # twice as wide, and every operand in two halves: for checking
+        config = Config(config.up_to, block=config.block, warps=config.warps, stages=2, tile=32)
     part = triton.cdiv(triton.cdiv(columns, parts), config.tile) * config.tile
     parts = triton.cdiv(columns, part)
     dtype = x.dtype if parts == 1 else torch.float32

@@ -1,11 +1,14 @@
 # mypy: disallow-untyped-defs=False
 """QK-norm, RoPE and the write of keys and values into their blocks: each element of qkv read once.
+Before that, once a step, the tables of cosines and sines.
 
 Formula and twin: plamo_ref/kernels/qk_norm_rope.py.
 
 Invariant: rows that are not in slot_mapping are not touched. The arithmetic is float32 and rounded
 where the published model rounds: after the norm, and in the result.
 """
+
+import math
 
 import torch
 import triton
@@ -30,9 +33,53 @@ QK_CONFIGS = (
     Config(up_to=64, block=2, warps=1),
     Config(up_to=1 << 30, block=8, warps=4),
 )
+ROPE_CONFIG = Config(up_to=1 << 30, block=1, warps=1)
 
 
-@triton.jit(do_not_specialize=["parts"])
+@triton.jit(do_not_specialize=["T"], do_not_specialize_on_alignment=["positions_ptr"])
+def rope_kernel(
+    positions_ptr,
+    out_ptr,
+    T,
+    LOG2_THETA: tl.constexpr,  # as an argument it would arrive in float32
+    HALF: tl.constexpr,
+    BLOCK: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    """cos and sin of one token's angles."""
+    token, i = tl.program_id(0), tl.arange(0, BLOCK)
+    ready(PDL)
+    position = tl.load(positions_ptr + token).to(tl.float64)
+    turns = position * tl.exp2(i.to(tl.float64) * (-LOG2_THETA / HALF)) * 0.15915494309189535
+    # Whole turns go in float64; what is left is small enough for float32.
+    angle = ((turns - tl.floor(turns)) * 6.283185307179586).to(tl.float32)
+    out = out_ptr + token.to(tl.int64) * HALF + i
+    tl.store(out, tl.cos(angle).to(out_ptr.dtype.element_ty), mask=i < HALF)
+    tl.store(out + T * HALF, tl.sin(angle).to(out_ptr.dtype.element_ty), mask=i < HALF)
+
+
+def rope_tables(
+    positions: Tensor, head_size: int, theta: float, dtype: torch.dtype, *, pdl: bool = False
+) -> Tensor:
+    """cos and sin of positions [T] · theta^(-2i/P), stacked: [2, T, 1, P/2]. As the twin."""
+    tokens, half = positions.shape[0], head_size // 2
+    out = torch.empty((2, tokens, 1, half), dtype=dtype, device=positions.device)
+    launch(
+        rope_kernel,
+        (tokens,),
+        positions,
+        out,
+        tokens,
+        config=ROPE_CONFIG,
+        LOG2_THETA=math.log2(theta),
+        HALF=half,
+        BLOCK=power_of_two(half),
+        PDL=pdl,
+    )
+    return out
+
+
+@triton.jit(do_not_specialize=["parts"], do_not_specialize_on_alignment=["mapping_ptr"])
 def qk_norm_rope_kernel(
     qkv_ptr,
     q_gain_ptr,

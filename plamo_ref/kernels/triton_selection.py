@@ -56,26 +56,26 @@ def selection_kernel(
     line = x_ptr + token.to(tl.int64)[:, None] * x_stride
     if job < 2:
         n = tl.arange(0, BLOCK_N)[None, :]
-        inside = live & (n < N)
-        gain = tl.load((b_gain_ptr if job == 0 else c_gain_ptr) + n, mask=n < N, other=0.0)
+        used = live & (n < N)
+        small_gain = tl.load((b_gain_ptr if job == 0 else c_gain_ptr) + n, mask=n < N, other=0.0)
         ready(PDL)
-        x = load_parts(line + job * N + n, inside, parts, x_stride_part).to(dtype).to(tl.float32)
-        x = normalise(x, N, eps).to(dtype).to(tl.float32) * gain.to(tl.float32)
-        out = (b_ptr if job == 0 else c_ptr) + token.to(tl.int64)[:, None] * N + n
-        tl.store(out, x.to(dtype), mask=inside)
+        small = load_parts(line + job * N + n, used, parts, x_stride_part).to(dtype)
+        small = normalise(small.to(tl.float32), N, eps).to(dtype).to(tl.float32)
+        small_out = (b_ptr if job == 0 else c_ptr) + token.to(tl.int64)[:, None] * N + n
+        tl.store(small_out, (small * small_gain.to(tl.float32)).to(dtype), mask=used)
     else:
-        r, h = tl.arange(0, BLOCK_R)[None, :], (job - 2) * HEADS + tl.arange(0, HEADS)
-        inside = live & (r < R)
-        gain = tl.load(dt_gain_ptr + r, mask=r < R, other=0.0).to(tl.float32)
-        place = h[None, :] * R + tl.arange(0, BLOCK_R)[:, None]
-        used = (h < H)[None, :] & (tl.arange(0, BLOCK_R) < R)[:, None]
-        weight = tl.load(weight_ptr + place, mask=used, other=0.0)  # [R, heads]
+        r = tl.arange(0, BLOCK_R)
+        h = (job - 2) * HEADS + tl.arange(0, HEADS)[None, :]
+        gain = tl.load(dt_gain_ptr + r, mask=r < R, other=0.0).to(tl.float32)[None, :]
+        inside = (r < R)[:, None] & (h < H)
+        weight = tl.load(weight_ptr + h * R + r[:, None], mask=inside, other=0.0)  # [R, heads]
         ready(PDL)
-        x = load_parts(line + 2 * N + r, inside, parts, x_stride_part).to(dtype).to(tl.float32)
-        x = (normalise(x, R, eps).to(dtype).to(tl.float32) * gain).to(dtype)
-        dt = tl.dot(x, weight, input_precision=PRECISION)
-        out = dt_ptr + token.to(tl.int64)[:, None] * H + h[None, :]
-        tl.store(out, dt.to(dtype), mask=live & (h < H)[None, :])
+        inside = live & (r < R)[None, :]
+        x = load_parts(line + 2 * N + r[None, :], inside, parts, x_stride_part).to(dtype)
+        x = normalise(x.to(tl.float32), R, eps).to(dtype).to(tl.float32) * gain
+        dt = tl.dot(x.to(dtype), weight, input_precision=PRECISION)
+        out = dt_ptr + token.to(tl.int64)[:, None] * H + h
+        tl.store(out, dt.to(dtype), mask=live & (h < H))
 
 
 def selection(
@@ -95,7 +95,8 @@ def selection(
     dtype, device = params.dt_weight.dtype, bcdt.device
     B, C = (torch.empty((tokens, state), dtype=dtype, device=device) for _ in range(2))
     dt = torch.empty((tokens, heads), dtype=dtype, device=device)
-    config = pick(SELECTION_CONFIGS, tokens)
+    # float32 operands are two tf32 values each: the smaller tile.
+    config = pick(SELECTION_CONFIGS, 0 if dtype == torch.float32 else tokens)
     launch(
         selection_kernel,
         (triton.cdiv(tokens, config.block), 2 + triton.cdiv(heads, config.tile)),
