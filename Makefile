@@ -13,11 +13,13 @@ INSTALL = $(RUN) pip install --disable-pip-version-check $(PIP_ARGS)
 # Small products, as in Triton's interpreter, are slowed down by BLAS threads, not sped up.
 export OPENBLAS_NUM_THREADS ?= 1
 
-.PHONY: help demo test lab lint format clean
+.PHONY: help demo test lab student slides lint format clean
 
 help:
 	@echo "make demo    generate from the embedded model, in Japanese and in English"
 	@echo "make lab     open the lessons in JupyterLab"
+	@echo "make student the lessons without their solutions, in build/student"
+	@echo "make slides  the workshop's slides, one HTML file a lesson, in build/slides"
 	@echo "make test    lint, then all tests, notebooks included"
 	@echo "make lint    ruff and mypy"
 	@echo "make format  let ruff mend what it can"
@@ -29,6 +31,12 @@ demo: $(VENV)/.installed
 
 lab: $(VENV)/.installed-notebooks
 	$(RUN) jupyter lab --LabApp.default_url=/lab/tree/notebooks $(if $(filter 0,$(shell id -u)),--allow-root)
+
+student: $(VENV)/.installed-notebooks
+	$(RUN) plamo_ref.teaching.editions build/student
+
+slides: $(VENV)/.installed-notebooks
+	$(RUN) plamo_ref.teaching.slides build/slides
 
 # Both parts run, and either can fail. Without Chromium the browser tests are left out, and
 # tools/chromium.sh has said why.

@@ -13,7 +13,7 @@ import pytest
 from packaging.specifiers import SpecifierSet
 
 ROOT = Path(__file__).parent.parent
-TARGETS = {"demo", "test", "lab", "lint", "format", "clean"}
+TARGETS = {"demo", "test", "lab", "student", "slides", "lint", "format", "clean"}
 
 needs_make = pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
 
@@ -143,6 +143,15 @@ def test_lab_opens_the_lessons(clone):
     assert installs(calls) == [".[notebooks]"]
     assert calls[-1].startswith("-m jupyter lab")
     assert "/lab/tree/notebooks" in calls[-1]
+
+
+@needs_make
+@pytest.mark.parametrize(("target", "module"), [("student", "editions"), ("slides", "slides")])
+def test_editions_are_written_where_git_does_not_look(clone, target, module):
+    calls = calls_of(clone, "make", target)
+    assert installs(calls) == [".[notebooks]"]
+    assert calls[-1] == f"-m plamo_ref.teaching.{module} build/{target}"
+    assert "build/" in (ROOT / ".gitignore").read_text(encoding="utf-8").splitlines()
 
 
 @needs_make

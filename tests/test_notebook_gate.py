@@ -11,6 +11,7 @@ from click.testing import CliRunner
 from nbformat import NotebookNode
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
+from plamo_ref.teaching.editions import TAGS
 from plamo_ref.teaching.execute import normalise
 from plamo_ref.teaching.gate import RULES, main, violations
 
@@ -46,19 +47,31 @@ SUMMARY = """## 3. Summary
 Your prediction: 42. vLLM does it otherwise; SGLang too."""
 
 
+def exercise(n: int) -> list[NotebookNode]:
+    """Stub, self-check, and the text with hints and solution."""
+    cells = [
+        new_code_cell(f"answer_{n} = ...", id=f"ex{n}"),
+        new_code_cell(f'check_exercise("{n}", answer_{n}, 42)', id=f"ex{n}-check"),
+        new_markdown_cell(EXERCISE.format(n=n), id=f"exercise-{n}"),
+    ]
+    for cell, tag in zip(cells, TAGS, strict=True):
+        cell.metadata["tags"] = [tag]
+    return cells
+
+
 def lesson() -> NotebookNode:
     """A small notebook that breaks no rule."""
     cells = [
         new_markdown_cell(TITLE, id="title"),
         new_markdown_cell("## 1. Predict first\n\nHow many?", id="predict"),
     ]
-    for i in range(25):
+    for i in range(21):
         shown = new_output("stream", name="stdout", text=f"{i}\n")
         cells.append(new_code_cell(f"print({i})", id=f"step-{i}", outputs=[shown]))
     cells += [
         new_markdown_cell("## 2. Exercises", id="exercises"),
-        new_markdown_cell(EXERCISE.format(n=1), id="exercise-1"),
-        new_markdown_cell(EXERCISE.format(n=2), id="exercise-2"),
+        *exercise(1),
+        *exercise(2),
         new_markdown_cell(SUMMARY, id="summary"),
     ]
     return normalise(new_notebook(cells=cells))
@@ -100,6 +113,23 @@ def replace(index: int, old: str, new: str) -> Callable[[NotebookNode], None]:
         notebook.cells[index].source = source.replace(old, new)
 
     return edit
+
+
+def set_cell(index: int, source: str) -> Callable[[NotebookNode], None]:
+    return lambda n: n.cells[index].update(source=source)
+
+
+def one_exercise(notebook: NotebookNode) -> None:
+    del notebook.cells[-4:-1]
+    for number in range(2):  # the size of the lesson stays
+        shown = [stream("x")]
+        notebook.cells.insert(2, new_code_cell("print('x')", id=f"more-{number}", outputs=shown))
+    normalise(notebook)
+
+
+def untag(notebook: NotebookNode) -> None:
+    for cell in notebook.cells[-4:-1]:
+        del cell.metadata["tags"]
 
 
 def set_widgets(notebook: NotebookNode) -> None:
@@ -152,7 +182,7 @@ def many_cells(notebook: NotebookNode) -> None:
 
 def tall_cells(notebook: NotebookNode) -> None:
     for cell in notebook.cells:
-        if cell.cell_type == "code":
+        if cell.cell_type == "code" and "tags" not in cell.metadata:
             cell.source = "x = 1\n" * 7
 
 
@@ -213,7 +243,12 @@ BROKEN = {
     "no vLLM": (replace(-1, "vLLM", "It"), "what vLLM does"),
     "no SGLang": (replace(-1, "SGLang", "It"), "what SGLang does"),
     "no answer": (replace(-1, "prediction", "number"), "answer the prediction"),
-    "one exercise": (lambda n: n.cells.pop(-2), "1 exercises"),
+    "one exercise": (one_exercise, "1 exercises"),
+    "no tag": (lambda n: n.cells[-3].metadata.pop("tags"), "ex2-check|tagged solution, expected"),
+    "no solution tag": (lambda n: n.cells[-2].metadata.pop("tags"), "no cell tagged solution"),
+    "untagged": (untag, "1 exercises tagged .*, but 2 with"),
+    "stub is solved": (set_cell(-4, "answer_2 = 41"), "an open stub raises"),
+    "no self-check": (set_cell(-3, "print(answer_2)"), "a self-check calls check_exercise"),
     "difficulty": (replace(-2, "●●○○○", "●○●○○"), "difficulty ●○●○○"),
     "no difficulty": (replace(-2, "●●○○○", "○○○○○"), "difficulty ○○○○○"),
     "four marks": (replace(-2, "●●○○○", "●●○○"), "difficulty ●●○○:"),

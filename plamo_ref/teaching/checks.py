@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from plamo_ref.errors import PlamoRefError
+from plamo_ref.teaching.diagnosis import diagnose
 
 _TOLERANCE = {8: 1e-10, 4: 1e-5}  # by bytes per element of the coarser side; the rest is 16 bit
 _HALF_TOLERANCE = 2e-2
@@ -44,7 +45,7 @@ def check(
     problem, bound = _compare(got, expected, atol, rtol)
     if problem:
         raise CheckFailed(_message(name, problem, hint))
-    print(f"✓ {name}" + (f" (within {bound:.0e})" if bound else " (equal)"))
+    print(_passed(name, bound))
 
 
 def check_that(name: str, condition: Any, hint: str = "") -> None:
@@ -62,24 +63,53 @@ def check_exercise(
     atol: float | None = None,
     rtol: float | None = None,
     hint: str = "",
+    mistakes: Mapping[str, Any] | None = None,
 ) -> None:
-    """`check` for an exercise's stub: an answer still `...` is reported as open, not as wrong.
+    """`check` for an exercise's stub: an answer still open is reported as such, not as wrong.
 
-    `answer` is a value, or a function of no arguments (called here) that returns `...` or raises
-    NotImplementedError as long as the reader has not written it.
+    Args:
+        answer: a value, or a function of no arguments (called here). It is open as long as it is
+            `...` or raises NotImplementedError.
+        mistakes: sentence → the answer that this mistake leads to. An answer equal to one of them
+            is told that sentence instead of the hint.
+
+    Raises:
+        CheckFailed: as `check` does, with the likely mistake where one is recognised.
     """
     try:
         value = answer() if isinstance(answer, Callable) else answer  # type: ignore[arg-type]
     except NotImplementedError:
         value = ...
+    except Exception as error:
+        problem = f"your code raised {type(error).__name__}: {error}"
+        raise CheckFailed(_message(name, problem, hint)) from error
     if value is ...:
         print(f"○ {name}: yours to do")
-    else:
-        check(name, value, expected, atol=atol, rtol=rtol, hint=hint)
+        return
+    problem, bound = _compare(value, expected, atol, rtol)
+    if problem:
+        raise CheckFailed(_verdict(name, problem, value, expected, hint, mistakes or {}))
+    print(_passed(name, bound))
 
 
-def _message(name: str, problem: str, hint: str) -> str:
-    return f"✗ {name}: {problem}" + (f"\n  Look at: {hint}" if hint else "")
+def _verdict(
+    name: str, problem: str, value: Any, expected: Any, hint: str, mistakes: Mapping[str, Any]
+) -> str:
+    """A mistake that the lesson knows, else what can be said of any numbers, and the hint."""
+    for sentence, wrong in mistakes.items():
+        if not _compare(value, wrong, None, None)[0]:
+            return _message(name, problem, "", sentence)
+    return _message(name, problem, hint, diagnose(value, expected))
+
+
+def _passed(name: str, bound: float | None) -> str:
+    return f"✓ {name}" + (f" (within {bound:.0e})" if bound else " (equal)")
+
+
+def _message(name: str, problem: str, hint: str, likely: str = "") -> str:
+    lines = [f"✗ {name}: {problem}"]
+    lines += [f"  Likely: {likely}"] if likely else []
+    return "\n".join([*lines, f"  Look at: {hint}"] if hint else lines)
 
 
 def _compare(

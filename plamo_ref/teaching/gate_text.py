@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 
 from nbformat import NotebookNode
 
+from plamo_ref.teaching import editions
 from plamo_ref.teaching.gate_cells import code_cells
 
 MIN_CODE_CELLS, MAX_CODE_CELLS, MAX_MEDIAN_LINES = 25, 45, 6
@@ -45,9 +46,11 @@ def headings(notebook: NotebookNode) -> Iterator[str]:
 
 
 def size_of_a_lesson(notebook: NotebookNode) -> Iterator[str]:
-    lengths = [len(cell.source.splitlines()) for _, cell in code_cells(notebook)]
-    if not MIN_CODE_CELLS <= len(lengths) <= MAX_CODE_CELLS:
-        yield f"{len(lengths)} code cells, expected {MIN_CODE_CELLS} to {MAX_CODE_CELLS}"
+    """Self-checks count as cells but not as lines: nobody has to read them."""
+    cells = [cell for _, cell in code_cells(notebook)]
+    if not MIN_CODE_CELLS <= len(cells) <= MAX_CODE_CELLS:
+        yield f"{len(cells)} code cells, expected {MIN_CODE_CELLS} to {MAX_CODE_CELLS}"
+    lengths = [len(c.source.splitlines()) for c in cells if "self-check" not in editions.tags(c)]
     if lengths and (median := statistics.median(lengths)) > MAX_MEDIAN_LINES:
         yield f"median code cell has {median:g} lines, at most {MAX_MEDIAN_LINES}"
 
@@ -109,9 +112,29 @@ def exercises(notebook: NotebookNode) -> Iterator[str]:
         yield "a <details> without its </details>"
 
 
+def editions_can_be_made(notebook: NotebookNode) -> Iterator[str]:
+    """Stub, self-check and solution of each exercise are tagged, so that a program finds them."""
+    count = len(re.findall(r"(?<![●○])[●○]+(?![●○])", text_of(notebook)))
+    try:
+        found = editions.exercises(notebook)
+        solutions = [exercise.solution for exercise in found]
+    except editions.EditionError as error:
+        yield str(error)
+        return
+    if len(found) != count:
+        yield f"{len(found)} exercises tagged {', '.join(editions.TAGS)}, but {count} with ●○○○○"
+    for exercise, solution in zip(found, solutions, strict=True):
+        if not re.search(r"raise NotImplementedError|= \.\.\.", exercise.stub.source):
+            yield f"cell {exercise.stub.id}: an open stub raises NotImplementedError or is `...`"
+        if "check_exercise(" not in exercise.check.source:
+            yield f"cell {exercise.check.id}: a self-check calls check_exercise"
+        if solution in exercise.stub.source:
+            yield f"cell {exercise.stub.id}: the stub is the solution"
+
+
 LESSON_ONLY: tuple[Callable[[NotebookNode], Iterator[str]], ...] = (
     size_of_a_lesson,
     arc,
     exercises,
 )
-RULES = (headings, card, *LESSON_ONLY)
+RULES = (headings, card, editions_can_be_made, *LESSON_ONLY)
