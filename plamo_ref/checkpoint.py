@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 
+from plamo_ref.checkpoint_device import is_finite, read_ahead
 from plamo_ref.checkpoint_files import (
     CONFIG_FILE,
     DTYPES,
@@ -32,6 +33,8 @@ from plamo_ref.checkpoint_files import (
 )
 from plamo_ref.checkpoint_save import save
 from plamo_ref.config import Plamo2Config
+
+READERS = 4  # one thread copies from the file's pages more slowly than a GPU's bus can take it
 
 __all__ = ["Checkpoint", "CheckpointError", "save"]
 
@@ -142,15 +145,37 @@ class Checkpoint:
         dtype: torch.dtype | None = None,
         device: torch.device | str = "cpu",
         progress: bool = True,
+        readers: int | None = None,
     ) -> Iterator[tuple[str, torch.Tensor]]:
-        """All tensors in the order of the forward pass, one in memory at a time."""
+        """All tensors in the order of the forward pass.
+
+        Args:
+            readers: threads that read ahead, through page-locked memory; 0: one tensor in memory
+                at a time. None: some for a GPU, none else.
+        """
+        device = torch.device(device)
+        readers = (READERS if device.type == "cuda" else 0) if readers is None else readers
         with tqdm(
             total=self.nbytes, unit="B", unit_scale=True, desc="weights", disable=not progress
         ) as bar:
+            if readers:
+                found = read_ahead(self.names, self._pages, dtype, device, readers)
+                for name, tensor in found:
+                    if not is_finite(tensor):
+                        self.read(name, dtype=dtype)  # says where
+                    yield name, tensor
+                    bar.update(self.shape(name).numel() * self.dtype(name).itemsize)
+                return
             for name in self.entries:
                 # Not bound to a local name: that would keep it alive while the next one is read.
                 yield name, self.read(name, dtype=dtype, device=device)
                 bar.update(self.shape(name).numel() * self.dtype(name).itemsize)
+
+    def _pages(self, name: str) -> torch.Tensor:
+        entry = self._entry(name)
+        with open_file(entry.file) as file:
+            view: torch.Tensor = file.get_slice(name)[:]
+        return view
 
     def _entry(self, name: str) -> TensorEntry:
         if name not in self.entries:
