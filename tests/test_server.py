@@ -226,6 +226,10 @@ def test_half_a_character_is_named_by_its_bytes():
         ({"repetition_penalty": 0}, "repetition_penalty"),
         ({"guided_choice": []}, "guided_choice"),
         ({"structured_outputs": {"structural_tag": "x"}}, "structured_outputs"),
+        ({"prompt_logprobs": 1}, "prompt_logprobs"),
+        ({"use_beam_search": True}, "use_beam_search"),
+        ({"bad_words": ["x"]}, "bad_words"),
+        ({"truncate_prompt_tokens": 5}, "truncate_prompt_tokens"),
     ],
 )
 def test_a_wrong_field_is_named(client, fields, param):
@@ -372,6 +376,7 @@ def test_prompt_and_output_have_to_fit_together(client):
 
 def test_fields_that_change_nothing_are_let_through(client):
     more = {"user": "me", "store": False, "metadata": {"a": "b"}, "service_tier": "auto", "n": None}
+    more |= {"use_beam_search": False, "bad_words": [], "prompt_logprobs": None, "suffix": ""}
     assert complete(client, max_tokens=2, **more)["usage"]["completion_tokens"] == 2
 
 

@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 import time
+from contextlib import suppress
 from functools import cache
 
 import msgspec
@@ -79,6 +80,12 @@ class EngineLoop:
         self._open = True
         self._preemptions_ended = 0  # of requests that are gone
         self._reported = 0.0
+
+    def prepare_guides(self) -> None:
+        """Read the tokenizer now: with 100,000 rows it takes seconds, and would stop every stream
+        when the first request with a grammar comes."""
+        with suppress(GuidedError):  # without llguidance: who asks for a grammar is told
+            self._guides()
 
     def run(self) -> None:
         """Serve until told to stop, or until the front is gone."""
@@ -204,8 +211,10 @@ def serve(spec: EngineSpec) -> int:
     else:
         vocabulary = source.config.vocab_size
         ready = Ready(core.max_model_len, core.queues.max_num_seqs, vocabulary, os.getpid())
+        loop = EngineLoop(core, source, inbox, outbox)
+        loop.prepare_guides()
         outbox.send(Codec().encode(ready))
-        EngineLoop(core, source, inbox, outbox).run()
+        loop.run()
         return 0
     finally:
         context.destroy()

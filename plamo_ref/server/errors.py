@@ -116,7 +116,7 @@ def _invalid(error: RequestValidationError) -> ApiError:
         return bad(f"the body is not a JSON object: {first['msg']}", code="invalid_json")
     param = ".".join(place[:1]) or None
     where = ".".join(str(part) for part in first["loc"][1:])
-    return bad(f"{where}: {first['msg']}", param)
+    return bad(f"{where}: {first['msg'].removeprefix('Value error, ')}", param)
 
 
 def install(app: FastAPI) -> None:

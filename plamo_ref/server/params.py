@@ -57,6 +57,8 @@ def common_params(
         "guided": guided(request),
         "max_tokens": max_tokens,
     }
+    if request.bad_words:
+        raise bad("bad_words are not supported: logit_bias -100 forbids a token", "bad_words")
     if request.stream_options is not None and not request.stream:
         raise conflict("stream_options is only allowed when stream is true", "stream_options")
     if (request.min_tokens or 0) > max_tokens:
@@ -84,7 +86,7 @@ def completion_params(
 
 def chat_params(request: ChatRequest, config: ServerConfig, max_tokens: int) -> SamplingParams:
     """For /v1/chat/completions."""
-    for name in ("tools", "functions"):
+    for name in ("tools", "functions", "documents"):
         if getattr(request, name):
             raise bad(f"{name} are not supported by this model", name)
     if request.top_logprobs and not request.logprobs:

@@ -49,7 +49,16 @@ Prompt = (
     | Annotated[list[str], Field(min_length=1)]
     | Annotated[list[Ids], Field(min_length=1)]
 )
-# What is not supported; `params.py` says so in better words than a schema.
+
+
+def _refuse(value: Any) -> None:
+    if value is not None:
+        raise ValueError("not supported by this server; leave it out")
+
+
+# What would change the answer and is not supported: null or nothing, and an empty list or text
+# where clients send one. (`params.py` says of some why not.)
+Unsupported = Annotated[None, BeforeValidator(_refuse)]
 NoText = Annotated[str, Field(json_schema_extra={"maxLength": 0})]
 NoList = Annotated[list[Any], Field(json_schema_extra={"maxItems": 0})]
 
@@ -95,8 +104,8 @@ class StructuredOutputs(Strict):
     regex: str | None = None
     choice: Annotated[list[Text], Field(min_length=1)] | None = None
     grammar: str | None = None
-    structural_tag: None = None  # not supported
-    whitespace_pattern: None = None  # not supported: JSON is compact
+    structural_tag: Unsupported = None
+    whitespace_pattern: Unsupported = None  # JSON is compact
 
 
 class Sampling(Strict):
@@ -128,7 +137,14 @@ class Sampling(Strict):
     guided_regex: str | None = None
     guided_choice: Annotated[list[Text], Field(min_length=1)] | None = None
     guided_grammar: str | None = None
+    guided_whitespace_pattern: Unsupported = None
     structured_outputs: StructuredOutputs | None = None
+    prompt_logprobs: Unsupported = None  # of a completion: echo and logprobs
+    use_beam_search: Literal[False] | None = None
+    bad_words: NoList | None = None
+    allowed_token_ids: Unsupported = None
+    truncate_prompt_tokens: Unsupported = None
+    logits_processors: Unsupported = None
 
 
 class CompletionRequest(Sampling):
@@ -167,6 +183,15 @@ class ChatRequest(Sampling):
     top_logprobs: Count | None = None
     tools: NoList | None = None
     functions: NoList | None = None
+    tool_choice: Literal["none", "auto"] | None = None
+    function_call: Literal["none", "auto"] | None = None
+    modalities: list[Literal["text"]] | None = None
+    audio: Unsupported = None
+    web_search_options: Unsupported = None
+    chat_template: Unsupported = None  # that would run in this process; see --chat-template
+    documents: NoList | None = None
+    add_generation_prompt: Literal[True] | None = None
+    continue_final_message: Literal[False] | None = None
     chat_template_kwargs: dict[str, Any] | None = None  # vLLM's: more names for the template
 
 
