@@ -53,7 +53,9 @@ ABLATIONS = (
         "torch.compile fuses, but for what touches the cache",
         {"kernels": "cache", "compile": "all"},
     ),
-    Ablation("faithful", "the state is kept in bfloat16", {"state_dtype": "bfloat16"}, gpu=False),
+    Ablation(
+        "float32-state", "the state is kept in bfloat16", {"state_dtype": "bfloat16"}, gpu=False
+    ),
 )
 
 

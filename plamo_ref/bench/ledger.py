@@ -63,44 +63,111 @@ def _golden(rows: list[Row]) -> list[str]:
     ]
 
 
+def _shape(row: Row) -> str:
+    """The model, and what is not the default about its memory."""
+    kept = " with a bfloat16 state" if row.get("state_dtype") == "bfloat16" else ""
+    return f"{row['model'].upper()} shape{kept}"
+
+
+def _of_floor(row: Row) -> str:
+    return f" ({row['percent_of_floor']:.0f} % of the floor)" if "percent_of_floor" in row else ""
+
+
 def _decode(rows: list[Row]) -> list[str]:
-    model, graphs = rows[0]["model"], rows[0].get("cuda_graphs", False)
-    steps = ", ".join(f"{r['batch']}: **{r['step_ms']:.2f} ms**" for r in rows)
-    how = "" if graphs else " without CUDA graphs"
-    return [f"{model.upper()} shape, decode step{how} by batch: {steps}"]
+    steps = ", ".join(f"{r['batch']}: **{r['step_ms']:.2f} ms**{_of_floor(r)}" for r in rows)
+    how = "" if rows[0].get("cuda_graphs", False) else " without CUDA graphs"
+    lines = [f"{_shape(rows[0])}, decode step{how} by batch: {steps}"]
+    if "products_ms" in rows[0]:
+        bare = ", ".join(f"{r['batch']}: {r['products_ms']:.2f} ms" for r in rows)
+        lines.append(f"{_shape(rows[0])}, the library's products of such a step alone: {bare}")
+    return lines
 
 
 def _prefill(rows: list[Row]) -> list[str]:
-    speeds = ", ".join(f"{r['prompt_len']:,}: {r['tokens_per_s']:,.0f} tokens/s" for r in rows)
-    return [f"{rows[0]['model'].upper()} shape, prefill by prompt length: {speeds}"]
+    speeds = ", ".join(
+        f"{_prompts(r)}: {r['tokens_per_s']:,.0f} tokens/s{_of_floor(r)}" for r in rows
+    )
+    return [f"{_shape(rows[0])}, prefill by prompt length: {speeds}"]
+
+
+def _prompts(row: Row) -> str:
+    several = f"{row['batch']} × " if row.get("batch", 1) > 1 else ""
+    return f"{several}{row['prompt_len']:,}"
 
 
 def _whole(rows: list[Row]) -> list[str]:
     r = rows[0]
-    return [f"{r['model'].upper()} shape, the whole mixed workload: {r['seconds']:.2f} s"]
+    return [f"{_shape(r)}, the whole mixed workload: {r['seconds']:.2f} s{_of_floor(r)}"]
+
+
+def _startup(rows: list[Row]) -> list[str]:
+    def way(row: Row) -> str:
+        how = "" if row["precompile"] else ", each compiled when first launched"
+        return f"{row['cache']} kernels{how}: **{row['to_first_token_s']:.1f} s**"
+
+    ways = "; ".join(way(row) for row in rows)
+    return [f"{_shape(rows[0])}, from the start of the process to the first token, {ways}"]
+
+
+def _ablation(rows: list[Row]) -> list[str]:
+    full = ", ".join(f"{r['batch']}: {r['step_ms']:.2f} ms" for r in rows if r["off"] == "nothing")
+    lines = [f"{_shape(rows[0])}, decode step by batch with everything on: {full}"]
+    for name in dict.fromkeys(r["off"] for r in rows if r["off"] != "nothing"):
+        mine = [r for r in rows if r["off"] == name]
+        steps = ", ".join(f"{r['batch']}: {r['buys_percent']:+.0f} %" for r in mine)
+        lines.append(f"… without *{name}* ({mine[0]['instead']}): {steps}")
+    return lines
+
+
+def _kernels(rows: list[Row]) -> list[str]:
+    lines = []
+    for shape in dict.fromkeys(r["shape"] for r in rows):
+        mine = [r for r in rows if r["shape"] == shape]
+        best: dict[str, float] = {}
+        for r in mine:
+            best[r["operation"]] = max(best.get(r["operation"], 0.0), r["percent_of_floor"])
+        shares = ", ".join(f"{name} {share:.0f} %" for name, share in best.items())
+        lines.append(f"{shape} shape, kernels alone, best share of the floor: {shares}")
+    return lines
 
 
 LINES: Mapping[str, Callable[[list[Row]], list[str]]] = {
     "golden": _golden,
     "gpu_decode_8b": _decode,
+    "gpu_decode_8b_bf16": _decode,
     "gpu_decode_8b_plain": _decode,
     "gpu_decode_1b": _decode,
+    "gpu_decode_1b_bf16": _decode,
     "gpu_prefill_8b": _prefill,
+    "gpu_prefill_1b": _prefill,
     "gpu_mixed_8b": _whole,
+    "gpu_mixed_8b_bf16": _whole,
+    "gpu_mixed_1b": _whole,
+    "gpu_startup_8b": _startup,
+    "gpu_startup_1b": _startup,
+    "gpu_ablation_8b": _ablation,
+    "gpu_ablation_1b": _ablation,
+    "gpu_kernels": _kernels,
     "throughput": _throughput,
     "mixed": _mixed,
     "scheduler": _scheduler,
     "load_1b": _load,
     "tokenizer": _tokenizer,
 }
+CARD = re.compile(r"_(?:gb|gh|[abhl])\d{2,3}s?")  # at the end of a name: h100, h200, l40s
+
+
+def files_of(name: str, folder: Path) -> list[Path]:
+    """`name`.json, then the same measured on named cards: `name`_h100.json …"""
+    cards = (p for p in folder.glob(f"{name}_*.json") if CARD.fullmatch(p.stem[len(name) :]))
+    return [path for path in (folder / f"{name}.json", *sorted(cards)) if path.exists()]
 
 
 def ledger(folder: Path) -> str:
     """The table, in Markdown, of the recorded results of `folder` that belong in it."""
     lines = ["| measured | on | redo |", "|---|---|---|"]
     for name, sentences in LINES.items():
-        path = folder / f"{name}.json"
-        if path.exists():
+        for path in files_of(name, folder):
             result = json.loads(path.read_text(encoding="utf-8"))
             data = result["data"] if isinstance(result["data"], list) else [result["data"]]
             where = f"{result['machine']}, torch {result['versions'].get('torch', 'not used')}"

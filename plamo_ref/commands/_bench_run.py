@@ -50,17 +50,22 @@ def open_engine(options: dict[str, Any]) -> tuple["EngineCore", Callable[[str, l
 
 
 def finish(name: str, rows: Sequence[Row], options: dict[str, Any]) -> None:
-    """Print a table; write the report. Rows say which options they were measured with."""
+    """Print a table; write the report."""
+    result = keep(name, rows, options)
+    show(name, result["data"], result["machine"])
+
+
+def keep(name: str, rows: Sequence[Row], options: dict[str, Any]) -> dict[str, Any]:
+    """Write the report, if it was asked for; rows say which options they were measured with."""
     from plamo_ref.bench.report import report, write
 
-    where = {"model": options.get("shape") or options.get("model")}
-    hidden = ("model", "shape", "json_file")
-    said = where | {k: v for k, v in options.items() if k not in hidden}
+    said = {"model": options.get("shape") or options.get("model")}
+    said |= {k: v for k, v in options.items() if k not in ("model", "shape", "json_file")}
     said = {k: v for k, v in said.items() if v not in (None, [])}
     result = report(name, [said | row for row in rows])
-    show(name, result["data"], result["machine"])
     if options["json_file"] is not None:
         write(result, options["json_file"])
+    return result
 
 
 def show(name: str, rows: Sequence[Row], machine: str) -> None:

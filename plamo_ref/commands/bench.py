@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from plamo_ref.commands._bench_options import engine_options, result_option
-from plamo_ref.commands._bench_run import finish, more_than_one, numbers, open_engine, settings
+from plamo_ref.commands._bench_run import (
+    finish,
+    keep,
+    more_than_one,
+    numbers,
+    open_engine,
+    settings,
+)
 
 if TYPE_CHECKING:
     from plamo_ref.engine.traces import Trace
@@ -195,7 +202,11 @@ def ablation(
     rows = chosen([name for name in only.split(",") if name], engine.resolve_device())
     config, load = open_model(options["model"], options["shape"], engine)
     lengths = {"prompt": prompt_len, "output": output_len, "repeat": repeat}
-    finish("ablation", list(ablate(config, engine, load, rows, counts, **lengths)), options)
+    made: list[dict[str, Any]] = []
+    for row in ablate(config, engine, load, rows, counts, **lengths):
+        made.append(row)
+        keep("ablation", made, options)  # it takes long: what there is must not get lost
+    finish("ablation", made, options)
 
 
 @bench.command()
