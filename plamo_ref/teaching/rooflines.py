@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 
 from plamo_ref.teaching.figures import BLACK, BLUE, GREY, VERMILION, figure, style_of
 from plamo_ref.teaching.recorded import Recorded, RecordedError, recorded
@@ -59,6 +60,7 @@ def against_floor(rows: Sequence[Row]) -> tuple[Figure, str]:
         ax.text(row["us"] * 1.15, y, share, va="center", in_layout=False)
     ax.set_yticks(range(len(rows)), [f"{row['operation']} {row['case']}" for row in rows])
     ax.set(xscale="log", xlabel="µs:  | floor   ● measured (share of the floor's speed)")
+    ax.xaxis.set_minor_formatter(NullFormatter())  # its labels would overlap
     ax.set_xlim(right=max(row["us"] for row in rows) * 8)
     ax.invert_yaxis()
     near = max(rows, key=lambda row: row["percent_of_floor"])

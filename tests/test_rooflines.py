@@ -1,0 +1,63 @@
+"""Recorded kernels beside their floors and under the roofline.
+
+Invariant tested: a number is drawn where it was measured and nowhere else; without a record the
+lesson says so, and with an incomplete one it stops.
+"""
+
+import json
+
+import pytest
+
+from plamo_ref.teaching.recorded import Recorded, RecordedError
+from plamo_ref.teaching.rooflines import against_floor, ceilings_of, recorded_kernels, roofline
+
+CEILINGS = {"copy_gb_per_s": 4000.0, "product_tflop_per_s": 800.0}
+ROWS = [
+    {"operation": "a", "case": "1", "us": 20.0, "floor_us": 10.0, "percent_of_floor": 50.0},
+    {"operation": "b", "case": "2", "us": 40.0, "floor_us": 30.0, "percent_of_floor": 75.0},
+]
+
+
+@pytest.fixture
+def record(tmp_path, monkeypatch) -> None:
+    origin = {"machine": "M", "versions": {"torch": "1"}, "command": "c", "date": "2026-01-01"}
+    (tmp_path / "recorded").mkdir()
+    content = origin | {"data": [row | CEILINGS for row in ROWS]}
+    (tmp_path / "recorded" / "kernels.json").write_text(json.dumps(content))
+    monkeypatch.chdir(tmp_path)
+
+
+def test_rows_come_with_their_origin(record, capsys):
+    found, rows = recorded_kernels("kernels", "redo", "b")
+    assert [row["case"] for row in rows] == ["2"]
+    assert found is not None
+    assert ceilings_of(found) == (4e12, 8e14)
+    assert "recorded on M, 2026-01-01" in capsys.readouterr().out
+
+
+def test_without_a_record_there_is_no_number_but_a_command(record, capsys):
+    assert recorded_kernels("other", "do this", "a") == (None, [])
+    assert capsys.readouterr().out.endswith("CUDA GPU: do this\n")
+
+
+def test_a_record_without_ceilings_is_refused():
+    with pytest.raises(RecordedError, match="no row with copy_gb_per_s"):
+        ceilings_of(Recorded("k", "M", {}, "c", "2026-01-01", ROWS))
+
+
+def test_each_kernel_stands_beside_its_floor():
+    fig, alt = against_floor(ROWS)
+    lines = [line.get_xdata() for line in fig.axes[0].lines]
+    assert [x.tolist() if hasattr(x, "tolist") else list(x) for x in lines] == [
+        *([10, 20], [10], [20]),
+        *([30, 40], [30], [40]),
+    ]
+    assert alt == "2 kernels against their floors; nearest b 2 at 75 %, farthest a 1 at 50 %"
+
+
+def test_a_measured_kernel_is_a_dot_the_other_a_place_on_the_roof():
+    fig = roofline({"a": 1.0, "b": 1000.0}, 4e12, 8e14, {"a": 1e12})
+    dots = {line.get_label(): line for line in fig.axes[0].lines if "FLOP" in line.get_label()}
+    assert [float(line.get_ydata()[0]) for line in dots.values()] == [1.0, 800.0]
+    hollow = [line.get_markerfacecolor() == "white" for line in dots.values()]
+    assert hollow == [False, True]
