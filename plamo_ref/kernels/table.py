@@ -75,6 +75,7 @@ def triton_table(*, pdl: bool = False) -> Kernels:
     # Imported here: Triton exists for Linux only, and takes a second to load.
     from plamo_ref.kernels import (
         triton_conv,
+        triton_conv_prefill,
         triton_decode,
         triton_linear,
         triton_norm,
@@ -98,7 +99,7 @@ def triton_table(*, pdl: bool = False) -> Kernels:
         paged_decode=partial(triton_decode.paged_decode, pdl=pdl),
         paged_prefill=triton_prefill.paged_prefill,
         conv_update=partial(triton_conv.conv_update, pdl=pdl),
-        conv_prefill=triton_conv.conv_prefill,
+        conv_prefill=triton_conv_prefill.conv_prefill,
         state_update=partial(triton_state.state_update, pdl=pdl),
         scan_prefill=triton_scan.scan_prefill,
         sample=triton_sample.sample,

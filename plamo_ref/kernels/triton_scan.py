@@ -15,66 +15,46 @@ Invariant: the state of a request without a past is not read; only the given slo
 Source: Dao and Gu, "Transformers are SSMs" (2024), section 6.
 """
 
-from dataclasses import dataclass, replace
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from plamo_ref.kernels.errors import require
+from plamo_ref.kernels.scan_plan import Plan, plan_scan
 from plamo_ref.kernels.ssm import ScanInputs, ScanParams
+from plamo_ref.kernels.triton_decay import chunk_decays
 from plamo_ref.kernels.triton_launch import (
-    Config,
     find_request,
     launch,
-    pick,
     power_of_two,
     precision,
     silu,
 )
-from plamo_ref.kernels.triton_segments import decays, segment_states
-from plamo_ref.kernels.triton_state import check_scan, scan_pointers, scan_strides
-
-
-@dataclass(frozen=True)
-class Plan:
-    """How a scan is cut into programs; benchmarks/scan_sweep.py measures others."""
-
-    walk: Config  # of scan_kernel: a block is rows of P, a tile a chunk
-    sums: Config  # of segment_sum_kernel, likewise
-    carry: Config  # of segment_carry_kernel: a block is elements of a head's state
-    segment: int  # tokens; requests up to it are one program a block of a head
-
-
-# Size: tokens of a request, on average. Chunks of 64 fill Hopper's matrix unit; parts of 16 tokens
-# and fewer are all state, which many small programs move faster.
-WALK_CONFIGS = (
-    Config(up_to=16, block=32, warps=4, tile=16),
-    Config(up_to=1 << 30, block=128, warps=4, stages=2, tile=64),
-)
-# float32: each operand of tf32x3 in two halves, so smaller tiles.
-WIDE_WALK_CONFIGS = (Config(up_to=1 << 30, block=16, warps=4, tile=32),)
-SUMS_CONFIG = Config(up_to=1 << 30, block=128, warps=4, stages=3, tile=64)
-WIDE_SUMS_CONFIG = Config(up_to=1 << 30, block=16, warps=4, tile=32)
-CARRY_CONFIG = Config(up_to=1 << 30, block=1024, warps=4, stages=4)
-PROGRAMS = 512  # that one step should have: two waves of two on each multiprocessor
-SEGMENTS = (256, 1024)  # the shortest (below, three launches cost more than they save), the longest
+from plamo_ref.kernels.triton_segments import segment_states
+from plamo_ref.kernels.triton_state import check_scan
 
 
 @triton.jit(
-    do_not_specialize=["requests"],
-    do_not_specialize_on_alignment=["slots_ptr", "starts_ptr", "has_past_ptr", "dt_ptr"],
+    do_not_specialize=["requests", "T"],
+    do_not_specialize_on_alignment=[
+        "slots_ptr",
+        "starts_ptr",
+        "has_past_ptr",
+        "delta_ptr",
+        "log_decay_ptr",
+        "log_step_ptr",
+    ],
 )
 def scan_kernel(
     u_ptr,
     z_ptr,
-    dt_ptr,
     b_ptr,
     c_ptr,
-    a_ptr,
     d_ptr,
-    bias_ptr,
+    delta_ptr,
+    log_decay_ptr,
+    log_step_ptr,
     cache_ptr,
     slots_ptr,
     starts_ptr,
@@ -82,12 +62,12 @@ def scan_kernel(
     states_ptr,
     y_ptr,
     requests,
+    T,
     SEGMENT,
     u_stride,
     u_stride_head,
     z_stride,
     z_stride_head,
-    dt_stride,
     b_stride,
     c_stride,
     H: tl.constexpr,
@@ -97,7 +77,6 @@ def scan_kernel(
     BLOCK_P: tl.constexpr,
     BLOCK_N: tl.constexpr,
     PRECISION: tl.constexpr,
-    STAGES: tl.constexpr,
 ):
     """The chunks of one segment, for BLOCK_P rows of one head."""
     BLOCKS: tl.constexpr = (P + BLOCK_P - 1) // BLOCK_P
@@ -110,7 +89,7 @@ def scan_kernel(
         p = (tl.program_id(0) % BLOCKS) * BLOCK_P + tl.arange(0, BLOCK_P)
         n, i = tl.arange(0, BLOCK_N), tl.arange(0, Q)
         p_in, n_in = p < P, n < N
-        a, skip, bias = tl.load(a_ptr + head), tl.load(d_ptr + head), tl.load(bias_ptr + head)
+        skip = tl.load(d_ptr + head)
 
         # Transposed, [N, P]: then no product below has to transpose it.
         inside = p_in[None, :] & n_in[:, None]
@@ -126,63 +105,59 @@ def scan_kernel(
 
         t = first + offset
         tokens = tl.minimum(count - offset, SEGMENT)
-        # Bases move, offsets stay: these are small, one register each.
-        u_base = u_ptr + t * u_stride + head * u_stride_head
-        z_base = z_ptr + t * z_stride + head * z_stride_head
-        y_base = y_ptr + (t * H + head) * P
-        b_base, c_base, dt_base = b_ptr + t * b_stride, c_ptr + t * c_stride, dt_ptr + t * dt_stride
-        dt_base += head
-        dt_ahead = tl.load(dt_base + i * dt_stride, mask=i < tokens, other=0.0)
-        for start in tl.range(0, tokens, Q, num_stages=STAGES):
-            live = start + i < tokens
-            live_p = live[:, None] & p_in[None, :]
-            c_at = c_base + i[:, None] * c_stride + n[None, :]
-            c = tl.load(c_at, mask=live[:, None] & n_in[None, :], other=0.0)  # [Q, N]
-            b_at = b_base + i[:, None] * b_stride + n[None, :]
-            b = tl.load(b_at, mask=live[:, None] & n_in[None, :], other=0.0)  # [Q, N]
-            u = tl.load(u_base + i[:, None] * u_stride + p[None, :], mask=live_p, other=0.0)
-            z = tl.load(z_base + i[:, None] * z_stride + p[None, :], mask=live_p, other=0.0)
-            dt = dt_ahead
-            dt_base += Q * dt_stride
-            dt_ahead = tl.load(dt_base + i * dt_stride, mask=start + Q + i < tokens, other=0.0)
-            is_last = i == tl.minimum(tokens - start, Q) - 1
-            delta, log_decay, total = decays(dt, bias, a, live, is_last)
+        u_base = u_ptr + t * u_stride + head * u_stride_head + p[None, :]
+        z_base = z_ptr + t * z_stride + head * z_stride_head + p[None, :]
+        y_base = y_ptr + (t * H + head) * P + p[None, :]
+        b_base, c_base = b_ptr + t * b_stride + n[None, :], c_ptr + t * c_stride + n[None, :]
+        of_head = head.to(tl.int64) * T + t
+        delta_base, log_base = delta_ptr + of_head, log_decay_ptr + of_head
+        step_base = log_step_ptr + of_head
+        at = 0
+        for _ in range(0, tokens, Q):
+            token = at + i
+            live, row = token < tokens, token[:, None]
+            live_p = (row < tokens) & p_in[None, :]
+            live_n = (row < tokens) & n_in[None, :]
+            c = tl.load(c_base + row * c_stride, mask=live_n, other=0.0)  # [Q, N]
+            b = tl.load(b_base + row * b_stride, mask=live_n, other=0.0)  # [Q, N]
+            u = tl.load(u_base + row * u_stride, mask=live_p, other=0.0)  # [Q, P]
+            # Tokens past the end have Δ = 0 and have forgotten everything: they add nothing.
+            delta = tl.load(delta_base + token, mask=live, other=0.0)
+            log_decay = tl.load(log_base + token, mask=live, other=float("-inf"))
+            log_step = tl.load(step_base + token, mask=live, other=0.0)
+            # Forward by what is there, which the compiler cannot foresee: of a constant step it
+            # would make one 64-bit pointer per load, and run out of registers.
+            length = tl.minimum(tokens - at, Q)
+            total = tl.load(log_base + (at + length - 1))
+            at += length
 
-            between = log_decay[:, None] - log_decay[None, :]  # [Q, Q]
-            # Masked before exp: above the diagonal the exponent is positive and could overflow.
-            decay = tl.exp(tl.where(i[:, None] >= i[None, :], between, float("-inf")))
-            weights = decay * delta[None, :] * tl.dot(c, tl.trans(b), input_precision=PRECISION)
-            # D on the diagonal: u is then an operand only, and need not come into registers.
-            weights += tl.where(i[:, None] == i[None, :], skip, 0.0)
-            y = tl.dot(c, state.to(c.dtype), input_precision=PRECISION)
-            y *= tl.exp(log_decay)[:, None]
-            y = tl.dot(weights.to(u.dtype), u, acc=y, input_precision=PRECISION)
-            left = tl.exp(total - log_decay) * delta  # of each token, at the end
+            # Masked before exp: above the diagonal the exponent is positive and could overflow. On
+            # it, l and m would not cancel exactly; D is put there too: then u is an operand only,
+            # and need not come into registers.
+            between = log_decay[:, None] - log_step[None, :]  # [Q, Q]
+            decayed = tl.exp2(tl.where(i[:, None] > i[None, :], between, float("-inf")))
+            weights = tl.dot(c, tl.trans(b), input_precision=PRECISION)
+            here = delta[:, None] * weights + skip
+            weights = tl.where(i[:, None] == i[None, :], here, decayed * weights).to(u.dtype)
+            y = tl.dot(weights, u, input_precision=PRECISION)
+            carried = (c.to(tl.float32) * tl.exp2(log_decay)[:, None]).to(c.dtype)
+            y = tl.dot(carried, state.to(c.dtype), acc=y, input_precision=PRECISION)
+            # So late for the sake of registers.
+            z = tl.load(z_base + row * z_stride, mask=live_p, other=0.0)  # [Q, P]
+            # Of each token, at the end; tokens past it are 0 · exp(something harmless).
+            left = tl.exp2(tl.where(live, total - log_decay, 0.0)) * delta
             weighted = tl.trans((b.to(tl.float32) * left[:, None]).to(u.dtype))
-            state *= tl.exp(total)
+            state *= tl.exp2(total)
             state = tl.dot(weighted, u, acc=state, input_precision=PRECISION)
 
             y = y.to(z.dtype).to(tl.float32) * silu(z.to(tl.float32))
-            y_at = y_base + i[:, None] * (H * P) + p[None, :]
-            tl.store(y_at, y.to(y_ptr.dtype.element_ty), mask=live_p)
-            u_base += Q * u_stride
-            z_base += Q * z_stride
-            y_base += Q * H * P
-            b_base += Q * b_stride
-            c_base += Q * c_stride
+            tl.store(y_base + row * (H * P), y.to(y_ptr.dtype.element_ty), mask=live_p)
         if offset + SEGMENT >= count:
-            tl.store(slot_at, state.to(cache_ptr.dtype.element_ty), mask=inside)
-
-
-def plan_scan(tokens: int, requests: int, heads: int, size: int, dtype: torch.dtype) -> Plan:
-    """The cut for a step of so many tokens: from its shape alone, lengths are on the device."""
-    wide = dtype == torch.float32
-    covers = power_of_two(size, 16)
-    walk = pick(WIDE_WALK_CONFIGS if wide else WALK_CONFIGS, triton.cdiv(tokens, requests))
-    sums = WIDE_SUMS_CONFIG if wide else SUMS_CONFIG
-    walk, sums = (replace(c, block=min(c.block, covers)) for c in (walk, sums))
-    segment = power_of_two(triton.cdiv(tokens * heads, PROGRAMS))
-    return Plan(walk, sums, CARRY_CONFIG, min(max(segment, SEGMENTS[0]), SEGMENTS[1]))
+            # Read again: pointers kept since the start would be registers lost in the loop.
+            slot = tl.load(slots_ptr + request).to(tl.int64)
+            rows = (slot * H + head) * P + p[None, :]
+            state = state.to(cache_ptr.dtype.element_ty)
+            tl.store(cache_ptr + rows * N + n[:, None], state, mask=inside)
 
 
 def scan_prefill(
@@ -207,32 +182,42 @@ def scan_prefill(
         f"scan_prefill: query_start_loc {list(query_start_loc.shape)} and has_past "
         f"{list(has_past.shape)} do not fit {requests} requests",
     )
-    plan = plan or plan_scan(tokens, requests, heads, size, inputs.u.dtype)
+    plan = plan or plan_scan(inputs.u, requests)
     y = torch.empty((tokens, heads, size), dtype=inputs.z.dtype, device=cache.device)
     memory = (cache, slots, query_start_loc, has_past.view(torch.uint8))  # bits differ, bytes not
+    decays = chunk_decays(inputs, params, query_start_loc, plan.chunk)
     if tokens <= plan.segment:  # nobody has a second segment: there is nothing to read
         states = torch.empty(1, dtype=torch.float32, device=cache.device)
     else:
-        states = segment_states(inputs, params, *memory, plan.segment, (plan.sums, plan.carry))
-    walk = plan.walk
+        cut = (plan.chunk, plan.segment)
+        states = segment_states(inputs, decays, *memory, cut, plan.sums, plan.carry)
+    block = min(plan.walk.block, power_of_two(size, 16))
     launch(
         scan_kernel,
-        (heads * triton.cdiv(size, walk.block), tokens // plan.segment + requests),
-        *scan_pointers(inputs, params),
+        (heads * triton.cdiv(size, block), tokens // plan.segment + requests),
+        inputs.u,
+        inputs.z,
+        inputs.B,
+        inputs.C,
+        params.D,
+        *decays,
         *memory,
         states,
         y,
         requests,
+        tokens,
         plan.segment,
-        *scan_strides(inputs),
-        config=walk,
+        *inputs.u.stride()[:2],
+        *inputs.z.stride()[:2],
+        inputs.B.stride(0),
+        inputs.C.stride(0),
+        config=plan.walk,
         H=heads,
         P=size,
         N=state,
-        Q=walk.tile,
-        BLOCK_P=walk.block,
+        Q=plan.chunk,
+        BLOCK_P=block,
         BLOCK_N=power_of_two(state, 16),
         PRECISION=precision(inputs.u.dtype),
-        STAGES=walk.stages,
     )
     return y

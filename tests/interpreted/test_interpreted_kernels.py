@@ -7,14 +7,25 @@ must not be read or written is NaN in every case, and NaN must be exactly where 
 
 import math
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
 from torch import Tensor
 
 from plamo_ref.kernels.check import LIMITS, check, compare, copied, main, results
-from plamo_ref.kernels.check_cases import SMALL, Case, Maker, paged_case, scan_cases, small_cases
+from plamo_ref.kernels.check_cases import (
+    SMALL,
+    Case,
+    Maker,
+    conv_cases,
+    paged_case,
+    scan_cases,
+    small_cases,
+)
+from plamo_ref.kernels.scan_plan import Plan, plan_scan
 from plamo_ref.kernels.table import TORCH, KernelError, triton_table
+from plamo_ref.kernels.triton_launch import Config
 
 CPU, F32 = torch.device("cpu"), torch.float32
 CASES = {case.name: case for case in small_cases(CPU, F32)}
@@ -132,6 +143,36 @@ def test_scan_and_convolution_at_the_edges_of_their_chunks(count):
     shape = replace(SMALL[0], mamba_heads=1)
     _, prefill = scan_cases(Maker(CPU, F32), shape, 1, (3, count))
     agrees(prefill)
+
+
+@pytest.mark.parametrize("counts", [(1, 0, 65, 33, 32, 31), (97,), (64, 128)])
+def test_segments_of_long_requests_pass_their_state_on(counts):
+    """Segments of two chunks, among them empty requests and those that end with a segment."""
+    few = Config(up_to=1 << 30, block=16, warps=4)
+    plan = Plan(chunk=16, walk=few, sums=few, carry=replace(few, block=64), segment=32)
+    cut = replace(KERNELS, scan_prefill=partial(KERNELS.scan_prefill, plan=plan))
+    shape = replace(SMALL[1], mamba_heads=2)  # P 32, N 24
+    _, case = scan_cases(Maker(CPU, F32), shape, 1, counts)
+    ((_, ratio, most, _, good),) = check([case], F32, cut)
+    assert good, f"ratio {ratio:.1e}, maximum {most:.1e}"
+
+
+@pytest.mark.parametrize("tokens", [1, 16, 17, 255, 256, 8192, 100_000])
+@pytest.mark.parametrize("requests", [1, 30])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, F32])
+def test_plans_fit_together(tokens, requests, dtype):
+    plan = plan_scan(torch.empty(tokens, 64, 128, dtype=dtype, device="meta"), requests)
+    assert plan.segment % plan.chunk == 0
+    assert plan.chunk >= 16, "products of matrices need it"
+    if tokens <= 16 * requests and dtype == torch.bfloat16:
+        assert plan.chunk == 16
+
+
+@pytest.mark.parametrize("counts", [(1, 2, 33, 3, 4), (63, 64, 65), (130,)])
+@pytest.mark.parametrize("shape", SMALL, ids=lambda shape: f"K {shape.taps}")
+def test_convolution_at_the_edges_of_its_blocks(shape, counts):
+    *_, case = conv_cases(Maker(CPU, F32), replace(shape, mamba_heads=1), 1, counts)
+    agrees(case)
 
 
 @pytest.mark.parametrize("state", [8, 16, 24, 32, 64])
