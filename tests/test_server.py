@@ -214,7 +214,7 @@ def test_half_a_character_is_named_by_its_bytes():
         ({"suffix": "end"}, "suffix"),
         ({"logit_bias": {"x": 1}}, "logit_bias"),
         ({"logit_bias": {"5": 101}}, "logit_bias"),
-        ({"seed": 2**63}, "seed"),
+        ({"seed": 0.5}, "seed"),
         ({"model": None}, "model"),
         ({"response_format": {"type": "xml"}}, "response_format"),
         ({"response_format": {"type": "json_schema"}}, "response_format"),
@@ -303,6 +303,16 @@ def test_structured_outputs_are_followed(client, outputs, pattern):
     (choice,) = body["choices"]
     assert choice["finish_reason"] == "stop" or "json_object" in outputs
     assert re.fullmatch(pattern, choice["text"], re.DOTALL), choice["text"]
+
+
+def test_any_integer_is_a_seed(client):
+    texts = [
+        complete(client, seed=seed, temperature=1, max_tokens=8)["choices"][0]["text"]
+        for seed in (5, 5 + 2**64, 5 - 2**64, -(2**63), 2**63, 10**30)
+    ]
+    assert texts[0] == texts[1] == texts[2]
+    assert texts[3] == texts[4]
+    assert len(set(texts)) == 3
 
 
 def test_an_integer_may_be_written_as_json_writes_it(client):

@@ -227,6 +227,7 @@ def test_schemathesis_finds_no_answer_that_the_document_does_not_allow(server, t
     phases = "examples,coverage,fuzzing,stateful" if SCALE > 1 else "fuzzing,stateful"
     command = [Path(sys.executable).with_name("st"), "run", f"{server.address}/openapi.json"]
     command += ["--max-examples", str(12 * SCALE), "--generation-deterministic", "--phases", phases]
+    command += ["--request-timeout", "60"]
     command += ["--exclude-checks", "positive_data_acceptance"]  # ours does it, and a little more
     folder = str(Path(__file__).parent)
     hooks = {"SCHEMATHESIS_HOOKS": "openapi_checks", "PYTHONPATH": folder}

@@ -22,7 +22,6 @@ PLAIN = (
     "frequency_penalty",
     "presence_penalty",
     "repetition_penalty",
-    "seed",
     "temperature",
     "top_p",
     "top_k",
@@ -51,6 +50,7 @@ def common_params(
     """
     given: dict[str, Any] = {name: getattr(request, name) for name in PLAIN}
     given |= {
+        "seed": None if request.seed is None else _int64(request.seed),
         "n": _choices(request, config),
         "stop": _stops(request, config),
         "logit_bias": _logit_bias(request.logit_bias),
@@ -115,6 +115,11 @@ def _stops(request: Sampling, config: ServerConfig) -> list[str]:
     if any(len(stop) > config.max_stop_length for stop in stops):
         raise bad(f"stop: a string has at most {config.max_stop_length} characters", "stop")
     return [stop for stop in stops if stop]  # clients send "" for none
+
+
+def _int64(number: int) -> int:
+    """Itself, or what a 64-bit integer makes of a longer one."""
+    return (number + 2**63) % 2**64 - 2**63
 
 
 def _logit_bias(bias: dict[str, float] | None) -> dict[int, float] | None:

@@ -10,8 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-INT64 = 2**63 - 1
-LARGEST = 2**63 - 1024  # … that is a float64 too, so that whoever reads JSON reads the same number
+SAFE = 2**53 - 1  # up to it every reader of JSON sees the same integers
 
 
 def _whole(value: Any) -> Any:
@@ -26,19 +25,15 @@ def _all_whole(value: Any) -> Any:
     return value
 
 
-Count = Annotated[int, Field(ge=0, le=LARGEST), BeforeValidator(_whole)]
-Positive = Annotated[int, Field(ge=1, le=LARGEST), BeforeValidator(_whole)]
-TopK = Annotated[int, Field(ge=-1, le=LARGEST), BeforeValidator(_whole)]
-Seed = Annotated[
-    int,
-    Field(ge=-INT64 - 1, le=INT64, json_schema_extra={"maximum": LARGEST}),
-    BeforeValidator(_whole),
-]
+Count = Annotated[int, Field(ge=0, le=SAFE), BeforeValidator(_whole)]
+Positive = Annotated[int, Field(ge=1, le=SAFE), BeforeValidator(_whole)]
+TopK = Annotated[int, Field(ge=-1, le=SAFE), BeforeValidator(_whole)]
+Integer = Annotated[int, BeforeValidator(_whole)]
 Penalty = Annotated[float, Field(ge=-2, le=2)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Factor = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Bias = Annotated[float, Field(ge=-100, le=100)]
-TokenId = Annotated[int, Field(ge=0, le=LARGEST)]
+TokenId = Annotated[int, Field(ge=0, le=SAFE)]
 Text = Annotated[str, Field(min_length=1)]
 AnyIds = Annotated[list[TokenId], BeforeValidator(_all_whole)]
 Ids = Annotated[AnyIds, Field(min_length=1)]
@@ -118,7 +113,7 @@ class Sampling(Strict):
     n: Positive | None = None
     presence_penalty: Penalty | None = None
     response_format: PlainFormat | SchemaFormat | None = Field(None, discriminator="type")
-    seed: Seed | None = None
+    seed: Integer | None = None  # of its last 64 bits
     stop: str | list[str] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
