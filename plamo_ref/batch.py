@@ -38,6 +38,8 @@ class ForwardBatch:
     logits_rows: Tensor  # rows of T whose logits are wanted
     num_decodes: int  # requests (and tokens) at the front that decode
     num_requests: int
+    # The usual decode step: one token a request, and the logits of all of them, in this order.
+    rows_in_order: bool = False
 
     @property
     def decodes(self) -> slice:

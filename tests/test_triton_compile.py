@@ -78,6 +78,8 @@ def calls(table: Kernels, shape: Shape, dtype: torch.dtype) -> Iterator[Callable
             yield lambda b=b, p=params: table.selection(b, p)
             y = empty(parts, tokens, hidden, dtype=kind)
             yield lambda s=stream, y=y: table.add_norm(s, y, x(hidden), x(hidden), 1e-6)
+        yield lambda t=tokens: table.argmax(x(t, shape.vocabulary))
+        yield lambda t=tokens: table.rope_tables(ints(t), size, 1e6, dtype)
         knobs = empty(tokens, len(KNOBS), dtype=torch.float64)
         yield lambda t=tokens, k=knobs: table.sample(x(t, shape.vocabulary), k)
         yield lambda t=tokens: table.qk_norm_rope_write(
@@ -269,9 +271,12 @@ REGISTERS = {
     "state_update_kernel": 96,
     "decay_kernel": 64,
     "segment_sum_kernel": 176,
-    "segment_carry_kernel": 48,
+    "segment_carry_kernel": 56,
     "scan_kernel": 255,
     "sample_kernel": 128,
+    "argmax_part_kernel": 64,
+    "argmax_join_kernel": 40,
+    "rope_kernel": 48,
 }
 REGISTERS_OF_A_MULTIPROCESSOR = 65536
 

@@ -102,6 +102,7 @@ def build_batch(
         logits_rows=moved["logits_rows"],
         num_decodes=int(((counts == 1) & (pasts > 0)).sum()),
         num_requests=len(requests),
+        rows_in_order=len(complete) == len(requests) == starts[-1] and not scored_rows,
     )
     return BatchPlan(
         batch,

@@ -10,8 +10,8 @@ from dataclasses import replace
 from torch import Tensor
 
 from plamo_ref.engine.request import FinishReason, Request
-from plamo_ref.kernels.table import TORCH
-from plamo_ref.sampling import Draw, RowContext, adjust, sample, token_logprobs, uniform
+from plamo_ref.kernels.table import TORCH, Kernels
+from plamo_ref.sampling import RowContext, adjust, sample, token_logprobs, uniform
 
 
 def needs_host(request: Request) -> bool:
@@ -37,7 +37,7 @@ def needs_host(request: Request) -> bool:
 def choose_on_device(
     requests: Sequence[Request],
     logits: Tensor,
-    draw: Draw = TORCH.sample,
+    ops: Kernels = TORCH,
     numbers: Sequence[int] | None = None,
 ) -> Tensor:
     """A token for each request, from its row of logits [n, V]: [n] int64 on the logits' device.
@@ -46,7 +46,7 @@ def choose_on_device(
     grammar masks, which are made on the CPU, cost no time of their own.
 
     Args:
-        draw: the operation `sample` of the model's table of kernels.
+        ops: the model's table of kernels.
         numbers: how many output tokens each request has had, more than `output_ids` says where
             some of them are still on the device (not for a request that `needs_host`).
     """
@@ -60,7 +60,8 @@ def choose_on_device(
         0.0 if r.params.greedy else uniform(r.seed, number)
         for r, number in zip(requests, numbers, strict=True)
     ]
-    return sample(adjust(logits, contexts), [r.params for r in requests], uniforms, draw)
+    params = [r.params for r in requests]
+    return sample(adjust(logits, contexts), params, uniforms, ops.sample, ops.argmax)
 
 
 def read_tokens(requests: Sequence[Request], logits: Tensor, tokens: Tensor) -> list[int]:
@@ -70,11 +71,11 @@ def read_tokens(requests: Sequence[Request], logits: Tensor, tokens: Tensor) -> 
     return ids
 
 
-def choose(requests: Sequence[Request], logits: Tensor, draw: Draw = TORCH.sample) -> list[int]:
+def choose(requests: Sequence[Request], logits: Tensor, ops: Kernels = TORCH) -> list[int]:
     """A token for each request, from its row of logits [n, V]; waits for the device."""
     if not requests:
         return []
-    return read_tokens(requests, logits, choose_on_device(requests, logits, draw))
+    return read_tokens(requests, logits, choose_on_device(requests, logits, ops))
 
 
 def _note_logprobs(requests: Sequence[Request], logits: Tensor, tokens: Sequence[int]) -> None:

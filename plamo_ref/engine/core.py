@@ -144,9 +144,8 @@ class EngineCore:
         plan = build_batch(schedule, self.cache, self.runner.device, unread)
         logits = self.runner.run(plan.batch)
         numbers = [r.num_output_tokens for r in plan.sampled]
-        tokens = choose_on_device(
-            plan.sampled, logits[: len(plan.sampled)], self.runner.model.ops.sample, numbers
-        )
+        ops = self.runner.model.ops
+        tokens = choose_on_device(plan.sampled, logits[: len(plan.sampled)], ops, numbers)
         if self.observers and self._overlap:
             logits = logits.clone()  # a recorded step writes where the last one wrote
         log = describe(plan, schedule, self.cache) if self.observers else None

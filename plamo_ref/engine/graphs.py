@@ -68,6 +68,7 @@ class DecodeBuffers:
             logits_rows=every[:rows],
             num_decodes=rows,
             num_requests=rows,
+            rows_in_order=True,
         )
 
     def fit(self, batch: ForwardBatch) -> bool:
@@ -104,7 +105,7 @@ class DecodeGraphs:
     def run(self, batch: ForwardBatch) -> Tensor | None:
         """Logits [R, V] of a decode batch; None: there is no graph for it, run it plainly."""
         rung = next((n for n in self._rungs if n >= batch.num_requests), None)
-        if batch.has_prefills or rung is None or len(batch.logits_rows) != batch.num_requests:
+        if batch.has_prefills or rung is None or not batch.rows_in_order:
             return None
         if rung not in self._graphs:
             self._graphs[rung] = self._record(rung)

@@ -59,4 +59,4 @@ class ModelRunner:
 
     def _step(self, batch: ForwardBatch) -> Tensor:
         hidden = self.model.forward(batch, self.caches)  # [T, D]
-        return self.model.logits(hidden[batch.logits_rows])
+        return self.model.logits(hidden if batch.rows_in_order else hidden[batch.logits_rows])

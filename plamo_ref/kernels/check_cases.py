@@ -297,6 +297,13 @@ def _parts(
     return starts, has_past, cache, slots
 
 
+def argmax_case(make: Maker, size: int, rows: int) -> Case:
+    """Logits of few different values, so that equals are everywhere."""
+    logits = make.noise(rows, size + 8)[:, :size].mul(2).round()
+    moved = rows * size * make.dtype.itemsize
+    return Case(f"{rows} of {size}", "argmax", (logits,), moved_bytes=moved)
+
+
 def sample_case(make: Maker, size: int, rows: int) -> Case:
     """Rows of all kinds. Each row's u is the middle of the share of some likely token, so that a
     rounding cannot choose another."""
@@ -345,6 +352,7 @@ def small_cases(device: torch.device, dtype: torch.dtype) -> Iterator[Case]:
                 paged_case(make, shape, edges[:2] if index > 1 else edges, limit),
                 paged_case(make, shape, chunks[1:] if index > 1 else chunks, limit),
             ]
+        cases.append(argmax_case(make, (1000, 1, 257, 4097, 9001)[index], 3))
         cases.append(sample_case(make, (1000, 1, 257, 4096, 5001)[index], 14))
         for case in cases:
             name = f"{shape.name}: {case.operation} {case.name}"
@@ -371,4 +379,5 @@ def model_cases(device: torch.device, dtype: torch.dtype, shape: Shape) -> Itera
         yield from scan_cases(make, shape, requests, counts)
     yield from scan_cases(make, shape, 128, (), torch.bfloat16)
     for rows in (1, 32, 256):
+        yield argmax_case(make, shape.vocabulary, rows)
         yield sample_case(make, shape.vocabulary, rows)

@@ -56,6 +56,11 @@ def kept_weights(logits: Tensor, knobs: Tensor, truncated: bool = True) -> Tenso
     return _truncate(x, weights, top_k, top_p) if truncated else weights
 
 
+def argmax(logits: Tensor) -> Tensor:
+    """The token of greedy rows: logits [B, V] → [B] int64, the smallest id among equals."""
+    return logits.argmax(-1)
+
+
 def token_weights(x: Tensor, temperature: Tensor) -> Tensor:
     """w of the formula: x [B, V], temperature [B, 1] → [B, V] int64."""
     top = x.amax(-1, keepdim=True)

@@ -4,7 +4,7 @@ Invariant: two tables compute the same thing; the model cannot tell which one it
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib.util import find_spec
 from typing import Literal
@@ -24,7 +24,7 @@ from plamo_ref.kernels import (
 )
 from plamo_ref.kernels.errors import KernelError
 
-KernelChoice = Literal["auto", "torch", "triton"]
+KernelChoice = Literal["auto", "torch", "triton", "cache"]
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,7 @@ class Kernels:
     linear_parts: Callable[..., Tensor]
     linear_swiglu: Callable[..., Tensor]
     selection: Callable[..., tuple[Tensor, Tensor, Tensor]]
+    rope_tables: Callable[..., Tensor]
     qk_norm_rope_write: Callable[..., Tensor]
     paged_decode: Callable[..., Tensor]
     paged_prefill: Callable[..., Tensor]
@@ -45,6 +46,7 @@ class Kernels:
     conv_prefill: Callable[..., Tensor]
     state_update: Callable[..., Tensor]
     scan_prefill: Callable[..., Tensor]
+    argmax: Callable[..., Tensor]
     sample: Callable[..., Tensor]
 
 
@@ -56,6 +58,7 @@ TORCH = Kernels(
     linear_parts=linear.linear_parts,
     linear_swiglu=linear.linear_swiglu,
     selection=selection.selection,
+    rope_tables=qk_norm_rope.rope_tables,
     qk_norm_rope_write=qk_norm_rope.qk_norm_rope_write,
     paged_decode=paged_attention.paged_decode,
     paged_prefill=paged_attention.paged_prefill,
@@ -63,6 +66,7 @@ TORCH = Kernels(
     conv_prefill=conv.conv_prefill,
     state_update=ssm.state_update,
     scan_prefill=ssm.scan_prefill,
+    argmax=sample.argmax,
     sample=sample.sample,
 )
 
@@ -74,6 +78,7 @@ def triton_table(*, pdl: bool = False) -> Kernels:
     """
     # Imported here: Triton exists for Linux only, and takes a second to load.
     from plamo_ref.kernels import (
+        triton_argmax,
         triton_conv,
         triton_conv_prefill,
         triton_decode,
@@ -95,6 +100,7 @@ def triton_table(*, pdl: bool = False) -> Kernels:
         linear_parts=partial(triton_linear.linear_parts, pdl=pdl),
         linear_swiglu=partial(triton_linear.linear_swiglu, pdl=pdl),
         selection=partial(triton_selection.selection, pdl=pdl),
+        rope_tables=partial(triton_qk.rope_tables, pdl=pdl),
         qk_norm_rope_write=partial(triton_qk.qk_norm_rope_write, pdl=pdl),
         paged_decode=partial(triton_decode.paged_decode, pdl=pdl),
         paged_prefill=triton_prefill.paged_prefill,
@@ -102,6 +108,7 @@ def triton_table(*, pdl: bool = False) -> Kernels:
         conv_prefill=triton_conv_prefill.conv_prefill,
         state_update=partial(triton_state.state_update, pdl=pdl),
         scan_prefill=triton_scan.scan_prefill,
+        argmax=partial(triton_argmax.argmax, pdl=pdl),
         sample=triton_sample.sample,
     )
 
@@ -115,6 +122,9 @@ def select(
 ) -> Kernels:
     """The table for `choice`; "auto" takes the fastest that can run.
 
+    "cache" is half and half: Triton for what touches the cache, twins for the rest. It is what
+    torch.compile starts from, and so what its gain is measured against.
+
     Args:
         device: where the tensors will be; None: a GPU if there is one.
         dtype: of weights and activations. Triton kernels compute in float32, so float64 is for
@@ -124,16 +134,32 @@ def select(
     Raises:
         KernelError: the choice cannot be run here.
     """
-    if choice not in ("auto", "torch", "triton"):
-        raise KernelError(f'kernels={choice!r}: choose "auto", "torch" or "triton"')
+    if choice not in ("auto", "torch", "triton", "cache"):
+        raise KernelError(f'kernels={choice!r}: choose "auto", "torch", "triton" or "cache"')
     if choice == "torch":
         return TORCH
     obstacle = _obstacle(device, dtype)
     if obstacle is None:
-        return triton_table(pdl=pdl and torch.cuda.get_device_capability(device) >= (9, 0))
+        own = triton_table(pdl=pdl and torch.cuda.get_device_capability(device) >= (9, 0))
+        return own if choice != "cache" else _only_on_the_cache(own)
     if choice == "auto":
         return TORCH
-    raise KernelError(f'kernels="triton": {obstacle}; use "auto" or "torch"')
+    raise KernelError(f'kernels="{choice}": {obstacle}; use "auto" or "torch"')
+
+
+def _only_on_the_cache(own: Kernels) -> Kernels:
+    return replace(
+        TORCH,
+        name="cache",
+        paged_decode=own.paged_decode,
+        paged_prefill=own.paged_prefill,
+        conv_update=own.conv_update,
+        conv_prefill=own.conv_prefill,
+        state_update=own.state_update,
+        scan_prefill=own.scan_prefill,
+        argmax=own.argmax,
+        sample=own.sample,
+    )
 
 
 def _obstacle(device: torch.device | None, dtype: torch.dtype) -> str | None:

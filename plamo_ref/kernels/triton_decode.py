@@ -30,7 +30,7 @@ DECODE_CONFIGS = (
 # Elements twice as wide, and each operand of tf32x3 in two halves: smaller tiles.
 WIDE_DECODE_CONFIGS = (Config(up_to=1 << 20, block=1, warps=4, stages=2, tile=32),)
 JOIN_CONFIG = Config(up_to=1 << 30, block=1, warps=2)
-PROGRAMS = 256  # wanted in all: about two for each multiprocessor of a large GPU
+PROGRAMS = 132  # wanted in all: one for each multiprocessor of a large GPU
 KEYS_OF_A_PART = 128  # at least: less is not worth joining
 
 

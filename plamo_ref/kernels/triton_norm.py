@@ -36,10 +36,10 @@ def normalise(x, D: tl.constexpr, eps):
 
 
 @triton.jit
-def load_parts(x_ptr, mask, parts, stride_part):
-    """The sum of `parts` tensors that lie stride_part apart, in float32."""
+def load_parts(x_ptr, mask, PARTS: tl.constexpr, stride_part):
+    """The sum of PARTS tensors that lie stride_part apart, in float32; all are asked for at once."""
     x = tl.load(x_ptr, mask=mask, other=0.0).to(tl.float32)
-    for part in range(1, parts):
+    for part in tl.static_range(1, PARTS):
         x += tl.load(x_ptr + part * stride_part, mask=mask, other=0.0).to(tl.float32)
     return x
 
@@ -92,7 +92,7 @@ def rms_norm(x: Tensor, gain: Tensor, eps: float, *, pdl: bool = False) -> Tenso
     return out
 
 
-@triton.jit(do_not_specialize=["parts"])
+@triton.jit
 def add_norm_kernel(
     residual_ptr,
     x_ptr,
@@ -103,8 +103,8 @@ def add_norm_kernel(
     residual_stride,
     x_stride_part,
     x_stride,
-    parts,
     eps,
+    PARTS: tl.constexpr,
     D: tl.constexpr,
     BLOCK_D: tl.constexpr,
     PDL: tl.constexpr,
@@ -118,7 +118,7 @@ def add_norm_kernel(
     ready(PDL)
     residual = tl.load(residual_ptr + row * residual_stride + col, mask=inside, other=0.0)
     dtype = residual.dtype
-    x = load_parts(x_ptr + row * x_stride + col, inside, parts, x_stride_part).to(dtype)
+    x = load_parts(x_ptr + row * x_stride + col, inside, PARTS, x_stride_part).to(dtype)
     normed = normalise(x.to(tl.float32), D, eps).to(dtype).to(tl.float32) * post
     # The next norm sees the stream as the next addition will: rounded.
     total = (residual.to(tl.float32) + normed.to(dtype).to(tl.float32)).to(dtype)
@@ -164,11 +164,11 @@ def add_norm(
         residual.stride(0),
         parts.stride(0),
         parts.stride(1),
-        parts.shape[0],
         eps,
         config=pick(NORM_CONFIGS, size),
         D=size,
         BLOCK_D=power_of_two(size),
+        PARTS=parts.shape[0],
         PDL=pdl,
     )
     return total, out

@@ -79,7 +79,7 @@ def rope_tables(
     return out
 
 
-@triton.jit(do_not_specialize=["parts"], do_not_specialize_on_alignment=["mapping_ptr"])
+@triton.jit(do_not_specialize_on_alignment=["mapping_ptr"])
 def qk_norm_rope_kernel(
     qkv_ptr,
     q_gain_ptr,
@@ -92,8 +92,8 @@ def qk_norm_rope_kernel(
     values_ptr,
     qkv_stride_part,
     qkv_stride,
-    parts,
     eps,
+    PARTS: tl.constexpr,
     H: tl.constexpr,
     G: tl.constexpr,
     P: tl.constexpr,
@@ -121,8 +121,8 @@ def qk_norm_rope_kernel(
     # The pair (i, i + P/2) rotates together: a tile for each half.
     dtype = q_ptr.dtype.element_ty
     source = qkv_ptr + token * qkv_stride + head * P + col
-    raw_1 = load_parts(source, inside, parts, qkv_stride_part).to(dtype)
-    raw_2 = load_parts(source + HALF, inside, parts, qkv_stride_part).to(dtype)
+    raw_1 = load_parts(source, inside, PARTS, qkv_stride_part).to(dtype)
+    raw_2 = load_parts(source + HALF, inside, PARTS, qkv_stride_part).to(dtype)
     x1, x2 = raw_1.to(tl.float32), raw_2.to(tl.float32)
     squares = tl.sum(x1 * x1, axis=1, keep_dims=True) + tl.sum(x2 * x2, axis=1, keep_dims=True)
     scale = tl.rsqrt(squares / P + eps)
@@ -191,7 +191,6 @@ def qk_norm_rope_write(
         values,
         parts.stride(0),
         parts.stride(1),
-        parts.shape[0],
         QK_NORM_EPS,
         config=config,
         H=heads,
@@ -199,6 +198,7 @@ def qk_norm_rope_write(
         P=size,
         BLOCK_P=power_of_two(size // 2),
         HEADS=config.block,
+        PARTS=parts.shape[0],
         PDL=pdl,
     )
     return q

@@ -23,7 +23,7 @@ SELECTION_CONFIGS = (
 )
 
 
-@triton.jit(do_not_specialize=["T", "parts"])
+@triton.jit(do_not_specialize=["T"])
 def selection_kernel(
     x_ptr,
     b_gain_ptr,
@@ -34,10 +34,10 @@ def selection_kernel(
     c_ptr,
     dt_ptr,
     T,
-    parts,
     x_stride_part,
     x_stride,
     eps,
+    PARTS: tl.constexpr,
     N: tl.constexpr,
     R: tl.constexpr,
     H: tl.constexpr,
@@ -59,7 +59,7 @@ def selection_kernel(
         used = live & (n < N)
         small_gain = tl.load((b_gain_ptr if job == 0 else c_gain_ptr) + n, mask=n < N, other=0.0)
         ready(PDL)
-        small = load_parts(line + job * N + n, used, parts, x_stride_part).to(dtype)
+        small = load_parts(line + job * N + n, used, PARTS, x_stride_part).to(dtype)
         small = normalise(small.to(tl.float32), N, eps).to(dtype).to(tl.float32)
         small_out = (b_ptr if job == 0 else c_ptr) + token.to(tl.int64)[:, None] * N + n
         tl.store(small_out, (small * small_gain.to(tl.float32)).to(dtype), mask=used)
@@ -71,7 +71,7 @@ def selection_kernel(
         weight = tl.load(weight_ptr + h * R + r[:, None], mask=inside, other=0.0)  # [R, heads]
         ready(PDL)
         inside = live & (r < R)[None, :]
-        x = load_parts(line + 2 * N + r[None, :], inside, parts, x_stride_part).to(dtype)
+        x = load_parts(line + 2 * N + r[None, :], inside, PARTS, x_stride_part).to(dtype)
         x = normalise(x.to(tl.float32), R, eps).to(dtype).to(tl.float32) * gain
         dt = tl.dot(x.to(dtype), weight, input_precision=PRECISION)
         out = dt_ptr + token.to(tl.int64)[:, None] * H + h
@@ -109,7 +109,6 @@ def selection(
         C,
         dt,
         tokens,
-        parts.shape[0],
         parts.stride(0),
         parts.stride(1),
         params.eps,
@@ -122,6 +121,7 @@ def selection(
         TOKENS=config.block,
         HEADS=config.tile,
         PRECISION=precision(dtype),
+        PARTS=parts.shape[0],
         PDL=pdl,
     )
     return B, C, dt

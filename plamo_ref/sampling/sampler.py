@@ -21,6 +21,7 @@ def sample(
     params: Sequence[SamplingParams],
     uniforms: Sequence[float],
     draw: Draw = sample_kernel.sample,
+    argmax: Callable[[Tensor], Tensor] = sample_kernel.argmax,
 ) -> Tensor:
     """One token id for each row.
 
@@ -29,12 +30,13 @@ def sample(
         params: B parameters, one for each row.
         uniforms: B numbers in [0, 1); ignored by greedy rows.
         draw: the operation `sample` of a table of kernels, which defines how truncation works.
+        argmax: the table's `argmax`, for when all rows are greedy.
 
     Returns:
         [B] int64 on the logits' device, perhaps still being computed.
     """
     if all(p.greedy for p in params):
-        return logits.argmax(-1)
+        return argmax(logits)
     knobs = knob_table(params, uniforms, logits.shape[-1])
     truncated = any(p.top_k > 0 or p.top_p < 1 for p in params)
     return draw(logits, knobs.to(logits.device, non_blocking=True), truncated)
