@@ -156,8 +156,8 @@ def scan_kernel(
             # Read again: pointers kept since the start would be registers lost in the loop.
             slot = tl.load(slots_ptr + request).to(tl.int64)
             rows = (slot * H + head) * P + p[None, :]
-            state = state.to(cache_ptr.dtype.element_ty)
-            tl.store(cache_ptr + rows * N + n[:, None], state, mask=inside)
+            kept = state.to(cache_ptr.dtype.element_ty)
+            tl.store(cache_ptr + rows * N + n[:, None], kept, mask=inside)
 
 
 def scan_prefill(
