@@ -74,7 +74,7 @@ class Mamba:
         assert isinstance(cache, MambaCache)
         # Interleaved per head: P gate channels z, then P input channels.
         z, u = self.in_proj(x, ops).unflatten(-1, (-1, 2, self.head_size)).unbind(-2)  # [T, H, P]
-        u = self._convolve(u.flatten(1), batch, cache.conv, ops)  # [T, H·P]
+        u = self._convolve(u, batch, cache.conv, ops)  # [T, H·P]
         B, C, dt = ops.selection(self.bcdt_proj.parts(u, ops), self.selection)
         inputs = ScanInputs(u=u.unflatten(-1, (-1, self.head_size)), z=z, dt=dt, B=B, C=C)
         y = self._scan(inputs, batch, cache.ssm, ops)
@@ -161,7 +161,7 @@ def attend(
 
 
 def convolve(u: Tensor, weight: Tensor, batch: ForwardBatch, cache: Tensor, ops: Kernels) -> Tensor:
-    """u [T, H·P] → [T, H·P]; moves the slots' last inputs forward."""
+    """u [T, H, P] → [T, H·P]; moves the slots' last inputs forward."""
     decoded = prefilled = None
     first = batch.num_decodes
     if first:

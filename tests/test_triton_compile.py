@@ -152,6 +152,7 @@ def launches(shape: Shape, dtype: torch.dtype, capability: int = 90) -> tuple[La
 
 TYPES = {
     BF16: "*bf16",
+    torch.int32: "*i32",
     F32: "*fp32",
     torch.int64: "*i64",
     torch.uint8: "*u8",

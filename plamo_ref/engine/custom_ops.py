@@ -25,12 +25,12 @@ from plamo_ref.model import attend, convolve, scan
 GROUP_KINDS: tuple[LayerKind, ...] = ("full", "sliding_window")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class PackedBatch(ForwardBatch):
     """A batch that also has itself as two tensors."""
 
     words: Tensor  # [L] int64 on the device: everything, one after the other
-    counts: Tensor  # [6] int64 on the CPU: how long the pieces are
+    counts: Tensor  # [7] int64 on the CPU: how long the pieces are, and the batch's numbers
 
 
 def pack(batch: ForwardBatch) -> PackedBatch:
@@ -53,15 +53,15 @@ def pack(batch: ForwardBatch) -> PackedBatch:
     for group in groups.values():
         pieces += [group.block_table.flatten(), group.first_block, group.slot_mapping]
     widths = [groups[k].block_table.shape[1] if k in groups else -1 for k in GROUP_KINDS]
-    tokens, rows = len(batch.token_ids), len(batch.logits_rows)
-    counts = torch.tensor([tokens, batch.num_requests, batch.num_decodes, rows, *widths])
+    lengths = [len(batch.token_ids), batch.num_requests, batch.num_decodes, len(batch.logits_rows)]
+    counts = torch.tensor([*lengths, int(batch.rows_in_order), *widths])
     fields = vars(batch) | {"groups": groups}
     return PackedBatch(**fields, words=torch.cat(pieces), counts=counts)
 
 
 def unpack(words: Tensor, counts: Tensor) -> ForwardBatch:
     """The batch again, as views of `words`. `counts` is on the CPU, so nobody waits."""
-    tokens, requests, num_decodes, rows, *widths = counts.tolist()
+    tokens, requests, num_decodes, rows, in_order, *widths = counts.tolist()
     present = {k: width for k, width in zip(GROUP_KINDS, widths, strict=True) if width >= 0}
     sizes = [tokens, tokens, requests + 1, requests, requests, requests, rows]
     for width in present.values():
@@ -84,6 +84,7 @@ def unpack(words: Tensor, counts: Tensor) -> ForwardBatch:
         logits_rows,
         num_decodes,
         requests,
+        bool(in_order),
     )
 
 
@@ -146,7 +147,7 @@ def _(
 def convolve_op(
     u: Tensor, weight: Tensor, cache: Tensor, words: Tensor, counts: Tensor, kernels: str
 ) -> Tensor:
-    """As `plamo_ref.model.convolve`: u [T, H·P] → [T, H·P]."""
+    """As `plamo_ref.model.convolve`: u [T, H, P] → [T, H·P]."""
     return convolve(u, weight, unpack(words, counts), cache, _table(kernels)).contiguous()
 
 
@@ -154,7 +155,7 @@ def convolve_op(
 def _(
     u: Tensor, weight: Tensor, cache: Tensor, words: Tensor, counts: Tensor, kernels: str
 ) -> Tensor:
-    return u.new_empty(u.shape)
+    return u.new_empty((u.shape[0], weight.shape[0]))
 
 
 @torch.library.custom_op("plamo_ref::scan", mutates_args=("cache",))

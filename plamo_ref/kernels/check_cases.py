@@ -222,10 +222,12 @@ def conv_cases(make: Maker, shape: Shape, requests: int, counts: Sequence[int]) 
     cache = make.noise(requests + 2, channels, shape.taps - 1)
     slots = make.shuffled(requests + 1)[:requests]
     moved = requests * channels * item * 2 * shape.taps
-    update = (make.noise(requests, channels), weight, cache, slots)
+    beside_z = make.noise(requests, shape.mamba_heads, 2, shape.size)[:, :, 1]
+    update = (beside_z, weight, cache, slots)
     yield Case(f"{requests}", "conv_update", update, (2,), moved_bytes=moved)
     starts, has_past, cache, slots = _parts(make, counts, (channels, shape.taps - 1), make.dtype)
-    u = make.noise(sum(counts), channels + 8)[:, :channels]
+    # As in_proj leaves it: between two heads of u lies one of z.
+    u = make.noise(sum(counts), shape.mamba_heads, 2, shape.size)[:, :, 1]
     label = f"{counts[0]} ×{len(counts)}"
     prefill = (u, weight, cache, slots, starts, has_past)
     moved = 2 * sum(counts) * channels * item

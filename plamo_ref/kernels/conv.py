@@ -18,7 +18,16 @@ from torch import Tensor
 
 
 def conv_update(u: Tensor, weight: Tensor, cache: Tensor, slots: Tensor) -> Tensor:
-    """One token a request. u [R, C], weight [C, K], cache [S, C, K-1], slots [R] → [R, C]."""
+    """One token a request.
+
+    Args:
+        u: [R, C], or [R, H, P] with C = H·P.
+        weight: [C, K]; cache: [S, C, K-1], changed in place at slots [R].
+
+    Returns:
+        [R, C].
+    """
+    u = u.flatten(1)
     inputs = torch.cat((cache[slots], u[..., None]), dim=-1)  # [R, C, K]
     cache[slots] = inputs[..., 1:]
     return F.silu((inputs * weight).sum(-1))
@@ -35,12 +44,13 @@ def conv_prefill(
     """Several tokens a request, one request after the other.
 
     Args:
-        u: [T, C]; weight [C, K]; cache [S, C, K-1], changed in place.
+        u: [T, C] or [T, H, P]; weight [C, K]; cache [S, C, K-1], changed in place.
         slots: [R]; query_start_loc: [R + 1]; has_past: [R] bool, whether the slot's content counts.
 
     Returns:
         [T, C].
     """
+    u = u.flatten(1)
     taps, out = weight.shape[-1], torch.empty_like(u)
     starts = query_start_loc.tolist()
     past = cache[slots].masked_fill(~has_past[:, None, None], 0)  # [R, C, K-1]

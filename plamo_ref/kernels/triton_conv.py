@@ -34,8 +34,10 @@ def conv_update_kernel(
     slots_ptr,
     out_ptr,
     u_stride,
+    u_stride_head,
     weight_stride,
     C,
+    P: tl.constexpr,
     K: tl.constexpr,
     BLOCK_K: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -50,7 +52,8 @@ def conv_update_kernel(
     ready(PDL)
     slot = tl.load(slots_ptr + row).to(tl.int64)
     memory = cache_ptr + (slot * C + channel)[:, None] * (K - 1) + tap
-    newest = tl.load(u_ptr + row * u_stride + channel, mask=channel < C, other=0.0)
+    u_at = u_ptr + row * u_stride + (channel // P) * u_stride_head + channel % P
+    newest = tl.load(u_at, mask=channel < C, other=0.0)
     past = tl.load(memory, mask=inside & (tap < K - 1), other=0.0)
     inputs = tl.where(tap < K - 1, past.to(tl.float32), newest.to(tl.float32)[:, None])
     y = silu(tl.sum(inputs * weight.to(tl.float32), axis=1))
@@ -63,10 +66,10 @@ def conv_update_kernel(
 def conv_update(
     u: Tensor, weight: Tensor, cache: Tensor, slots: Tensor, *, pdl: bool = False
 ) -> Tensor:
-    """One token a request. u [R, C], weight [C, K], cache [S, C, K-1], slots [R] → [R, C]."""
-    requests, channels = u.shape
+    """One token a request. u [R, C] or [R, H, P], weight [C, K], cache [S, C, K-1] → [R, C]."""
+    (requests, channels), u = (u.shape[0], weight.shape[0]), by_heads(u)
     taps = check_conv(u, weight, cache, slots)
-    u, weight = with_unit_stride(u), with_unit_stride(weight)
+    weight = with_unit_stride(weight)
     out = torch.empty((requests, channels), dtype=u.dtype, device=u.device)
     config = pick(UPDATE_CONFIGS, channels)
     launch(
@@ -78,9 +81,11 @@ def conv_update(
         slots,
         out,
         u.stride(0),
+        u.stride(1),
         weight.stride(0),
         channels,
         config=config,
+        P=u.shape[2],
         K=taps,
         BLOCK_K=power_of_two(taps),
         BLOCK=config.block,
@@ -89,11 +94,16 @@ def conv_update(
     return out
 
 
+def by_heads(u: Tensor) -> Tensor:
+    """[T, C] or [T, H, P] → [T, H, P], heads as far apart as they are, channels side by side."""
+    return with_unit_stride(u if u.dim() == 3 else u[:, None])
+
+
 def check_conv(u: Tensor, weight: Tensor, cache: Tensor, slots: Tensor) -> int:
     """Returns the number of taps."""
     channels, taps = weight.shape
     require(
-        u.shape[1] == channels and cache.shape[1:] == (channels, taps - 1) and slots.dim() == 1,
+        u.shape[1:].numel() == channels and cache.shape[1:] == (channels, taps - 1) and slots.dim() == 1,
         f"convolution: u {list(u.shape)}, weight {list(weight.shape)} and cache "
         f"{list(cache.shape)} do not fit together",
     )

@@ -13,7 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from plamo_ref.kernels.errors import require
-from plamo_ref.kernels.triton_conv import check_conv
+from plamo_ref.kernels.triton_conv import by_heads, check_conv
 from plamo_ref.kernels.triton_launch import (
     Config,
     find_request,
@@ -43,8 +43,10 @@ def conv_prefill_kernel(
     out_ptr,
     requests,
     u_stride,
+    u_stride_head,
     weight_stride,
     C,
+    P: tl.constexpr,
     K: tl.constexpr,
     BLOCK_K: tl.constexpr,
     TOKENS: tl.constexpr,
@@ -57,20 +59,21 @@ def conv_prefill_kernel(
     block = tl.program_id(0)
     channel = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     weight_at = weight_ptr + channel * weight_stride
+    of_u = (channel // P) * u_stride_head + channel % P
     if block < requests:
         first = tl.load(starts_ptr + block).to(tl.int64)
         count = (tl.load(starts_ptr + block + 1) - first).to(tl.int32)
         past = channel < tl.where(tl.load(has_past_ptr + block) != 0, C, 0)
         slot = tl.load(slots_ptr + block).to(tl.int64)
         memory_at = cache_ptr + (slot * C + channel) * (K - 1)
-        u_at = u_ptr + first * u_stride + channel[None, :]
+        u_at = u_ptr + first * u_stride + of_u[None, :]
         out_at = out_ptr + first * C + channel[None, :]
         _edges(u_at, u_stride, weight_at, memory_at, out_at, count, past, channel, C, K, BLOCK_K)
     else:
         request, offset = find_request(starts_ptr, requests, block - requests, TOKENS)
         first = tl.load(starts_ptr + request).to(tl.int64)
         count = (tl.load(starts_ptr + request + 1) - first).to(tl.int32)
-        u_at = u_ptr + first * u_stride + channel[None, :]
+        u_at = u_ptr + first * u_stride + of_u[None, :]
         out_at = out_ptr + first * C + channel[None, :]
         stop = tl.minimum(offset + TOKENS, count)
         _rows(u_at, u_stride, weight_at, out_at, offset, stop, channel, C, K, TILE)
@@ -152,14 +155,15 @@ def conv_prefill(
     has_past: Tensor,
 ) -> Tensor:
     """Several tokens a request, one request after the other. Arguments as of the twin → [T, C]."""
-    (tokens, channels), requests = u.shape, slots.shape[0]
+    tokens, channels, requests = u.shape[0], weight.shape[0], slots.shape[0]
+    u = by_heads(u)
     taps = check_conv(u, weight, cache, slots)
     require(
         query_start_loc.shape == (requests + 1,) and has_past.shape == (requests,),
         f"conv_prefill: query_start_loc {list(query_start_loc.shape)} and has_past "
         f"{list(has_past.shape)} do not fit {requests} requests",
     )
-    u, weight = with_unit_stride(u), with_unit_stride(weight)
+    weight = with_unit_stride(weight)
     out = torch.empty((tokens, channels), dtype=u.dtype, device=u.device)
     config = pick(CONFIGS, channels)
     launch(
@@ -174,9 +178,11 @@ def conv_prefill(
         out,
         requests,
         u.stride(0),
+        u.stride(1),
         weight.stride(0),
         channels,
         config=config,
+        P=u.shape[2],
         K=taps,
         BLOCK_K=power_of_two(max(1, taps - 1)),
         TOKENS=TOKENS,
