@@ -88,14 +88,14 @@ def roofline(
     ax.plot(x, np.minimum(product, x * copy) / 1e12, color=BLACK, linestyle="-", marker="")
     for i, (name, intensity) in enumerate(intensities.items()):
         style, roof = style_of(i), min(product, intensity * copy) / 1e12
-        look = {"marker": style.marker, "linestyle": "", "markersize": 9}
+        look: dict[str, Any] = {"marker": style.marker, "linestyle": "", "markersize": 9}
         text = f"{name}: {intensity:.3g} FLOP/byte"
         if measured and name in measured:
             rate = measured[name] / 1e12
             ax.plot([intensity] * 2, [rate, roof], color=GREY, linestyle=":", marker="")
             ax.plot(intensity, rate, color=style.colour, label=text, **look)
         else:
-            hollow = {"markerfacecolor": "white", "markeredgecolor": style.colour}
+            hollow: dict[str, Any] = {"markerfacecolor": "white", "markeredgecolor": style.colour}
             ax.plot(intensity, roof, label=text, **look, **hollow)
     ridge = product / copy
     ax.axvline(ridge, color=VERMILION, linestyle="--", marker="", linewidth=1)
