@@ -228,6 +228,7 @@ def test_half_a_character_is_named_by_its_bytes():
         ({"structured_outputs": {"structural_tag": "x"}}, "structured_outputs"),
         ({"prompt_logprobs": 1}, "prompt_logprobs"),
         ({"use_beam_search": True}, "use_beam_search"),
+        ({"use_beam_search": 0}, "use_beam_search"),
         ({"bad_words": ["x"]}, "bad_words"),
         ({"truncate_prompt_tokens": 5}, "truncate_prompt_tokens"),
     ],

@@ -6,9 +6,10 @@ that we cannot honour are refused by name, in `params.py`. What a field may be o
 here, or, where it depends on the model and the settings, in `document.py`.
 """
 
+from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 SAFE = 2**53 - 1  # up to it every reader of JSON sees the same integers
 
@@ -51,9 +52,22 @@ def _refuse(value: Any) -> None:
         raise ValueError("not supported by this server; leave it out")
 
 
+def _only(wanted: bool) -> Callable[[bool], bool]:
+    """Of a switch that cannot be moved. (A Literal would take 0 for False, as Python does.)"""
+
+    def check(value: bool) -> bool:
+        if value is not wanted:
+            raise ValueError(f"only {str(wanted).lower()} is supported by this server")
+        return value
+
+    return check
+
+
 # What would change the answer and is not supported: null or nothing, and an empty list or text
 # where clients send one. (`params.py` says of some why not.)
 Unsupported = Annotated[None, BeforeValidator(_refuse)]
+No = Annotated[bool, Field(json_schema_extra={"const": False}), AfterValidator(_only(False))]
+Yes = Annotated[bool, Field(json_schema_extra={"const": True}), AfterValidator(_only(True))]
 NoText = Annotated[str, Field(json_schema_extra={"maxLength": 0})]
 NoList = Annotated[list[Any], Field(json_schema_extra={"maxItems": 0})]
 
@@ -135,7 +149,7 @@ class Sampling(Strict):
     guided_whitespace_pattern: Unsupported = None
     structured_outputs: StructuredOutputs | None = None
     prompt_logprobs: Unsupported = None  # of a completion: echo and logprobs
-    use_beam_search: Literal[False] | None = None
+    use_beam_search: No | None = None
     bad_words: NoList | None = None
     allowed_token_ids: Unsupported = None
     truncate_prompt_tokens: Unsupported = None
@@ -185,8 +199,8 @@ class ChatRequest(Sampling):
     web_search_options: Unsupported = None
     chat_template: Unsupported = None  # that would run in this process; see --chat-template
     documents: NoList | None = None
-    add_generation_prompt: Literal[True] | None = None
-    continue_final_message: Literal[False] | None = None
+    add_generation_prompt: Yes | None = None
+    continue_final_message: No | None = None
     chat_template_kwargs: dict[str, Any] | None = None  # vLLM's: more names for the template
 
 
