@@ -73,17 +73,18 @@ def conv_prefill_kernel(
         request, offset = find_request(starts_ptr, requests, block - requests, TOKENS)
         first = tl.load(starts_ptr + request).to(tl.int64)
         count = (tl.load(starts_ptr + request + 1) - first).to(tl.int32)
-        u_at = u_ptr + first * u_stride + of_u[None, :]
-        out_at = out_ptr + first * C + channel[None, :]
-        stop = tl.minimum(offset + TOKENS, count)
-        _rows(u_at, u_stride, weight_at, out_at, offset, stop, channel, C, K, TILE)
+        u_at = u_ptr + (first + offset) * u_stride + of_u[None, :]
+        out_at = out_ptr + (first + offset) * C + channel[None, :]
+        early = tl.maximum(K - 1 - offset, 0)  # rows that the first kind of programs works out
+        stop = tl.minimum(count - offset, TOKENS)
+        _rows(u_at, u_stride, weight_at, out_at, early, stop, channel, C, K, TILE)
 
 
 @triton.jit
 def _rows(
-    u_at, u_stride, weight_at, out_at, offset, stop, channel, C, K: tl.constexpr, TILE: tl.constexpr
+    u_at, u_stride, weight_at, out_at, early, stop, channel, C, K: tl.constexpr, TILE: tl.constexpr
 ):
-    """Tokens offset … stop of a request, without its first K-1, TILE at a time.
+    """Rows early … stop from u_at on, TILE at a time; the K-1 before them are the request's too.
 
     A tile is read K times, each time one row on: only the first comes from further than L1.
     """
@@ -91,10 +92,9 @@ def _rows(
     for k in tl.static_range(K):
         weight = tl.load(weight_at + k, mask=channel < C, other=0.0)
         weights = weights + (weight.to(tl.float32)[None, :],)  # noqa: RUF005
-    for start in range(offset, stop, TILE):
+    for start in range(0, stop, TILE):
         row = (start + tl.arange(0, TILE))[:, None]
-        # Of a row that is kept, all K inputs are the request's own.
-        kept = (row >= K - 1) & (row < stop) & (channel < C)[None, :]
+        kept = (row >= early) & (row < stop) & (channel < C)[None, :]
         total = tl.zeros([TILE, channel.shape[0]], dtype=tl.float32)
         for k in tl.static_range(K):
             x = tl.load(u_at + (row - (K - 1) + k) * u_stride, mask=kept, other=0.0)
