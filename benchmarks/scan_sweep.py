@@ -27,14 +27,14 @@ from plamo_ref.kernels.check_cases import MODELS, SMALL, Case, Maker, conv_cases
 COPY_BANDWIDTH, TENSOR_RATE = 4.28e12, 768e12  # of one H200: bytes read and written /s, FLOP/s
 SHOWN = 12  # rows of a case; the file of --json has all
 LENGTHS = [64 + 960 * (7 * i % 30) // 29 for i in range(30)]  # 64 to 1024
-PROMPTS = {
+PROMPTS: dict[str, tuple[int, ...]] = {
     "one 8192": (8192,),
     "one 2048": (2048,),
     "30 of 64-1024": (*LENGTHS[:-1], 16384 - sum(LENGTHS[:-1])),
     "one 256": (256,),
     "8 of 16": (16,) * 8,
 }
-DRY_PROMPTS = {"dry": (70, 3)}
+DRY_PROMPTS: dict[str, tuple[int, ...]] = {"dry": (70, 3)}
 WALKS = [  # chunk, block, warps, stages
     (64, 128, 4, 1), (64, 128, 4, 2), (64, 128, 4, 3), (64, 128, 8, 1), (64, 128, 8, 2),
     (64, 64, 4, 1), (64, 64, 4, 2), (64, 64, 4, 3), (64, 32, 4, 2), (32, 64, 4, 2),
@@ -84,7 +84,8 @@ def compile_plan(plan: Any) -> str:
 
     try:
         (case,) = scans(Maker(torch.device("cpu"), torch.bfloat16), MODELS[0], (64, 4000))
-        scan_prefill(*map(without_content, case.arguments), plan=plan)
+        inputs, params, *memory = map(without_content, case.arguments)
+        scan_prefill(inputs, params, *memory, plan=plan)
     except Exception as error:
         return f"{plan}: {str(error)[-200:]}"
     return ""

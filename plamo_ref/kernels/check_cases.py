@@ -376,10 +376,15 @@ def model_cases(device: torch.device, dtype: torch.dtype, shape: Shape) -> Itera
     for shares in ([(0, 2048)], [(4000, 2048)], [(0, 300), (100, 77), (2500, 1000)]):
         yield paged_case(make, shape, shares, shape.window)
     yield paged_case(make, shape, [(1000, 1048)], None)
-    for requests, counts in ((1, (2048,)), (32, (100, 333, 700, 1)), (128, (64,) * 32)):
+    for requests, counts in (
+        (1, (8192,)),
+        (32, (100, 333, 700, 1)),
+        (128, (64,) * 32),
+        (8, (16,) * 8),
+    ):
         yield from conv_cases(make, shape, requests, counts)
         yield from scan_cases(make, shape, requests, counts)
-    yield from scan_cases(make, shape, 128, (), torch.bfloat16)
+    yield from scan_cases(make, shape, 128, (700, 1, 300), torch.bfloat16)
     for rows in (1, 32, 256):
         yield argmax_case(make, shape.vocabulary, rows)
         yield sample_case(make, shape.vocabulary, rows)

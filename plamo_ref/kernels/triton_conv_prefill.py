@@ -91,7 +91,7 @@ def _rows(
     weights = ()
     for k in tl.static_range(K):
         weight = tl.load(weight_at + k, mask=channel < C, other=0.0)
-        weights = weights + (weight.to(tl.float32)[None, :],)  # noqa: RUF005
+        weights = weights + (weight.to(tl.float32)[None, :],)  # type: ignore[assignment]  # noqa: RUF005
     for start in range(0, stop, TILE):
         row = (start + tl.arange(0, TILE))[:, None]
         kept = (row >= early) & (row < stop) & (channel < C)[None, :]
