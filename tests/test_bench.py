@@ -59,7 +59,7 @@ def test_timing_decisions_needs_no_model():
         ["mixed", "--requests", "3", "--scale", "0.01", "--both"],
         ["scheduler", "--running", "1,2"],
         ["startup"],
-        ["ablation", "--only", "overlap", "--batches", "2", "--output-len", "3", "--repeat", "1"],
+        ["ablation", "--only", "float32-state", "--batches", "2", "--output-len", "3"],
     ],
     ids=lambda command: command[0],
 )

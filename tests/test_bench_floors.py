@@ -150,7 +150,7 @@ def test_twins_that_ask_the_device_are_in_no_ablation():
 
 
 def test_the_rows_of_a_cpu_are_those_that_make_a_difference_there():
-    assert [row.name for row in chosen([], CPU)] == ["nothing", "overlap", "float32-state"]
+    assert [row.name for row in chosen([], CPU)] == ["nothing", "float32-state"]
     assert [row.name for row in chosen(["float32-state"], CPU)] == ["nothing", "float32-state"]
     with pytest.raises(EngineError, match="'graphs' needs a CUDA GPU"):
         chosen(["graphs"], CPU)

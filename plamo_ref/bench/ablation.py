@@ -33,7 +33,7 @@ class Ablation:
 NOTHING = Ablation("nothing", "everything is on", gpu=False)
 ABLATIONS = (
     Ablation("graphs", "each kernel is launched from Python", {"cuda_graphs": False}),
-    Ablation("overlap", "a step waits for the last one's tokens", {"overlap": False}, gpu=False),
+    Ablation("overlap", "a step waits for the last one's tokens", {"overlap": False}),
     Ablation("pdl", "a kernel starts when the last one has ended", {"pdl": False}),
     Ablation(
         "products",
@@ -46,7 +46,7 @@ ABLATIONS = (
     Ablation("selection", "norms of B, C and dt, and dt's product, apart", twins=("selection",)),
     Ablation("conv", "the convolution's step in torch", twins=("conv_update",)),
     Ablation("state", "the recurrence's step in torch", twins=("state_update",)),
-    Ablation("sample", "the choice of tokens in torch", twins=("sample",)),
+    Ablation("sample", "the choice of tokens in torch", twins=("argmax", "sample")),
     Ablation("fusion", "torch, but for what touches the cache", {"kernels": "cache"}),
     Ablation(
         "own-fusion",

@@ -25,7 +25,9 @@ class Compilers(ThreadPoolExecutor):
 
     def __init__(self, device: torch.device) -> None:
         self.on_gpu = device.type == "cuda"
-        prepare = (lambda: torch.cuda.set_device(device)) if self.on_gpu else None
+        # "cuda" alone is whatever device is current, which every thread has to be told.
+        here = torch.cuda.current_device() if self.on_gpu and device.index is None else device.index
+        prepare = (lambda: torch.cuda.set_device(here)) if self.on_gpu else None
         super().__init__(min(MOST_THREADS, os.cpu_count() or 1), "compile", initializer=prepare)
 
     def submit(self, compile_one: Callable[..., Any], /, *_: Any, **__: Any) -> Future[Any]:
