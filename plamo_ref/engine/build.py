@@ -46,5 +46,5 @@ def build_core(
     plan = plan_memory(model, engine, budget, dtype=dtype, state_dtype=state_dtype)
     loaded = compile_model(loaded, engine.compile, engine.compile_sizes)
     runner = ModelRunner(loaded, plan, state_dtype, cuda_graphs=engine.cuda_graphs)
-    warm_up(loaded, runner.caches, plan, engine.compile_sizes)
+    warm_up(loaded, runner.caches, engine.compile_sizes)
     return EngineCore(runner, plan, engine), plan
