@@ -85,7 +85,7 @@ def compile_plan(plan: Any) -> str:
     try:
         (case,) = scans(Maker(torch.device("cpu"), torch.bfloat16), MODELS[0], (64, 4000))
         inputs, params, *memory = map(without_content, case.arguments)
-        scan_prefill(inputs, params, *memory, plan=plan)
+        partial(scan_prefill, plan=plan)(inputs, params, *memory)
     except Exception as error:
         return f"{plan}: {str(error)[-200:]}"
     return ""
