@@ -64,7 +64,7 @@ def test_patients_come_from_the_registry_and_keep_their_names_to_themselves():
 def test_a_wrong_diagnosis_is_answered_with_an_experiment_and_not_with_the_name():
     answer = {label: name_of(label) for label in ("A1", "A2", "A3")}
     for label, right in answer.items():
-        for wrong in suspects("A"):
+        for wrong in list(suspects("A"))[::4]:
             if wrong != right:
                 with pytest.raises(CheckFailed, match=f"{label} is not") as failed:
                     diagnosed("A", answer | {label: wrong}, pair())

@@ -79,11 +79,17 @@ def _version(name: str) -> str | None:
         return None
 
 
+def memory_bytes() -> int | None:
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (ValueError, OSError, AttributeError):  # Windows has no sysconf
+        return None
+
+
 def memory() -> Finding:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    try:
-        nbytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (ValueError, OSError, AttributeError):  # Windows has no sysconf
+    nbytes = memory_bytes()
+    if nbytes is None:
         return Finding(True, f"{platform.machine()}, {cores} cores")
     return Finding(True, f"{platform.machine()}, {cores} cores, {nbytes / 2**30:.1f} GiB memory")
 
@@ -121,13 +127,23 @@ def main_job() -> Finding:
 
 
 @click.command()
+@click.option("--workshop", is_flag=True, help="which lessons will run here, lesson by lesson")
 @click.pass_context
-def doctor(context: click.Context) -> None:
+def doctor(context: click.Context, workshop: bool) -> None:
     """Check this machine: versions, devices, what will run and what will not.
 
-    The exit code is 0 unless generating with the embedded model is impossible.
+    The exit code is 0 unless generating with the embedded model is impossible; with --workshop,
+    unless that or the first lesson is.
     """
     click.echo(python())
+    lessons_run = _workshop() if workshop else _everything()
+    job = main_job()
+    click.echo(job)
+    if not (job.ok and lessons_run):
+        context.exit(1)
+
+
+def _everything() -> bool:
     for finding in packages():
         click.echo(finding)
     click.echo(memory())
@@ -136,7 +152,21 @@ def doctor(context: click.Context) -> None:
             click.echo(finding)
     except ImportError as error:
         click.echo(Finding(False, "torch", f"cannot be imported: {error}"))
-    job = main_job()
-    click.echo(job)
-    if not job.ok:
-        context.exit(1)
+    return True
+
+
+def _workshop() -> bool:
+    """The pre-flight; whether the lessons run at all."""
+    from plamo_ref.commands import _workshop as preflight
+
+    found = preflight.findings()
+    for finding in found.values():
+        click.echo(finding)
+    try:
+        slower = preflight.speed() / preflight.REFERENCE_SECONDS
+    except ImportError as error:
+        click.echo(Finding(False, "torch", f"cannot be imported: {error}"))
+        return False
+    for line in preflight.report(found, slower):
+        click.echo(line)
+    return found["lessons"].ok
