@@ -223,7 +223,7 @@ def test_the_operations_are_what_they_say_to_the_compiler():
     q = random_of(tokens, 4, size)
     torch.library.opcheck(custom_ops.attend_op, (q, keys, values, *place, "full", None, "torch"))
     conv = random_of(20, heads * size, 3)
-    inputs = (random_of(tokens, heads * size), random_of(heads * size, 4))
+    inputs = (random_of(tokens, heads, size), random_of(heads * size, 4))
     torch.library.opcheck(custom_ops.convolve_op, (*inputs, conv, *place, "torch"))
     u, z, B, C = (
         *(random_of(tokens, heads, size) for _ in "uz"),
