@@ -20,7 +20,7 @@ MAX_UNREAD_BODY = 64 << 20  # of a request that was answered early; it is read a
 def impatient(protocol: Any, config: ServerConfig) -> Any:
     """uvicorn's `protocol` class, with limits to its patience."""
 
-    class Impatient(protocol):  # type: ignore[misc]
+    class Impatient(protocol):
         _head_timer: asyncio.TimerHandle | None = None
         _read_timer: asyncio.TimerHandle | None = None
         _head_bytes = 0

@@ -108,7 +108,7 @@ class SchemaFormat(Strict):
 class StructuredOutputs(Strict):
     """vLLM's newer words for guided decoding; exactly one of them is given."""
 
-    json_: dict[str, Any] | str | None = Field(None, alias="json")
+    json_: dict[str, Any] | str | None = Field(default=None, alias="json")
     json_object: bool | None = None
     regex: str | None = None
     choice: Annotated[list[Text], Field(min_length=1)] | None = None
