@@ -19,6 +19,7 @@ from plamo_ref.engine import compiling, custom_ops
 from plamo_ref.engine.compiling import CompiledModel, compile_model
 from plamo_ref.engine.config import EngineConfig, EngineError
 from plamo_ref.engine.custom_ops import pack, unpack
+from plamo_ref.kernels.table import TORCH
 from plamo_ref.teaching.lab import Pair, draw_trace
 from plamo_ref.teaching.law import LawError, run_trace
 
@@ -70,7 +71,7 @@ def test_the_law_holds_with_compiled_layers(compiled):
 
 def test_a_wrong_fused_operation_breaks_the_law(monkeypatch):
     wrong = replace(
-        compiling.FUSED, add_norm=lambda r, x, p, g, eps: compiling.TORCH.add_norm(r, x, p, g, 0.1)
+        compiling.FUSED, add_norm=lambda r, x, p, g, eps: TORCH.add_norm(r, x, p, g, 0.1)
     )
     monkeypatch.setattr(compiling, "FUSED", wrong)
     model = compile_model(pair("sliding").served, "all", ())

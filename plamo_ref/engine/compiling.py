@@ -15,86 +15,21 @@ import shutil
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from types import CodeType, FunctionType
-from typing import Any, Literal, TypeVar
+from types import FunctionType
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from plamo_ref.batch import AttentionCache, ForwardBatch, LayerCache
+from plamo_ref.batch import ForwardBatch, LayerCache
 from plamo_ref.engine.config import EngineError
-from plamo_ref.engine.custom_ops import (
-    GROUP_KINDS,
-    PackedBatch,
-    attend_op,
-    convolve_op,
-    pack,
-    scan_op,
-    write_kv,
-)
+from plamo_ref.engine.custom_ops import GROUP_KINDS, pack
 from plamo_ref.engine.graphs import DecodeBuffers
-from plamo_ref.kernels.qk_norm_rope import qk_norm_rope
-from plamo_ref.kernels.ssm import ScanInputs
-from plamo_ref.kernels.table import TORCH, Kernels
-from plamo_ref.model import Attention, Layer, Mamba, Plamo2Model
+from plamo_ref.engine.opaque import FUSED, OpaqueAttention, OpaqueMamba
+from plamo_ref.kernels.table import Kernels
+from plamo_ref.model import Attention, Layer, Plamo2Model
 
 Compile = Literal["none", "attention", "all"]
-T = TypeVar("T")
-
-
-# --- the operations of a compiled layer ----------------------------------------------------------
-
-
-def _qk_norm_rope_write(
-    qkv: Tensor,
-    q_gain: Tensor,
-    k_gain: Tensor,
-    tables: Tensor,
-    keys: Tensor,
-    values: Tensor,
-    slot_mapping: Tensor,
-) -> Tensor:
-    """The norm and the rotation for the compiler to fuse, the write for the cache."""
-    q, k, v = qk_norm_rope(qkv, q_gain, k_gain, tables)
-    write_kv(k, v, keys, values, slot_mapping)
-    return q
-
-
-# Twins, because the compiler can only fuse what it can read.
-FUSED = replace(TORCH, name="compiled", qk_norm_rope_write=_qk_norm_rope_write)
-
-
-@dataclass(frozen=True)
-class OpaqueAttention(Attention):
-    """Attention whose cache is out of the compiler's sight."""
-
-    kernels: str  # of the operations on the cache
-
-    def _attend(
-        self, q: Tensor, batch: ForwardBatch, cache: AttentionCache, ops: Kernels
-    ) -> Tensor:
-        assert isinstance(batch, PackedBatch)
-        place = (cache.keys, cache.values, batch.words, batch.counts)
-        return attend_op(q, *place, self.kind, self.window, self.kernels)
-
-
-@dataclass(frozen=True)
-class OpaqueMamba(Mamba):
-    """A Mamba mixer whose states are out of the compiler's sight."""
-
-    kernels: str
-
-    def _convolve(self, u: Tensor, batch: ForwardBatch, cache: Tensor, ops: Kernels) -> Tensor:
-        assert isinstance(batch, PackedBatch)
-        return convolve_op(u, self.conv_weight, cache, batch.words, batch.counts, self.kernels)
-
-    def _scan(self, inputs: ScanInputs, batch: ForwardBatch, cache: Tensor, ops: Kernels) -> Tensor:
-        assert isinstance(batch, PackedBatch)
-        i, p = inputs, self.scan
-        return scan_op(
-            *(i.u, i.z, i.dt, i.B, i.C, p.A, p.D, p.dt_bias),
-            *(cache, batch.words, batch.counts, self.kernels),
-        )
 
 
 # --- graphs --------------------------------------------------------------------------------------
@@ -107,6 +42,7 @@ class Graphs:
     """
 
     def __init__(self, name: str, step: Callable[..., Any], sizes: Iterable[int]) -> None:
+        assert isinstance(step, FunctionType)  # plain Python, with code that can be copied
         self._step, self._name = step, name
         self._sized = {size: self._graph(str(size)) for size in {1, *sizes}}
         self._any = self._graph("any")
@@ -120,7 +56,8 @@ class Graphs:
         if key in self._ready:
             return graph(*args)
         varying = [*_LENGTHS, *(_TOKENS if key is None else ())]
-        with torch.compiler.config.patch(dynamic_sources=",".join(varying)):
+        settings: Any = torch.compiler.config
+        with settings.patch(dynamic_sources=",".join(varying)):
             result = graph(*args)
         self._ready.add(key)
         return result
@@ -131,9 +68,8 @@ class Graphs:
         The compiler keeps its graphs with the function's code, so a copy of the code is what keeps
         the sizes, and two engines, apart.
         """
-        code: CodeType = self._step.__code__  # type: ignore[attr-defined]
-        copy = code.replace(co_name=f"{self._name}_{size}")
-        function = FunctionType(copy, self._step.__globals__)  # type: ignore[attr-defined]
+        copy = self._step.__code__.replace(co_name=f"{self._name}_{size}")
+        function = FunctionType(copy, self._step.__globals__)
         return torch.compile(function, fullgraph=True, dynamic=False)
 
 

@@ -121,9 +121,9 @@ def attend_op(
     kernels: str,
 ) -> Tensor:
     """As `plamo_ref.model.attend`: q [T, H, P] → [T, H, P]."""
-    assert kind in ("full", "sliding_window")
+    group: LayerKind = "full" if kind == "full" else "sliding_window"
     cache = AttentionCache(keys, values)
-    return attend(q, kind, window, unpack(words, counts), cache, _table(kernels)).contiguous()
+    return attend(q, group, window, unpack(words, counts), cache, _table(kernels)).contiguous()
 
 
 @attend_op.register_fake
