@@ -69,8 +69,9 @@ def _of_values(a: np.ndarray, b: np.ndarray) -> str:
         return f"{_every(a)} is 1 too {'large' if gap[0] > 0 else 'small'}"
     if np.allclose(a, -b):
         return f"{_every(a)} has the wrong sign"
-    if (b != 0).all():
-        ratio = a / b
+    there = b != 0
+    if there.any() and not a[~there].any():
+        ratio = a[there] / b[there]
         if np.allclose(ratio, ratio[0]) and (factor := _factor(float(ratio[0]))):
             return f"{_every(a)} is {factor} the right one"
     if a.size > 1 and np.allclose(np.sort(a), np.sort(b)):

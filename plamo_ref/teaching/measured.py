@@ -4,6 +4,8 @@ Invariant: everything is measured here and now, from the notebooks as they are; 
 has no row. Seconds are those of a processor core, so that other work on the machine adds nothing.
 
     python -m plamo_ref.teaching.measured course/measured.json
+
+Lessons that are not asked for keep their row. The table goes into the README.md beside the file.
 """
 
 import json
@@ -103,23 +105,46 @@ def table(rows: list[Measured]) -> str:
     return "\n".join(lines)
 
 
+_MARKS = re.compile(r"(<!-- measured: [^\n]* -->\n).*?(<!-- end of measured -->)", re.DOTALL)
+
+
+def read(target: Path) -> list[Measured]:
+    """The rows of an earlier run."""
+    if not target.exists():
+        return []
+    content = json.loads(target.read_text(encoding="utf-8"))
+    return [Measured(**row) for row in content["lessons"]]
+
+
+def write(target: Path, rows: list[Measured]) -> None:
+    """The rows with their origin, and the table into the README.md beside them."""
+    content = {
+        "machine": f"{platform.system()} {platform.machine()}, one core",
+        "versions": {"python": platform.python_version(), "torch": version("torch")},
+        "date": datetime.now(UTC).date().isoformat(),
+        "lessons": [asdict(row) for row in rows],
+    }
+    target.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    readme = target.with_name("README.md")
+    if readme.exists():
+        text = readme.read_text(encoding="utf-8")
+        text = _MARKS.sub(lambda marks: f"{marks[1]}{table(rows)}\n{marks[2]}", text)
+        readme.write_text(text, encoding="utf-8")
+
+
 @click.command(help=__doc__)
 @click.argument("target", type=click.Path(dir_okay=False, path_type=Path))
 @click.argument("numbers", nargs=-1)
 def main(target: Path, numbers: tuple[str, ...]) -> None:
-    rows = []
-    for path, answers in lessons(Path()):
+    rows = {row.lesson: row for row in read(target)}
+    found = lessons(Path())
+    for path, answers in found:
         if not numbers or path.name[:2] in numbers:
-            rows.append(measure(path, answers))
-            click.echo(f"{path.stem}: {rows[-1].seconds:.0f} s", err=True)
-    origin = {
-        "machine": f"{platform.system()} {platform.machine()}, one core",
-        "versions": {"python": platform.python_version(), "torch": version("torch")},
-        "date": datetime.now(UTC).date().isoformat(),
-    }
-    content = origin | {"lessons": [asdict(row) for row in rows]}
-    target.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    click.echo(table(rows))
+            rows[path.stem] = measure(path, answers)
+            click.echo(f"{path.stem}: {rows[path.stem].seconds:.0f} s", err=True)
+    kept = [rows[path.stem] for path, _ in found if path.stem in rows]
+    write(target, kept)
+    click.echo(table(kept))
 
 
 if __name__ == "__main__":
