@@ -31,7 +31,8 @@ import torch
 from torch import Tensor
 
 from plamo_ref.kernels.ceilings import Ceilings, measure_ceilings
-from plamo_ref.kernels.check_cases import MODELS, SMALL, Case, Maker, Shape, paged_case
+from plamo_ref.kernels.check_cases import paged_case
+from plamo_ref.kernels.check_parts import MODELS, SMALL, Case, Maker, Shape
 from plamo_ref.kernels.paged_attention import paged_decode, paged_prefill
 from plamo_ref.kernels.timing import graph_seconds
 

@@ -1,4 +1,4 @@
-"""Which configuration multiplies a few tokens with each weight fastest: `python benchmarks/linear_sweep.py`.
+"""Which configuration multiplies a few tokens fastest: `python benchmarks/linear_sweep.py`.
 
 It made the tables in plamo_ref/kernels/triton_linear.py. For every projection of the 8B shape and
 several numbers of tokens it times candidates and cuBLAS on weights that do not fit the cache, all
@@ -147,12 +147,16 @@ def main() -> None:
                     dtype = torch.float32 if parts > 1 else torch.bfloat16
                     out = torch.full((parts, tokens, n), torch.nan, device="cuda", dtype=dtype)
 
-                    def mine(out=out, x=x, part=part, parts=parts, blocks=blocks, weights=weights,
-                             candidate=candidate, pdl=pdl, swiglu=swiglu, n=n, ins=ins, rung=rung):  # fmt: skip
+                    flags = constants(rung, candidate, swiglu, pdl)
+
+                    def mine(
+                        out=out, x=x, part=part, grid=(blocks, parts), weights=weights, n=n,
+                        ins=ins, flags=flags,
+                    ):  # fmt: skip
                         for w in weights:
-                            linear_kernel[(blocks, parts)](
+                            linear_kernel[grid](
                                 x, w, out, x.shape[0], x.stride(0), n, ins, w.stride(0), part,
-                                **constants(rung, candidate, swiglu, pdl),
+                                **flags,
                             )  # fmt: skip
 
                     try:
@@ -178,8 +182,9 @@ def main() -> None:
             )
             nopdl = next((r for r in found if not r[2] and r[0] != "cublas"), None)
             note = f" best without pdl {nopdl[3] * 1e3:.1f}" if nopdl else ""
-            print(f"{name:8}{tokens:4} cublas {base * 1e3:.1f}us {moved / base / 1e9:.2f} | {best} |"
-                  f"{note} {'BAD ' + str(bad) if bad else ''}", flush=True)  # fmt: skip
+            note += f" BAD {bad}" if bad else ""
+            speed = moved / base / 1e9
+            print(f"{name:8}{tokens:4} cublas {base * 1e3:.1f}us {speed:.2f} | {best} |{note}")
         del weights
     if options.json:
         options.json.write_text(json.dumps(rows))

@@ -22,7 +22,8 @@ from unittest.mock import patch
 
 import torch
 
-from plamo_ref.kernels.check_cases import MODELS, SMALL, Case, Maker, conv_cases, scan_cases
+from plamo_ref.kernels.check_cases import conv_cases, scan_cases
+from plamo_ref.kernels.check_parts import MODELS, SMALL, Case, Maker
 
 COPY_BANDWIDTH, TENSOR_RATE = 4.28e12, 768e12  # of one H200: bytes read and written /s, FLOP/s
 SHOWN = 12  # rows of a case; the file of --json has all

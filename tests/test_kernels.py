@@ -333,5 +333,5 @@ def test_bfloat16_slots_are_rounded_only_when_they_are_stored():
 
 def test_torch_kernels_can_be_chosen_and_nonsense_cannot():
     assert select("torch") is TORCH
-    with pytest.raises(KernelError, match='choose "auto", "torch" or "triton"'):
+    with pytest.raises(KernelError, match='choose "auto", "torch", "triton" or "cache"'):
         select("cuda")

@@ -19,7 +19,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from plamo_ref.kernels.check_cases import MODELS, Shape
+from plamo_ref.kernels.check_parts import MODELS, Shape
 from plamo_ref.kernels.sample import KNOBS
 from plamo_ref.kernels.selection import SelectionParams
 from plamo_ref.kernels.ssm import ScanInputs, ScanParams

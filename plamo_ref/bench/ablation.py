@@ -49,6 +49,11 @@ ABLATIONS = (
     Ablation("sample", "the choice of tokens in torch", twins=("argmax", "sample")),
     Ablation("fusion", "torch, but for what touches the cache", {"kernels": "cache"}),
     Ablation(
+        "attention-fusion",
+        "torch.compile fuses the attention layers alone, as vLLM V0 did",
+        {"kernels": "cache", "compile": "attention"},
+    ),
+    Ablation(
         "own-fusion",
         "torch.compile fuses, but for what touches the cache",
         {"kernels": "cache", "compile": "all"},

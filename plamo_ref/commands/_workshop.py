@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from plamo_ref.commands.doctor import Finding, memory_bytes, packages
+from plamo_ref.commands._findings import Finding, memory_bytes, packages
 
 NEEDED_MEMORY, NEEDED_DISK = 4 * 2**30, 2**30  # Lab, a kernel and a browser; build folders
 TRY_SECONDS = 120

@@ -7,83 +7,21 @@ here and now. Every other line is advice.
 import os
 import platform
 from collections.abc import Iterator
-from dataclasses import dataclass
 from importlib import metadata
 
 import click
 
+from plamo_ref.commands._findings import PROJECT, Finding, memory_bytes, packages, version_of
 from plamo_ref.errors import PlamoRefError
-
-PROJECT = "plamo-ref"
-PURPOSES = {  # extra → what it is for
-    "": "generating text",
-    "notebooks": "the lessons",
-    "server": "the HTTP server",
-    "train": "training a small model",
-    "test": "make test",
-}
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One line: whether something works, what it is, and what to do if it does not."""
-
-    ok: bool
-    what: str
-    todo: str = ""
-
-    def __str__(self) -> str:
-        return f"{'✓' if self.ok else '✗'} {self.what}" + (f": {self.todo}" if self.todo else "")
 
 
 def python() -> Finding:
     wanted = metadata.metadata(PROJECT)["Requires-Python"]
     from packaging.specifiers import SpecifierSet
 
-    version = platform.python_version()
+    version = platform.pythonversion_of()
     ok = SpecifierSet(wanted).contains(version)
     return Finding(ok, f"Python {version}", "" if ok else f"this project wants {wanted}")
-
-
-def packages() -> Iterator[Finding]:
-    """One finding for the dependencies of the project and one for those of each extra."""
-    from packaging.requirements import Requirement
-
-    requirements = [Requirement(line) for line in metadata.requires(PROJECT) or ()]
-    for extra, purpose in PURPOSES.items():
-        found, wrong = [], []
-        for requirement in requirements:
-            of_extra = "extra ==" in str(requirement.marker)
-            marker = requirement.marker
-            wanted = of_extra == bool(extra) and (
-                marker is None or marker.evaluate({"extra": extra})
-            )
-            if not wanted or requirement.name == PROJECT:
-                continue
-            version = _version(requirement.name)
-            if version is None or not requirement.specifier.contains(version, prereleases=True):
-                wrong.append(
-                    f"{requirement.name}{requirement.specifier} (found {version or 'none'})"
-                )
-            else:
-                found.append(f"{requirement.name} {version}")
-        command = f"pip install '{PROJECT}[{extra}]'" if extra else f"pip install {PROJECT}"
-        todo = f"{command} for {', '.join(wrong)}" if wrong else ""
-        yield Finding(not wrong, f"packages for {purpose}: {', '.join(found) or 'none'}", todo)
-
-
-def _version(name: str) -> str | None:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return None
-
-
-def memory_bytes() -> int | None:
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (ValueError, OSError, AttributeError):  # Windows has no sysconf
-        return None
 
 
 def memory() -> Finding:
@@ -109,7 +47,7 @@ def devices() -> Iterator[Finding]:
         free, total = torch.cuda.mem_get_info(index)
         size = f"{free / 2**30:.1f} of {total / 2**30:.1f} GiB free"
         yield Finding(True, f"GPU {index}: {gpu.name}, sm_{gpu.major}{gpu.minor}, {size}")
-    triton = _version("triton")
+    triton = version_of("triton")
     yield Finding(triton is not None, "Triton kernels", "" if triton else "pip install triton")
 
 

@@ -23,7 +23,8 @@ import torch
 from torch import Tensor
 
 from plamo_ref.kernels.ceilings import measure_ceilings
-from plamo_ref.kernels.check_cases import MODELS, Case, model_cases, small_cases
+from plamo_ref.kernels.check_cases import model_cases, small_cases
+from plamo_ref.kernels.check_parts import MODELS, Case
 from plamo_ref.kernels.errors import KernelError
 from plamo_ref.kernels.linear import whole
 from plamo_ref.kernels.table import TORCH, Kernels, triton_table
@@ -80,8 +81,8 @@ def check(
 
 
 def check_all(device: torch.device, models: list[str]) -> int:
-    """Print one table. Returns the number of failures."""
-    table, bad = triton_table(), 0
+    """Print one table, and the failures once more at its end. Returns their number."""
+    table, bad = triton_table(), list[str]()
     print(f"{'':4} {'dtype':8} {'case':56} {'ratio':>9} {'maximum':>9} {'twin':>9}")
     dtypes = (torch.float32, torch.bfloat16) if device.type == "cuda" else (torch.float32,)
     for dtype in dtypes:
@@ -94,9 +95,11 @@ def check_all(device: torch.device, models: list[str]) -> int:
             for case, ratio, most, own, good in check(cases, dtype, table):
                 name = case.name if not prefix else f"{prefix}{case.operation} {case.name}"
                 word = "ok" if good else "BAD"
-                print(f"{word:4} {kind:8} {name:56} {ratio:9.1e} {most:9.1e} {own:9.1e}")
-                bad += not good
-    return bad
+                line = f"{word:4} {kind:8} {name:56} {ratio:9.1e} {most:9.1e} {own:9.1e}"
+                print(line)
+                bad += [] if good else [line]
+    print(*bad, sep="\n")
+    return len(bad)
 
 
 def time_all(device: torch.device, models: list[str]) -> None:

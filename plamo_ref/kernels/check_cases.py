@@ -6,142 +6,15 @@ slots of others, the slot of a request without a past. All numbers come from one
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from plamo_ref.kernels.check_dense import linear_cases, norm_cases, selection_cases
+from plamo_ref.kernels.check_parts import SMALL, Case, Maker, Shape
 from plamo_ref.kernels.qk_norm_rope import rope_tables
 from plamo_ref.kernels.sample import kept_weights
-from plamo_ref.kernels.selection import SelectionParams
 from plamo_ref.kernels.ssm import ScanInputs, ScanParams
-
-
-@dataclass(frozen=True)
-class Shape:
-    """The sizes of a model that kernels see."""
-
-    name: str
-    hidden: int
-    intermediate: int
-    heads: int
-    kv_heads: int
-    size: int  # of a head
-    mamba_heads: int
-    state: int
-    window: int
-    taps: int = 4
-    block_size: int = 16
-    vocabulary: int = 100_000
-
-
-MODELS = (
-    Shape("8B", 4096, 16384, 32, 4, 128, 64, 64, 2048),
-    Shape("1B", 2048, 8192, 16, 1, 128, 32, 64, 2048),
-)
-# Powers of two and not, one KV head and as many as query heads, every published head size.
-SMALL = (
-    Shape("a", 64, 96, 4, 2, 16, 2, 8, 6, taps=4, block_size=4),
-    Shape("b", 72, 40, 3, 1, 32, 3, 24, 5, taps=2, block_size=3),
-    Shape("c", 33, 17, 8, 1, 16, 1, 16, 70, taps=3, block_size=16),
-    Shape("d", 128, 130, 2, 2, 128, 1, 32, 8, taps=4, block_size=5),
-    Shape("e", 40, 24, 10, 2, 24, 2, 64, 1, taps=5, block_size=1),
-)
-
-
-@dataclass(frozen=True)
-class Case:
-    """One call of an operation of the table."""
-
-    name: str
-    operation: str
-    arguments: tuple[Any, ...]
-    written: tuple[int, ...] = ()  # places of the arguments that it changes
-    moved_bytes: int = 0  # through the device's memory, at the least
-    operations: int = 0  # multiplications and additions in products of matrices
-
-
-class Maker:
-    """Makes tensors of one dtype on one device."""
-
-    def __init__(self, device: torch.device, dtype: torch.dtype, seed: int = 0) -> None:
-        self.device, self.dtype = device, dtype
-        self.generator = torch.Generator(device).manual_seed(seed)
-
-    def noise(self, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
-        wide = torch.randn(shape, generator=self.generator, device=self.device)
-        return wide.to(dtype or self.dtype)
-
-    def parts(self, count: int, *shape: int) -> Tensor:
-        """Partial sums, which come in at least float32."""
-        return self.noise(count, *shape, dtype=torch.promote_types(self.dtype, torch.float32))
-
-    def nan(self, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
-        return torch.full(shape, math.nan, dtype=dtype or self.dtype, device=self.device)
-
-    def ints(self, values: Sequence[int]) -> Tensor:
-        return torch.tensor(values, dtype=torch.int64, device=self.device)
-
-    def shuffled(self, count: int) -> Tensor:
-        """1 … count in a random order; 0 is the null place."""
-        return torch.randperm(count, generator=self.generator, device=self.device) + 1
-
-
-def norm_cases(make: Maker, shape: Shape, tokens: int) -> Iterator[Case]:
-    item, size = make.dtype.itemsize, shape.hidden
-    x, gain = make.noise(tokens, size), make.noise(size)
-    yield Case(f"{tokens}", "rms_norm", (x, gain, 1e-6), moved_bytes=2 * tokens * size * item)
-    # As B, C and Δ come: a part of a wider row.
-    part = make.noise(tokens, 2 * shape.state + 7)[:, 3 : 3 + shape.state]
-    yield Case(f"{tokens} strided", "rms_norm", (part, make.noise(shape.state), 1e-6))
-    rest = (gain, make.noise(size), 1e-6)
-    arguments = (make.noise(tokens, size), x, *rest)
-    yield Case(f"{tokens}", "add_norm", arguments, moved_bytes=4 * tokens * size * item)
-    parts = make.parts(3, tokens, size)
-    yield Case(f"{tokens}, 3 parts", "add_norm", (arguments[0], parts, *rest))
-
-
-def linear_cases(make: Maker, shape: Shape, tokens: int) -> Iterator[Case]:
-    """Every product of a layer: wide, narrow, and with SwiGLU."""
-    inner = shape.mamba_heads * shape.size
-    wide = (2 * inner, shape.hidden)
-    narrow = (2 * shape.state + max(64, shape.hidden // 16), inner)
-    down = (shape.hidden, shape.intermediate)
-    gate_up = (2 * shape.intermediate, shape.hidden)
-    for operation, (rows, columns) in (
-        ("linear", wide),
-        ("linear_parts", narrow),
-        ("linear_parts", down),
-        ("linear_swiglu", gate_up),
-    ):
-        # Rows further apart than they are long; numbers that add up to about 1.
-        x = make.noise(tokens, columns + 8)[:, :columns]
-        weight = make.noise(rows, columns) / math.sqrt(columns)
-        outs = rows // 2 if operation == "linear_swiglu" else rows
-        moved = (rows * columns + tokens * (columns + outs)) * make.dtype.itemsize
-        yield Case(
-            f"{tokens} · {rows}×{columns}",
-            operation,
-            (x, weight),
-            moved_bytes=moved,
-            operations=2 * tokens * rows * columns,
-        )
-
-
-def selection_cases(make: Maker, shape: Shape, tokens: int) -> Iterator[Case]:
-    state, rank = shape.state, max(64, shape.hidden // 16)
-    width = 2 * state + rank
-    params = SelectionParams(
-        B_gain=make.noise(state),
-        C_gain=make.noise(state),
-        dt_gain=make.noise(rank),
-        dt_weight=make.noise(shape.mamba_heads, rank) / math.sqrt(rank),
-        eps=1e-6,
-    )
-    moved = tokens * (width + 2 * state + shape.mamba_heads) * make.dtype.itemsize
-    yield Case(f"{tokens}", "selection", (make.noise(tokens, width), params), moved_bytes=moved)
-    yield Case(f"{tokens}, 4 parts", "selection", (make.parts(4, tokens, width), params))
 
 
 def qk_case(make: Maker, shape: Shape, tokens: int, parts: int = 0) -> Case:

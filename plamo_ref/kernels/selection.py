@@ -1,6 +1,6 @@
 """B, C and dt of a Mamba layer, from one projection: what makes the state space selective.
 
-    b, c, d = split(bcdt)      B = rms_norm(b, g_B)   C = rms_norm(c, g_C)   dt = rms_norm(d, g_d) Wᵀ
+    b, c, d = split(bcdt)    B = rms_norm(b, g_B)  C = rms_norm(c, g_C)  dt = rms_norm(d, g_d) Wᵀ
 
 Glossary: T tokens, N state size, R dt rank, H heads; bcdt [T, 2N + R] in the order B, C, dt;
 W [H, R] is dt_proj. Δ = softplus(dt + bias) is taken where it is used, in ssm.py.

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from plamo_ref.kernels.ceilings import Ceilings, median_seconds
-from plamo_ref.kernels.check_cases import MODELS, Case, model_cases
+from plamo_ref.kernels.check_cases import model_cases
+from plamo_ref.kernels.check_parts import MODELS, Case
 from plamo_ref.kernels.errors import KernelError
 from plamo_ref.kernels.table import Kernels, triton_table
 

@@ -102,8 +102,9 @@ def by_heads(u: Tensor) -> Tensor:
 def check_conv(u: Tensor, weight: Tensor, cache: Tensor, slots: Tensor) -> int:
     """Returns the number of taps."""
     channels, taps = weight.shape
+    fits = u.shape[1:].numel() == channels and cache.shape[1:] == (channels, taps - 1)
     require(
-        u.shape[1:].numel() == channels and cache.shape[1:] == (channels, taps - 1) and slots.dim() == 1,
+        fits and slots.dim() == 1,
         f"convolution: u {list(u.shape)}, weight {list(weight.shape)} and cache "
         f"{list(cache.shape)} do not fit together",
     )

@@ -37,7 +37,7 @@ def normalise(x, D: tl.constexpr, eps):
 
 @triton.jit
 def load_parts(x_ptr, mask, PARTS: tl.constexpr, stride_part):
-    """The sum of PARTS tensors that lie stride_part apart, in float32; all are asked for at once."""
+    """The sum of PARTS tensors that lie stride_part apart, in float32; all asked for at once."""
     x = tl.load(x_ptr, mask=mask, other=0.0).to(tl.float32)
     for part in tl.static_range(1, PARTS):
         x += tl.load(x_ptr + part * stride_part, mask=mask, other=0.0).to(tl.float32)
