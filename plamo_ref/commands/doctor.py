@@ -19,7 +19,7 @@ def python() -> Finding:
     wanted = metadata.metadata(PROJECT)["Requires-Python"]
     from packaging.specifiers import SpecifierSet
 
-    version = platform.pythonversion_of()
+    version = platform.python_version()
     ok = SpecifierSet(wanted).contains(version)
     return Finding(ok, f"Python {version}", "" if ok else f"this project wants {wanted}")
 
