@@ -9,8 +9,9 @@ from pathlib import Path
 import nbformat
 import pytest
 from click.testing import CliRunner
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-from plamo_ref.teaching import measured, slides
+from plamo_ref.teaching import course_map, measured, slides
 from plamo_ref.teaching.measured import Measured, minutes_of, table
 from plamo_ref.teaching.wrong_answers import lessons
 
@@ -19,6 +20,7 @@ COURSE = ROOT / "course"
 LESSONS = {path.stem: path for path, _ in lessons(ROOT)}
 PAGES = {path.stem: path for path in sorted((COURSE / "lessons").glob("*.md"))}
 DOCUMENTS = [*PAGES.values(), *COURSE.glob("*.md"), ROOT / "CONTRIBUTING.md"]
+DOCUMENTS += (ROOT / "docs").glob("*.md")
 PARTS = ["Minutes", "Where people get stuck", "On the board", "Two questions to discuss"]
 
 
@@ -49,7 +51,7 @@ def test_a_page_has_its_parts_and_its_minutes_are_the_lessons(name):
     drawn = re.search(r"```text\n(.*?)```", board, re.DOTALL)[1].splitlines()
     assert 2 <= len(drawn) <= 12
     assert max(map(len, drawn)) <= 80
-    assert re.findall(r"^(\d)\. .{40}", questions, re.MULTILINE) == ["1", "2"]
+    assert re.findall(r"^(\d)\. .{20}", questions, re.MULTILINE) == ["1", "2"]
 
 
 @pytest.mark.parametrize("path", [*DOCUMENTS, *LESSONS.values()], ids=lambda path: path.name)
@@ -135,3 +137,29 @@ def test_a_measurement_is_of_this_machine_and_now(tmp_path, monkeypatch):
     readme = (tmp_path / "README.md").read_text(encoding="utf-8")
     assert table([row]) in readme
     assert "old" not in readme
+
+
+# --- the map --------------------------------------------------------------------------------------
+
+
+def test_the_map_shows_every_lesson_once_with_what_its_card_says():
+    known = course_map.cards(ROOT / "notebooks")
+    shown = [number for part in course_map.PARTS for number in part.numbers]
+    assert sorted(shown) == list(known) == [name[:2] for name in LESSONS]
+    fig = course_map.course_map(ROOT / "notebooks")
+    texts = " ".join(" ".join(text.get_text().split()) for text in fig.axes[0].texts)
+    for card in known.values():
+        assert f"{card.number} {card.name} {card.minutes} min" in texts
+        assert all(need < card.number for need in card.needs), card
+
+
+def test_the_text_of_the_map_does_not_overlap():
+    fig = course_map.course_map(ROOT / "notebooks")
+    FigureCanvasAgg(fig).draw()
+    texts = [text.get_text() for text in fig.axes[0].texts]
+    boxes = [text.get_window_extent() for text in fig.axes[0].texts]
+    for i, one in enumerate(boxes):
+        crossing = [texts[j] for j, other in enumerate(boxes[:i]) if one.overlaps(other)]
+        assert crossing == [], texts[i]
+        assert fig.bbox.contains(one.x0, one.y0)
+        assert fig.bbox.contains(one.x1, one.y1)

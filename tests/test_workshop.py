@@ -1,5 +1,6 @@
 """The pre-flight: each thing is tried, each failure has a cure, each lesson knows what it needs."""
 
+import importlib
 import json
 import re
 from pathlib import Path
@@ -11,7 +12,6 @@ from click.testing import CliRunner
 from plamo_ref.commands import _workshop, doctor
 from plamo_ref.commands._workshop import LESSONS
 from plamo_ref.commands.doctor import Finding
-from plamo_ref.teaching import figures
 from plamo_ref.teaching.measured import minutes_of
 
 ROOT = Path(__file__).parents[1]
@@ -105,6 +105,7 @@ def test_little_memory_disk_and_no_fonts_have_cures(monkeypatch, tmp_path):
     assert _workshop.memory().ok
     monkeypatch.setattr(_workshop, "NEEDED_DISK", 2**60)
     assert not _workshop.disk(tmp_path).ok
+    figures = importlib.import_module("plamo_ref.teaching.figures")  # the package has a function
     monkeypatch.setattr(figures, "japanese_font", lambda: None)
     assert "fonts-noto-cjk" in _workshop.fonts().todo
 

@@ -29,6 +29,8 @@ CUTS: dict[str, tuple[str, ...] | None] = {  # None: all lessons
     "two-days": None,
 }
 _HEADING = re.compile(r"^#{1,3} .*$", re.MULTILINE)
+# To a heading (with its ¶) or to a file of the repository, which does not lie beside the slides.
+_OWN_LINK = re.compile(r'<a (?:class="anchor-link" )?href="(?!https?:)[^"]*"[^>]*>(?:¶|(.*?))</a>')
 _FENCE = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
 _MOST_LINES = 12  # of code; more cannot be read from the last row
 _SKIPPED = ("Set up", "Set-up")  # nobody projects imports
@@ -41,7 +43,7 @@ section {{ display: none; box-sizing: border-box; height: 100vh; padding: 4vh 6v
 section {{ overflow: auto; }}
 section.now {{ display: block; }}
 h1, h2, h3 {{ margin: 0 0 2vh; font-size: 2.6vw; line-height: 1.2; }}
-h1 {{ font-size: 3.6vw; margin-top: 14vh; }}
+h1 {{ font-size: 3.4vw; margin-top: 4vh; }}
 pre {{ font-size: 1.3vw; line-height: 1.35; margin: 1vh 0; white-space: pre-wrap; }}
 .code {{ background: #f3f3f3; padding: 1.5vh 1vw; border-left: 4px solid #0072B2; }}
 img, svg {{ display: block; max-width: 100%; max-height: 58vh; width: auto; height: auto; }}
@@ -129,7 +131,7 @@ def html(slide: Slide, exporter: HTMLExporter) -> str:
             parts.append(f'<pre class="code">{escape(cell.source)}</pre>')
         body, _ = exporter.from_notebook_node(nbformat.v4.new_notebook(cells=[cell]))
         parts.append(body)
-    return "<section>\n" + "\n".join(parts) + "\n</section>"
+    return "<section>\n" + _OWN_LINK.sub(r"\1", "\n".join(parts)) + "\n</section>"
 
 
 def write(root: Path, cut: str, target: Path) -> int:

@@ -85,7 +85,9 @@ def panel(draw: Draw, **controls: Control) -> Any:
 
     inputs = {name: _widget(widgets, name, control) for name, control in controls.items()}
     # An Image, not an Output: Output's content would land in the cell under nbval and nbconvert.
-    image = widgets.Image(format="png", layout={"display": "none", "max_width": "100%"})
+    # At its start, or the box stretches it: the moved figure is to be as large as the static one.
+    layout = {"display": "none", "max_width": "100%", "align_self": "flex-start"}
+    image = widgets.Image(format="png", layout=layout)
     caption = widgets.HTML()
 
     def redraw(_: Any) -> None:
