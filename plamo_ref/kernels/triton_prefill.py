@@ -36,7 +36,7 @@ from plamo_ref.kernels.triton_paged import check_paged, find_blocks, first_of_ti
 
 # Size: P, the head size. A block is rows (queries × heads), a tile keys.
 PREFILL_CONFIGS = (
-    Config(up_to=128, block=256, warps=16, stages=3, tile=64),
+    Config(up_to=128, block=128, warps=8, stages=3, tile=64),
     Config(up_to=1 << 20, block=64, warps=8, stages=1, tile=64),
 )
 # Elements twice as wide, and each operand of tf32x3 in two halves: smaller tiles.
