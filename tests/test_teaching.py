@@ -336,6 +336,20 @@ def test_moving_a_slider_draws_below_and_prints_nothing(
     assert capsys.readouterr().out == ""
 
 
+def test_a_figure_that_cannot_be_drawn_again_says_so_below_its_slider() -> None:
+    def fails_later(n: int) -> tuple[Figure, str]:
+        if n != 2:
+            raise NameError("keys & values")
+        return figure(3, 2)[0], "fine"
+
+    slider, image, caption = panel(fails_later, n=(1, 3, 2)).children
+    slider.value = 3
+    assert image.layout.display == "none"
+    assert "NameError: keys &amp; values" in caption.value
+    slider.value = 2
+    assert (image.layout.display, caption.value) == ("", "fine")
+
+
 def test_a_slider_has_the_asked_step_and_kind() -> None:
     whole, fine = panel(
         lambda a, b: (figure()[0], f"{a} {b}"), a=(0, 100, 50, 10), b=(0.0, 1.0, 0.5)

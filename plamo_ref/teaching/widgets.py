@@ -91,7 +91,12 @@ def panel(draw: Draw, **controls: Control) -> Any:
     caption = widgets.HTML()
 
     def redraw(_: Any) -> None:
-        fig, alt = draw(**{name: widget.value for name, widget in inputs.items()})
+        try:
+            fig, alt = draw(**{name: widget.value for name, widget in inputs.items()})
+        except Exception as error:  # else nobody would see it: a callback has no cell
+            problem = f"✗ cannot be drawn again: {type(error).__name__}: {error}"
+            caption.value = escape(f"{problem}. Run the cells above once more")
+            return
         image.value, image.alt = png(fig), alt
         caption.value = escape(alt)
         image.layout.display = ""
