@@ -16,6 +16,7 @@ from plamo_ref.batch import join
 from plamo_ref.engine.batching import BatchPlan, build_batch
 from plamo_ref.engine.core import EngineCore
 from plamo_ref.engine.scheduler import Schedule
+from plamo_ref.sampling import SamplingParams
 
 CPU = torch.device("cpu")
 
@@ -51,6 +52,8 @@ def plans(seed: int, scheduler: str = "v1", steps: int = 12) -> list[tuple[Batch
 
 def check_against_a_walk(plan: BatchPlan, schedule: Schedule, core: EngineCore) -> None:
     batch, token, rows, sampled = plan.batch, 0, [], []
+    if batch.rows_in_order:  # a recorded step then gives its logits without looking
+        assert batch.logits_rows.tolist() == list(range(len(batch.token_ids)))
     assert set(plan.requests) == set(schedule.tokens)
     assert batch.num_requests == len(plan.requests)
     for number, request in enumerate(plan.requests):
@@ -131,3 +134,15 @@ def test_join_puts_decodes_before_prefills():
     assert torch.equal(join(one, two), torch.cat((one, two)))
     assert join(one, None) is one
     assert join(None, two) is two
+
+
+def test_rows_are_not_in_order_where_a_prompt_is_scored_beside_a_decode():
+    """As many rows as requests, but the decode's comes first and the prompt's token second."""
+    core = new_core(max_num_batched_tokens=2, seats=2)
+    core.add([1], SamplingParams(temperature=0, max_tokens=9, ignore_eos=True))
+    core.step()
+    core.add([1, 2, 3, 4], SamplingParams(temperature=0, max_tokens=1, prompt_logprobs=0))
+    core.step()
+    plan = build_batch(core.scheduler.schedule(), core.cache, CPU)
+    assert plan.batch.num_decodes == plan.batch.num_requests == len(plan.batch.logits_rows) == 2
+    assert not plan.batch.rows_in_order
