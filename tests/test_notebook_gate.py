@@ -56,6 +56,7 @@ def exercise(n: int) -> list[NotebookNode]:
     ]
     for cell, tag in zip(cells, TAGS, strict=True):
         cell.metadata["tags"] = [tag]
+    cells[1].metadata["jupyter"] = {"source_hidden": True}
     return cells
 
 
@@ -248,6 +249,7 @@ BROKEN = {
     "no solution tag": (lambda n: n.cells[-2].metadata.pop("tags"), "no cell tagged solution"),
     "untagged": (untag, "1 exercises tagged .*, but 2 with"),
     "stub is solved": (set_cell(-4, "answer_2 = 41"), "an open stub raises"),
+    "answers in sight": (lambda n: n.cells[-3].metadata.pop("jupyter"), "ex2-check: .*hidden"),
     "no self-check": (set_cell(-3, "print(answer_2)"), "a self-check calls check_exercise"),
     "difficulty": (replace(-2, "●●○○○", "●○●○○"), "difficulty ●○●○○"),
     "no difficulty": (replace(-2, "●●○○○", "○○○○○"), "difficulty ○○○○○"),
