@@ -43,22 +43,22 @@ class Lesson:
 
 # Minutes as on the lessons' cards, seconds as measured (tests compare both with the lessons).
 LESSONS = (
-    Lesson("00", ("lessons",), 35, 7),
-    Lesson("01", ("lessons",), 60, 4),
-    Lesson("02", ("lessons",), 60, 4),
-    Lesson("03", ("lessons",), 70, 4),
-    Lesson("04", ("lessons",), 70, 7),
-    Lesson("05", ("lessons",), 60, 4),
-    Lesson("06", ("lessons",), 60, 5),
-    Lesson("07", ("lessons",), 60, 5),
-    Lesson("08", ("lessons",), 60, 5),
+    Lesson("00", ("lessons",), 35, 12),
+    Lesson("01", ("lessons",), 60, 8),
+    Lesson("02", ("lessons",), 60, 5),
+    Lesson("03", ("lessons",), 70, 9),
+    Lesson("04", ("lessons",), 70, 8),
+    Lesson("05", ("lessons",), 60, 5),
+    Lesson("06", ("lessons",), 60, 7),
+    Lesson("07", ("lessons",), 60, 13),
+    Lesson("08", ("lessons",), 60, 11),
     Lesson("10", ("lessons", "interpreter"), 75, 20),
-    Lesson("11", ("lessons", "interpreter"), 70, 20),
-    Lesson("12", ("lessons", "compiler"), 60, 40),
-    Lesson("13", ("lessons",), 60, 10),
-    Lesson("16", ("lessons", "server"), 60, 6),
-    Lesson("17", ("lessons", "server", "port"), 60, 15),
-    Lesson("18", ("lessons",), 75, 20),
+    Lesson("11", ("lessons", "interpreter"), 70, 22),
+    Lesson("12", ("lessons", "compiler"), 60, 14),
+    Lesson("13", ("lessons",), 60, 9),
+    Lesson("16", ("lessons", "server"), 60, 12),
+    Lesson("17", ("lessons", "server", "port"), 60, 26),
+    Lesson("18", ("lessons",), 75, 21),
 )
 
 
