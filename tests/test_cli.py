@@ -20,7 +20,7 @@ import pytest
 
 from plamo_ref import budget, cli
 from plamo_ref.checkpoint import Checkpoint
-from plamo_ref.commands import _options, doctor, info
+from plamo_ref.commands import _findings, _options, doctor, info
 from plamo_ref.commands._tables import human_bytes, human_flops
 from plamo_ref.config import Plamo2Config
 from plamo_ref.errors import PlamoRefError
@@ -433,9 +433,9 @@ def test_doctor_fails_when_the_embedded_model_cannot_generate(capsys, monkeypatc
 
 
 def test_doctor_says_what_to_install_for_a_missing_or_old_package(capsys, monkeypatch):
-    version = doctor._version
+    version = _findings.version_of
     fakes = {"fastapi": None, "jupyterlab": "4.0.0"}
-    monkeypatch.setattr(doctor, "_version", lambda name: fakes.get(name, version(name)))
+    monkeypatch.setattr(_findings, "version_of", lambda name: fakes.get(name, version(name)))
     server, lessons = "pip install 'plamo-ref[server]'", "pip install 'plamo-ref[notebooks]'"
     found = [str(finding) for finding in doctor.packages()]
     (line,) = [text for text in found if server in text]
