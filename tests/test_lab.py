@@ -42,9 +42,15 @@ FIGURES = """() => [...document.querySelectorAll('.jp-OutputArea-output')]
   .map(area => [area, area.querySelector('img, svg')])
   .filter(([area, picture]) => picture && !area.querySelector('.jupyter-widgets'))
   .map(([area, picture]) => [picture.getBoundingClientRect().width, area.clientWidth])"""
+OPEN = "async path => { await window.jupyterapp.commands.execute('docmanager:open', {path}); }"
 SET_THEME = "theme => window.jupyterapp.commands.execute('apputils:change-theme', {theme})"
-# Only this tab is closed, and its kernel with it; the page itself stays.
-END = "() => window.jupyterapp.serviceManager.sessions.shutdownAll()"
+# Saved first (the folder is a copy), or closing asks. The page itself stays: Lab starts once.
+END = """async () => {
+  const app = window.jupyterapp;
+  await app.commands.execute('docmanager:save');
+  await app.commands.execute('application:close');
+  await app.serviceManager.sessions.shutdownAll();
+}"""
 
 
 @dataclass
@@ -63,7 +69,7 @@ class Seen:
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory) -> Iterator[tuple]:
-    """One server and one browser for all lessons."""
+    """One server, browser and page for all lessons, and what the page asks and complains."""
     from playwright.sync_api import sync_playwright
 
     root, state = tmp_path_factory.mktemp("root"), tmp_path_factory.mktemp("state")
@@ -74,24 +80,30 @@ def lab(tmp_path_factory) -> Iterator[tuple]:
     KEPT.mkdir(parents=True)
     with jupyter_lab(root, state) as address, sync_playwright() as player:
         browser = player.chromium.launch(executable_path=chromium(), args=FLAGS)
-        context = browser.new_context(viewport={"width": LAPTOP, "height": 1000})
-        yield context, address
+        page = browser.new_context(viewport={"width": LAPTOP, "height": 1000}).new_page()
+        page.set_default_timeout(300_000)
+        heard: list[tuple[str, str]] = []
+        page.on("request", lambda sent: heard.append(("request", sent.url)))
+        page.on("pageerror", lambda error: heard.append(("complaint", str(error))))
+        page.on(
+            "console", lambda said: said.type == "error" and heard.append(("complaint", said.text))
+        )
+        page.goto(f"{address}/lab/tree/notebooks?token={TOKEN}&reset")
+        page.wait_for_function("() => window.jupyterapp")
+        page.evaluate("() => window.jupyterapp.restored")
+        yield page, heard, address
         browser.close()
 
 
 @pytest.fixture(scope="module", params=LESSONS, ids=lambda path: path.stem)
 def lesson(request, lab) -> tuple[Path, Seen, str]:
     """A lesson, run to its end, every widget moved; and what was seen."""
-    context, address = lab
-    page, seen = context.new_page(), Seen()
-    page.on("request", lambda sent: seen.requests.append(sent.url))
-    page.on("pageerror", lambda error: seen.complaints.append(str(error)))
-    page.on("console", lambda said: said.type == "error" and seen.complaints.append(said.text))
-    page.goto(f"{address}/lab/tree/notebooks/{request.param.name}?token={TOKEN}&reset")
-    page.wait_for_function(KERNEL_IS_IDLE, timeout=90_000)
+    page, heard, address = lab
+    seen = Seen()
+    page.evaluate(OPEN, f"notebooks/{request.param.name}")
+    page.wait_for_function(KERNEL_IS_IDLE)
     # Run All clicked too early runs nothing, silently.
-    page.wait_for_selector(".jp-Spinner", state="detached", timeout=60_000)
-    page.set_default_timeout(300_000)
+    page.wait_for_selector(".jp-Spinner", state="detached")
     page.evaluate(RUN_ALL)
     page.wait_for_function(KERNEL_IS_IDLE)
     seen.seconds = _kernel_seconds()
@@ -101,7 +113,9 @@ def lesson(request, lab) -> tuple[Path, Seen, str]:
     _move_widgets(page, seen)
     _keep(page, request.param.stem, seen)
     page.evaluate(END)
-    page.close()
+    seen.requests = [text for kind, text in heard if kind == "request"]
+    seen.complaints = [text for kind, text in heard if kind == "complaint"]
+    heard.clear()
     return request.param, seen, address
 
 
@@ -156,7 +170,7 @@ def _keep(page, name: str, seen: Seen) -> None:
         page.set_viewport_size({"width": LAPTOP, "height": 1000})
     page.evaluate(SET_THEME, "JupyterLab Light")
     numbers = {"seconds": seen.seconds, "figures": len(seen.figures), "widgets": seen.boxes}
-    numbers |= {"cells": len(seen.outputs), "complaints": seen.complaints}
+    numbers |= {"cells": len(seen.outputs)}
     (KEPT / f"{name}.json").write_text(json.dumps(numbers, indent=1) + "\n", encoding="utf-8")
 
 
