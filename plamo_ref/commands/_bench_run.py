@@ -1,4 +1,7 @@
-"""What every measurement does: read its numbers, open an engine, show and keep the result."""
+"""What every measurement does: read its numbers, open an engine, show and keep the result.
+
+Invariant: what is shown and what is kept are the same rows.
+"""
 
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
