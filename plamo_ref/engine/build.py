@@ -18,7 +18,7 @@ from plamo_ref.engine.dry_run import dry_run
 from plamo_ref.engine.planner import MemoryPlan, cache_budget, plan_memory
 from plamo_ref.engine.runner import ModelRunner
 from plamo_ref.kernels.precompile import compile_ahead
-from plamo_ref.kernels.table import Kernels, select
+from plamo_ref.kernels.table import Kernels, can_overlap, select
 from plamo_ref.model import Plamo2Model
 
 ModelLoader = Callable[[Kernels, torch.dtype, torch.device], Plamo2Model]
@@ -35,7 +35,7 @@ def build_core(
     device = engine.resolve_device()
     dtype = engine.resolve_dtype(device)
     state_dtype = engine.resolve_state_dtype(dtype)
-    ops = select(engine.kernels, device=device, dtype=dtype, pdl=engine.pdl)
+    ops = select(engine.kernels, device=device, dtype=dtype, pdl=engine.pdl and can_overlap(device))
     compiled: Future[None] | None = None
     if engine.precompile and ops.name == "triton" and device.type == "cuda":
         compiled = compile_ahead(partial(dry_run, model, engine, ops, dtype, state_dtype), device)

@@ -118,7 +118,7 @@ def select(
     *,
     device: torch.device | None = None,
     dtype: torch.dtype = torch.float32,
-    pdl: bool = True,
+    pdl: bool = False,
 ) -> Kernels:
     """The table for `choice`; "auto" takes the fastest that can run.
 
@@ -129,7 +129,7 @@ def select(
         device: where the tensors will be; None: a GPU if there is one.
         dtype: of weights and activations. Triton kernels compute in float32, so float64 is for
             the twins.
-        pdl: let the kernels of a decode step overlap at their ends, where the GPU can (Hopper).
+        pdl: let the kernels of a decode step overlap at their ends; see `can_overlap`.
 
     Raises:
         KernelError: the choice cannot be run here.
@@ -140,11 +140,16 @@ def select(
         return TORCH
     obstacle = _obstacle(device, dtype)
     if obstacle is None:
-        own = triton_table(pdl=pdl and torch.cuda.get_device_capability(device) >= (9, 0))
+        own = triton_table(pdl=pdl)
         return own if choice != "cache" else _only_on_the_cache(own)
     if choice == "auto":
         return TORCH
     raise KernelError(f'kernels="{choice}": {obstacle}; use "auto" or "torch"')
+
+
+def can_overlap(device: torch.device) -> bool:
+    """Whether kernels there can overlap at their ends: programmatic launches came with Hopper."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0)
 
 
 def _only_on_the_cache(own: Kernels) -> Kernels:
