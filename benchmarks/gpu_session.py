@@ -40,7 +40,7 @@ def decode(shape: str, *more: str) -> Part:
 
 
 def prefill(shape: str) -> Part:
-    words = (*BENCH, "prefill", "--shape", shape, "--lengths", "512,2048,8192", *LARGE)
+    words = (*BENCH, "prefill", "--shape", shape, "--lengths", "128,512,1024,2048,8192", *LARGE)
     return Part(words, (*BENCH, "prefill", "--lengths", "9", *FEW), 90, f"gpu_prefill_{shape}")
 
 

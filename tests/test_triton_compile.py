@@ -268,7 +268,7 @@ REGISTERS = {
     "join_kernel": 48,
     "prefill_kernel": 255,
     "conv_update_kernel": 112,
-    "conv_prefill_kernel": 88,
+    "conv_prefill_kernel": 128,
     "state_update_kernel": 96,
     "decay_kernel": 64,
     "segment_sum_kernel": 176,
@@ -291,7 +291,9 @@ def test_published_shapes_compile_without_spills(shape, capability, compiler):
     for launch in launched:
         used, name = compiler(launch, capability), launch.kernel.__name__
         where = f"{name} for sm_{capability}, {launch.constants}: {used.registers} registers"
-        if (name, capability, triton.__version__[:3]) == ("prefill_kernel", 80, "3.6"):
+        if (name, capability) == ("scan_kernel", 90):
+            assert used.spills <= 12, where  # with one stage there are none, and it is 8 % slower
+        elif (name, capability, triton.__version__[:3]) == ("prefill_kernel", 80, "3.6"):
             assert used.spills <= 12, where  # this pair of versions alone; 3.7 on: none
         else:
             assert (used.spills, used.stack) == (0, 0), where

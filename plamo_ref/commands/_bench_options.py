@@ -52,6 +52,12 @@ def engine_options(command: Command) -> Command:
         click.option("--pdl/--no-pdl", default=True, **shown),
         click.option("--overlap/--no-overlap", default=None, help="Default: on a GPU."),
         click.option("--cuda-graphs/--no-cuda-graphs", default=True, **shown),
+        click.option(
+            "--graph-tokens",
+            default=1024,
+            help="Prompt tokens of a step that is still recorded; 0: decode steps only.",
+            **shown,
+        ),
         click.option("--state-dtype", default="auto", **shown),
         click.option("--dtype", default="auto", **shown),
         click.option("--device", default="auto", **shown),

@@ -45,6 +45,12 @@ def build_core(
     budget = cache_budget(engine, device, model, dtype.itemsize)
     plan = plan_memory(model, engine, budget, dtype=dtype, state_dtype=state_dtype)
     loaded = compile_model(loaded, engine.compile, engine.compile_sizes)
-    runner = ModelRunner(loaded, plan, state_dtype, cuda_graphs=engine.cuda_graphs)
+    runner = ModelRunner(
+        loaded,
+        plan,
+        state_dtype,
+        cuda_graphs=engine.cuda_graphs,
+        graph_tokens=engine.graph_tokens,
+    )
     warm_up(loaded, runner.caches, engine.compile_sizes)
     return EngineCore(runner, plan, engine), plan

@@ -49,6 +49,7 @@ class EngineConfig:
         None  # launch a step before the last one's tokens are read; None: on a GPU
     )
     cuda_graphs: bool = True  # record decode steps and replay them (on a GPU, Triton kernels)
+    graph_tokens: int = 1024  # likewise steps with at most so many prompt tokens; 0: none of them
     precompile: bool = True  # compile kernels in parallel while weights load (as above)
     record: bool = False  # keep a record of every step
 
@@ -58,6 +59,8 @@ class EngineConfig:
         for name in ("chunk_size", "memory_bytes", "max_model_len"):
             value = getattr(self, name)
             _require(value is None or value >= 1, name, value, "1 or more, or None")
+        tokens = self.graph_tokens
+        _require(tokens >= 0, "graph_tokens", tokens, "0 (record decode steps only) or more")
         share = self.gpu_memory_utilization
         _require(0 < share <= 1, "gpu_memory_utilization", share, "above 0 and at most 1")
         _require(self.scheduler in ("v0", "v1"), "scheduler", self.scheduler, '"v1" or "v0"')

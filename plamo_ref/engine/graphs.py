@@ -9,6 +9,7 @@ never touches a live one; a batch that does not fit the buffers is run without a
 """
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,15 +26,34 @@ WARM_UPS = 2  # runs before recording: they compile kernels and let libraries al
 Step = Callable[[ForwardBatch], Tensor]  # a batch → logits
 
 
-def table_widths(plan: MemoryPlan) -> dict[LayerKind, int]:
-    """Blocks that a decoding request's table can have: a window's span, or a fixed many."""
+def table_widths(plan: MemoryPlan, new_tokens: int = 1) -> dict[LayerKind, int]:
+    """Blocks that the table of a request can have in a step of so many tokens of it: the span of
+    its window, or a fixed many."""
     size = plan.block_size
     return {
         group.kind: FULL_ATTENTION_BLOCKS
         if group.window is None
-        else -(-(group.window + size) // size) + 1
+        else -(-(group.window + size + new_tokens - 1) // size) + 1
         for group in plan.groups
     }
+
+
+def record(step: Step, batch: ForwardBatch, pool: Any) -> tuple[torch.cuda.CUDAGraph, Tensor]:
+    """A graph of `step` over a batch that holds nothing but padding, and what it returns.
+
+    `pool` is of `torch.cuda.graph_pool_handle()`: graphs that never run at once share their memory.
+    """
+    device = batch.token_ids.device
+    side = torch.cuda.Stream(device)
+    side.wait_stream(torch.cuda.current_stream(device))
+    with torch.cuda.stream(side):
+        for _ in range(WARM_UPS):
+            step(batch)
+    torch.cuda.current_stream(device).wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, pool=pool):
+        result = step(batch)
+    return graph, result
 
 
 class DecodeBuffers:
@@ -99,8 +119,8 @@ class DecodeGraphs:
         self._widths = table_widths(plan)
         self._rungs = [n for n in LADDER if n < plan.max_num_seqs]
         self._rungs += [min(plan.max_num_seqs, LADDER[-1])]
-        self._graphs: dict[int, tuple[torch.cuda.CUDAGraph, DecodeBuffers, Tensor]] = {}
-        self._pool = torch.cuda.graph_pool_handle()  # one after the other, so they can share
+        self._graphs: dict[int, tuple[DecodeBuffers, torch.cuda.CUDAGraph, Tensor]] = {}
+        self._pool = torch.cuda.graph_pool_handle()
 
     def run(self, batch: ForwardBatch) -> Tensor | None:
         """Logits [R, V] of a decode batch; None: there is no graph for it, run it plainly."""
@@ -108,24 +128,11 @@ class DecodeGraphs:
         if batch.has_prefills or rung is None or not batch.rows_in_order:
             return None
         if rung not in self._graphs:
-            self._graphs[rung] = self._record(rung)
-        graph, buffers, logits = self._graphs[rung]
+            buffers = DecodeBuffers(rung, self._widths, self._device)
+            self._graphs[rung] = (buffers, *record(self._step, buffers.batch, self._pool))
+        buffers, graph, logits = self._graphs[rung]
         if not buffers.fit(batch):
             return None
         buffers.load(batch)
         graph.replay()
         return logits[: batch.num_requests]
-
-    def _record(self, rows: int) -> tuple[torch.cuda.CUDAGraph, DecodeBuffers, Tensor]:
-        """Record the step over buffers that hold nothing but padding."""
-        buffers = DecodeBuffers(rows, self._widths, self._device)
-        side = torch.cuda.Stream(self._device)
-        side.wait_stream(torch.cuda.current_stream(self._device))
-        with torch.cuda.stream(side):
-            for _ in range(WARM_UPS):
-                self._step(buffers.batch)
-        torch.cuda.current_stream(self._device).wait_stream(side)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool):
-            logits = self._step(buffers.batch)
-        return graph, buffers, logits

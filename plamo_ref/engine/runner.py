@@ -8,6 +8,7 @@ from torch import Tensor
 
 from plamo_ref.batch import AttentionCache, ForwardBatch, LayerCache, MambaCache
 from plamo_ref.engine.graphs import DecodeGraphs
+from plamo_ref.engine.mixed_graphs import MixedGraphs
 from plamo_ref.engine.planner import MemoryPlan
 from plamo_ref.model import Plamo2Model
 
@@ -22,6 +23,7 @@ class ModelRunner:
         state_dtype: torch.dtype,
         *,
         cuda_graphs: bool = False,
+        graph_tokens: int = 0,
     ) -> None:
         self.model = model
         config, weight = model.config, model.embedding
@@ -39,10 +41,13 @@ class ModelRunner:
                 shape = (blocks, plan.block_size, config.num_key_value_heads, size)
                 caches.append(AttentionCache(weight.new_zeros(shape), weight.new_zeros(shape)))
         self.caches = tuple(caches)
-        self._graphs: DecodeGraphs | None = None
+        self._decode_graphs: DecodeGraphs | None = None
+        self._mixed_graphs: MixedGraphs | None = None
         # The torch twins read lengths back to the host, which no graph can record.
         if cuda_graphs and self.device.type == "cuda" and model.ops.name != "torch":
-            self._graphs = DecodeGraphs(self._step, plan, self.device)
+            self._decode_graphs = DecodeGraphs(self._step, plan, self.device)
+            if graph_tokens:
+                self._mixed_graphs = MixedGraphs(self._forward, plan, self.device, graph_tokens)
 
     @property
     def device(self) -> torch.device:
@@ -54,9 +59,15 @@ class ModelRunner:
 
         With CUDA graphs they stay valid until the next call.
         """
-        logits = None if self._graphs is None else self._graphs.run(batch)
+        if batch.has_prefills:
+            hidden = None if self._mixed_graphs is None else self._mixed_graphs.run(batch)
+            return self._step(batch) if hidden is None else self.model.logits(hidden)
+        logits = None if self._decode_graphs is None else self._decode_graphs.run(batch)
         return self._step(batch) if logits is None else logits
 
+    def _forward(self, batch: ForwardBatch) -> Tensor:
+        return self.model.forward(batch, self.caches)  # [T, D]
+
     def _step(self, batch: ForwardBatch) -> Tensor:
-        hidden = self.model.forward(batch, self.caches)  # [T, D]
+        hidden = self._forward(batch)
         return self.model.logits(hidden if batch.rows_in_order else hidden[batch.logits_rows])

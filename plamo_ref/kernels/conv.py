@@ -56,7 +56,8 @@ def conv_prefill(
     past = cache[slots].masked_fill(~has_past[:, None, None], 0)  # [R, C, K-1]
     for row, (start, end) in enumerate(pairwise(starts)):
         padded = torch.cat((past[row], u[start:end].T), dim=-1)  # [C, K-1+Q]
-        windows = padded.unfold(-1, taps, 1)  # [C, Q, K]
+        taken = [padded[:, k : k + end - start] for k in range(taps)]
+        windows = torch.stack(taken, dim=-1)  # [C, Q, K]; Q may be 0
         out[start:end] = F.silu((windows * weight[:, None, :]).sum(-1)).T
         cache[slots[row]] = padded[:, end - start :]
     return out

@@ -25,7 +25,7 @@ from plamo_ref.kernels.triton_launch import (
 )
 
 # Size: channels. A block is channels, 16 bytes a thread; a tile is tokens of one iteration.
-CONFIGS = (Config(up_to=1 << 30, block=128, warps=4, tile=16),)
+CONFIGS = (Config(up_to=1 << 30, block=256, warps=4, tile=16),)
 TOKENS = 64  # of one program: its weights are read once for all of them
 
 

@@ -4,10 +4,14 @@ Invariant tested: the model cannot tell which table it has: same greedy tokens, 
 float32, with prefills in chunks, decodes beside them, a window that slides and both kinds of state.
 """
 
+from dataclasses import replace
+
 import torch
 
+from plamo_ref.batch import ForwardBatch
 from plamo_ref.engine.config import EngineConfig
 from plamo_ref.engine.core import EngineCore
+from plamo_ref.engine.mixed_graphs import MixedBuffers, Room
 from plamo_ref.engine.runner import ModelRunner
 from plamo_ref.kernels.table import TORCH, Kernels, triton_table
 from plamo_ref.sampling import SamplingParams
@@ -17,7 +21,21 @@ CONFIG = lab_config(hidden_size_per_head=16, num_key_value_heads=1)
 PROMPTS = ((5, 9, 33, 60, 2, 2, 17, 41, 8), (7, 12, 50))
 
 
-def run(table: Kernels) -> tuple[list[list[int]], list[torch.Tensor]]:
+class RoomyRunner(ModelRunner):
+    """Computes steps with prompts as a recorded step does, with room left over."""
+
+    def run(self, batch: ForwardBatch) -> torch.Tensor:
+        if not batch.has_prefills:
+            return super().run(batch)
+        widths = dict.fromkeys(batch.groups, 12)
+        buffers = MixedBuffers(Room(3, 4, 19), widths, self.device)
+        rows = buffers.load(batch)
+        return super().run(replace(buffers.batch, logits_rows=rows))
+
+
+def run(
+    table: Kernels, runner: type[ModelRunner] = ModelRunner
+) -> tuple[list[list[int]], list[torch.Tensor]]:
     """Tokens of each request, and the logits of each step."""
     model = random_pair(CONFIG, torch.float32, ops=table).served
     plan = lab_plan(
@@ -30,7 +48,7 @@ def run(table: Kernels) -> tuple[list[list[int]], list[torch.Tensor]]:
     settings = EngineConfig(
         dtype="float32", device="cpu", block_size=4, max_num_seqs=2, max_num_batched_tokens=7
     )
-    core = EngineCore(ModelRunner(model, plan, torch.float32), plan, settings)
+    core = EngineCore(runner(model, plan, torch.float32), plan, settings)
     logits: list[torch.Tensor] = []
     core.observers.append(lambda record, requests, rows: logits.append(rows.clone()))
     greedy = SamplingParams(temperature=0, max_tokens=4)
@@ -48,3 +66,16 @@ def test_the_engine_says_the_same_on_both_tables():
     assert len(logits) == len(twin_logits) >= 5
     for one, other in zip(logits, twin_logits, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+
+
+def test_room_left_over_in_a_step_with_prompts_changes_nothing():
+    """Memory that no kernel writes is NaN here, and must get nowhere."""
+    torch.use_deterministic_algorithms(True)
+    try:
+        expected, alone = run(triton_table())
+        got, logits = run(triton_table(), RoomyRunner)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert got == expected
+    for one, other in zip(logits, alone, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
