@@ -148,6 +148,32 @@ def _state_error(rows: list[Row]) -> list[str]:
     ]
 
 
+def _server(rows: list[Row]) -> list[str]:
+    """What HTTP costs when every seat is taken, then what a client waits for at each load."""
+    name = f"{rows[0]['model']} behind the server"
+    lines = []
+    costs = [r for r in rows if r["what"] == "overhead"]
+    if costs:
+        others = ", ".join(f"{r['way']} {r['overhead']:+.1%}" for r in costs[1:])
+        lines.append(
+            f"{name}, all requests at once: {costs[0]['output_tokens_per_s']:,.0f} tokens/s "
+            f"offline; through HTTP it takes longer by: {others}"
+        )
+    loads = [r for r in rows if r["what"] == "load"]
+    if loads:
+        waits = "; ".join(
+            f"{r['requests_per_s']:g}/s: first token {_p50_p99(r['ttft_ms'])}, between tokens "
+            f"{_p50_p99(r['itl_ms'])}"
+            for r in loads
+        )
+        lines.append(f"{name}, p50 / p99 in ms by load: {waits}")
+    return lines
+
+
+def _p50_p99(ms: Mapping[str, float]) -> str:
+    return f"{ms['p50']:,.0f} / {ms['p99']:,.0f}"
+
+
 LINES: Mapping[str, Callable[[list[Row]], list[str]]] = {
     "golden": _golden,
     "gpu_decode_8b": _decode,
@@ -163,6 +189,7 @@ LINES: Mapping[str, Callable[[list[Row]], list[str]]] = {
     "gpu_startup_1b": _startup,
     "gpu_ablation_8b": _ablation,
     "gpu_ablation_1b": _ablation,
+    "gpu_server_8b": _server,
     "gpu_kernels": _kernels,
     "gpu_kernels_8b": _kernels,
     "state_error": _state_error,
@@ -171,6 +198,7 @@ LINES: Mapping[str, Callable[[list[Row]], list[str]]] = {
     "scheduler": _scheduler,
     "load_1b": _load,
     "tokenizer": _tokenizer,
+    "server": _server,
 }
 CARD = re.compile(r"_(?:gb|gh|[abhl])\d{2,3}s?")  # at the end of a name: h100, h200, l40s
 

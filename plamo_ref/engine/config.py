@@ -49,7 +49,7 @@ class EngineConfig:
         None  # launch a step before the last one's tokens are read; None: on a GPU
     )
     cuda_graphs: bool = True  # record decode steps and replay them (on a GPU, Triton kernels)
-    graph_tokens: int = 1024  # likewise steps with at most so many prompt tokens; 0: none of them
+    graph_tokens: int = 1024  # likewise steps with prompts, of so many tokens at most; 0: none
     precompile: bool = True  # compile kernels in parallel while weights load (as above)
     record: bool = False  # keep a record of every step
 

@@ -21,7 +21,6 @@ from plamo_ref.engine.pool import NULL_PLACE
 
 LADDER = (1, 2, 4, 8, 16, 24, 32, 40, 48, 56, 64, *range(80, 257, 16))
 FULL_ATTENTION_BLOCKS = 512  # width of a full group's table; longer requests run without a graph
-WARM_UPS = 2  # runs before recording: they compile kernels and let libraries allocate
 
 Step = Callable[[ForwardBatch], Tensor]  # a batch → logits
 
@@ -47,8 +46,7 @@ def record(step: Step, batch: ForwardBatch, pool: Any) -> tuple[torch.cuda.CUDAG
     side = torch.cuda.Stream(device)
     side.wait_stream(torch.cuda.current_stream(device))
     with torch.cuda.stream(side):
-        for _ in range(WARM_UPS):
-            step(batch)
+        step(batch)  # compiles kernels, lets libraries allocate: neither can be recorded
     torch.cuda.current_stream(device).wait_stream(side)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph, pool=pool):

@@ -30,7 +30,7 @@ from plamo_ref.engine.pool import NULL_PLACE
 
 DECODES = (0, 16, 64, 128, 256)
 PROMPTS = (2, 8)
-TOKENS = (32, 64, 128, 256, 384, 512, 640, 768, 1024, 1280, 1536)  # of all prompts together
+TOKENS = (32, 64, 128, 256, 384, 512, 640, 768, 1024)  # of all prompts together
 
 Forward = Callable[[ForwardBatch], Tensor]  # a batch → hidden states [T, D]
 

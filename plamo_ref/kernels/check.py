@@ -2,6 +2,7 @@
 
     --time      the published models' shapes on the GPU, timed: GB/s or TFLOP/s, share of the floor
     --model M   8B or 1B (default: both)
+    --only OP   only this operation, as in scan_prefill; repeatable
 
 On a CUDA GPU: float32 and bfloat16, odd shapes and the published models' shapes. Without one:
 Triton's interpreter, which proves the arithmetic and the addressing in float32 at odd shapes, and
@@ -11,13 +12,15 @@ The truth is the twin in float64 on the same numbers; the error is ‖got - trut
 it the largest single difference over the largest truth. Elements that the twin leaves NaN must be
 NaN: nothing else may be written.
 
-Invariant: exits with 0 only if every comparison that this machine can make was made and is good.
+Invariant: exits with 0 only if every comparison asked for that this machine can make was made and
+is good.
 """
 
 import argparse
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import fields
 
 import torch
 from torch import Tensor
@@ -25,7 +28,7 @@ from torch import Tensor
 from plamo_ref.kernels.ceilings import measure_ceilings
 from plamo_ref.kernels.check_cases import model_cases, small_cases
 from plamo_ref.kernels.check_parts import MODELS, Case
-from plamo_ref.kernels.errors import KernelError
+from plamo_ref.kernels.errors import KernelError, require
 from plamo_ref.kernels.linear import whole
 from plamo_ref.kernels.table import TORCH, Kernels, triton_table
 from plamo_ref.kernels.timing import HEADER, copied, line, time_kernels
@@ -69,10 +72,12 @@ def limit_of(case: Case, dtype: torch.dtype) -> float:
 
 
 def check(
-    cases: Iterable[Case], dtype: torch.dtype, table: Kernels
+    cases: Iterable[Case], dtype: torch.dtype, table: Kernels, only: Collection[str] = ()
 ) -> Iterator[tuple[Case, float, float, float, bool]]:
     """For each case: the kernel's ratio and maximum, the twin's ratio, and whether it is good."""
     for case in cases:
+        if only and case.operation not in only:
+            continue
         truth = results(case, TORCH, torch.float64)
         ratio, most = compare(results(case, table), truth)
         own, _ = compare(results(case, TORCH), truth)
@@ -80,9 +85,16 @@ def check(
         yield case, ratio, most, own, ratio <= limit and most <= MAXIMUM * limit
 
 
-def check_all(device: torch.device, models: list[str]) -> int:
-    """Print one table, and the failures once more at its end. Returns their number."""
+def check_all(device: torch.device, models: list[str], only: Collection[str] = ()) -> int:
+    """Print one table, and the failures once more at its end. Returns their number.
+
+    Raises:
+        KernelError: `only` names an operation that does not exist.
+    """
     table, bad = triton_table(), list[str]()
+    known = {field.name for field in fields(table)} - {"name"}
+    for operation in only:
+        require(operation in known, f"no operation {operation!r}; there are {sorted(known)}")
     print(f"{'':4} {'dtype':8} {'case':56} {'ratio':>9} {'maximum':>9} {'twin':>9}")
     dtypes = (torch.float32, torch.bfloat16) if device.type == "cuda" else (torch.float32,)
     for dtype in dtypes:
@@ -92,7 +104,7 @@ def check_all(device: torch.device, models: list[str]) -> int:
             sources += [(f"{s.name}: ", model_cases(device, dtype, s)) for s in wanted]
         kind = str(dtype).removeprefix("torch.").replace("float", "f")
         for prefix, cases in sources:
-            for case, ratio, most, own, good in check(cases, dtype, table):
+            for case, ratio, most, own, good in check(cases, dtype, table, only):
                 name = case.name if not prefix else f"{prefix}{case.operation} {case.name}"
                 word = "ok" if good else "BAD"
                 line = f"{word:4} {kind:8} {name:56} {ratio:9.1e} {most:9.1e} {own:9.1e}"
@@ -116,6 +128,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m plamo_ref.kernels.check")
     parser.add_argument("--time", action="store_true", help="time the kernels (needs a GPU)")
     parser.add_argument("--model", choices=[s.name for s in MODELS], help="only this shape")
+    parser.add_argument("--only", action="append", default=[], help="only this operation")
     options = parser.parse_args(arguments)
     models = [options.model] if options.model else [s.name for s in MODELS]
     if torch.cuda.is_available():
@@ -135,7 +148,7 @@ def main(arguments: list[str] | None = None) -> int:
             "no CUDA GPU: Triton's interpreter, float32, odd shapes. Not checked: bfloat16, speed"
         )
     try:
-        bad = check_all(device, models)
+        bad = check_all(device, models, options.only)
     except ImportError as error:
         raise KernelError(f"Triton cannot be imported here: {error}") from None
     print(f"{bad} of the comparisons are bad" if bad else "all good")
