@@ -73,6 +73,14 @@ def test_openai_chats_and_streams_the_same(client):
     assert [p.finish_reason for p in parts if p.finish_reason] == [choice.finish_reason]
 
 
+def test_the_newer_limit_of_a_chat_decides_and_the_older_must_be_possible(client):
+    fields = {"model": "tiny", "messages": MESSAGES, "max_completion_tokens": 3, "seed": 5}
+    answer = client.chat.completions.create(**fields, max_tokens=20)
+    assert answer.usage.completion_tokens == 3
+    with pytest.raises(openai.BadRequestError, match="maximum context length"):
+        client.chat.completions.create(**fields, max_tokens=10**9)
+
+
 def test_openais_own_stream_helper_puts_a_chat_together(client):
     only = {"guided_choice": ["猫は寝ている。"]}  # its helper does not like a text that was cut
     fields = {"model": "tiny", "messages": MESSAGES, "max_tokens": 60, "extra_body": only}

@@ -174,7 +174,9 @@ def _ok(model: type[BaseModel], more: Mapping[str, Any] | None = None) -> Respon
     return {200: {"model": model, "content": dict(more or {})}}
 
 
-_STREAM = {"text/event-stream": {"schema": {"type": "string"}}}
+# OpenAPI 3.1 describes one event of a stream: of ours, a chunk in JSON or [DONE].
+_EVENT = {"type": "object", "required": ["data"], "properties": {"data": {"type": "string"}}}
+_STREAM = {"text/event-stream": {"schema": _EVENT}}
 COMPLETION = _ok(CompletionAnswer, _STREAM)
 CHAT = _ok(ChatAnswer, _STREAM)
 MODELS = _ok(ModelList)

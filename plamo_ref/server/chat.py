@@ -47,9 +47,11 @@ class Chat:
         """
         check_model(request.model, service.config)
         ids = await chat_ids(service, request.messages, request.chat_template_kwargs)
-        wanted = request.max_completion_tokens
-        wanted = request.max_tokens if wanted is None else wanted
-        params = chat_params(request, service.config, service.max_tokens(ids, wanted))
+        # The newer name decides, but the older one beside it must not be nonsense.
+        most = service.max_tokens(ids, request.max_tokens)
+        if request.max_completion_tokens is not None:
+            most = service.max_tokens(ids, request.max_completion_tokens)
+        params = chat_params(request, service.config, most)
         return cls(service, request, ids, _with_stops(params, service))
 
     async def whole(self) -> Mapping[str, Any]:
