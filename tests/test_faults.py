@@ -9,11 +9,13 @@ from functools import cache
 import pytest
 from engines import CONFIGS, pair
 
+from plamo_ref import LLM, SamplingParams
 from plamo_ref.engine.cache import IntegrityError
 from plamo_ref.engine.pool import PoolError
 from plamo_ref.errors import PlamoRefError
 from plamo_ref.teaching.audits import ScheduleError
 from plamo_ref.teaching.faults import FAULTS, fault
+from plamo_ref.teaching.faults_text import TEXT_FAULTS, TextError, check_text
 from plamo_ref.teaching.lab import Trace, draw_trace
 from plamo_ref.teaching.law import LawError, run_trace
 from plamo_ref.teaching.planting import Fault
@@ -58,7 +60,26 @@ def test_a_fault_is_caught(planted: Fault):
     run_trace(trace(seed), pair(HYBRID))  # and the engine is whole again
 
 
+TOKENIZER = LLM("tiny", device="cpu", memory_bytes=2**22).tokenizer
+TEXT = "吾輩は猫である。名前はまだ無い。It was the best of times. STOP it was the worst."
+
+
+@pytest.mark.parametrize("stop", ["STOP", "猫である。名", "nowhere", "無い。It was"])
+def test_text_is_what_the_law_of_text_says(stop):
+    params = SamplingParams(stop=[stop])
+    assert check_text(TOKENIZER.encode(TEXT), params, TOKENIZER) == TEXT.split(stop)[0]
+
+
+@pytest.mark.parametrize("planted", TEXT_FAULTS, ids=lambda each: each.name)
+def test_a_fault_of_text_is_caught(planted: Fault):
+    params, ids = SamplingParams(stop=["猫である。名"]), TOKENIZER.encode(TEXT)
+    with planted.planted(), pytest.raises(TextError, match="the text is"):
+        check_text(ids, params, TOKENIZER)
+    check_text(ids, params, TOKENIZER)  # and whole again
+
+
 def test_each_fault_has_a_name_and_a_sentence():
-    assert len({each.name for each in FAULTS}) == len(FAULTS) >= 30
-    assert all(each.story.endswith(".") and each.story[0].isupper() for each in FAULTS)
+    every = (*FAULTS, *TEXT_FAULTS)
+    assert len({each.name for each in every}) == len(every) >= 30
+    assert all(each.story.endswith(".") and each.story[0].isupper() for each in every)
     assert fault("block leaked").caught_by == "audit"

@@ -11,6 +11,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from plamo_ref.bench.shapes import SHAPES
+
 START, END = "<!-- ledger: made by a command, see below -->", "<!-- end of the ledger -->"
 Row = Mapping[str, Any]
 
@@ -150,7 +152,9 @@ def _state_error(rows: list[Row]) -> list[str]:
 
 def _server(rows: list[Row]) -> list[str]:
     """What HTTP costs when every seat is taken, then what a client waits for at each load."""
-    name = f"{rows[0]['model']} behind the server"
+    model = rows[0]["model"]
+    name = f"{model.upper()} shape" if model in SHAPES else f"{model} model"
+    name += " behind the server"
     lines = []
     costs = [r for r in rows if r["what"] == "overhead"]
     if costs:
@@ -164,7 +168,7 @@ def _server(rows: list[Row]) -> list[str]:
         waits = "; ".join(
             f"{r['requests_per_s']:g}/s: first token {_p50_p99(r['ttft_ms'])}, between tokens "
             f"{_p50_p99(r['itl_ms'])}"
-            for r in loads
+            for r in loads[:: max(1, len(loads) // 2)]  # the lightest, one between, the heaviest
         )
         lines.append(f"{name}, p50 / p99 in ms by load: {waits}")
     return lines

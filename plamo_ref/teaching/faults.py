@@ -1,11 +1,13 @@
 """Bugs planted on purpose, one switch each: what a serving engine can get wrong, and who notices.
 
 Invariant: on some small trace, `law.run_trace` ends with the error of the check in `caught_by`
-while a fault is planted, and without an error when it is not.
+while a fault is planted, and without an error when it is not. Behind the engine there are tokens no
+more, but text: for TEXT_FAULTS the same holds of `faults_text.check_text`.
 """
 
 from plamo_ref.teaching.faults_compute import COMPUTE_FAULTS
 from plamo_ref.teaching.faults_memory import MEMORY_FAULTS, SCHEDULE_FAULTS
+from plamo_ref.teaching.faults_text import TEXT_FAULTS
 from plamo_ref.teaching.planting import Fault
 
 FAULTS: tuple[Fault, ...] = (*MEMORY_FAULTS, *SCHEDULE_FAULTS, *COMPUTE_FAULTS)
@@ -17,4 +19,4 @@ def fault(name: str) -> Fault:
     Raises:
         KeyError: there is no such fault.
     """
-    return {each.name: each for each in FAULTS}[name]
+    return {each.name: each for each in (*FAULTS, *TEXT_FAULTS)}[name]

@@ -169,6 +169,11 @@ def _last_come_first(_: Any, queues: Queues, request: Request) -> None:
     queues.waiting.appendleft(request)
 
 
+def _nothing_left(add: Any, queues: Queues, request: Request) -> None:
+    add(queues, request)
+    request.num_computed_tokens = request.num_tokens
+
+
 def _to_the_end(preempt: Any, queues: Queues, request: Request, schedule: Schedule) -> None:
     preempt(queues, request, schedule)
     queues.waiting.rotate(-1)
@@ -214,6 +219,12 @@ SCHEDULE_FAULTS = (
         "New requests go to the front of the queue.",
         "schedule",
         patch(Queues, "add", _last_come_first),
+    ),
+    Fault(
+        "whole prompt cached",
+        "A prompt that a cache knows has all its tokens computed: none is left to give logits.",
+        "schedule",
+        patch(Queues, "add", _nothing_left),
     ),
     Fault(
         "preempted request waits at the end",

@@ -15,7 +15,7 @@ from plamo_ref.engine import core as core_module
 from plamo_ref.engine.batching import BatchPlan
 from plamo_ref.model import Plamo2Model
 
-Check = Literal["audit", "schedule", "law"]
+Check = Literal["audit", "schedule", "law", "text"]
 Patch = Callable[[], AbstractContextManager[None]]
 
 
