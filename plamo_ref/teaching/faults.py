@@ -5,12 +5,19 @@ while a fault is planted, and without an error when it is not. Behind the engine
 more, but text: for TEXT_FAULTS the same holds of `faults_text.check_text`.
 """
 
+from plamo_ref.teaching.faults_batch import BATCH_FAULTS
 from plamo_ref.teaching.faults_compute import COMPUTE_FAULTS
-from plamo_ref.teaching.faults_memory import MEMORY_FAULTS, SCHEDULE_FAULTS
+from plamo_ref.teaching.faults_memory import MEMORY_FAULTS
+from plamo_ref.teaching.faults_schedule import SCHEDULE_FAULTS
 from plamo_ref.teaching.faults_text import TEXT_FAULTS
 from plamo_ref.teaching.planting import Fault
 
-FAULTS: tuple[Fault, ...] = (*MEMORY_FAULTS, *SCHEDULE_FAULTS, *COMPUTE_FAULTS)
+FAULTS: tuple[Fault, ...] = (
+    *MEMORY_FAULTS,
+    *SCHEDULE_FAULTS,
+    *BATCH_FAULTS,
+    *COMPUTE_FAULTS,
+)
 
 
 def fault(name: str) -> Fault:
