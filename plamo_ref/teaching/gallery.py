@@ -21,6 +21,7 @@ from plamo_ref.engine.core import EngineCore
 from plamo_ref.engine.runner import ModelRunner
 from plamo_ref.errors import PlamoRefError
 from plamo_ref.sampling import SamplingParams
+from plamo_ref.teaching.audits import ScheduleError
 from plamo_ref.teaching.checks import CheckFailed
 from plamo_ref.teaching.divergence import Divergence, first_divergence
 from plamo_ref.teaching.faults import FAULTS, fault
@@ -154,6 +155,9 @@ def memory_after(
 
     States and values by layer, and the last row of logits. (Keys are stored turned by RoPE; the
     reference keeps them unturned, so they are left out.)
+
+    Raises:
+        ScheduleError: the engine waits for ever.
     """
     params = SamplingParams(temperature=0, max_tokens=2)
     asked = TraceRequest(tuple(prompt_ids), params)
@@ -164,8 +168,11 @@ def memory_after(
         core = EngineCore(runner, trace.plan, trace.engine)
         core.observers.append(lambda record, sampled, logits: rows.append(logits.clone()))
         request = core.add(asked.prompt, params, request_id="patient")
-        while not request.output_ids:
-            core.step()
+        for _ in prompt_ids:  # at least one of them is computed in each step
+            if not request.output_ids:
+                core.step()
+    if not request.output_ids:
+        raise ScheduleError(f"{len(prompt_ids)} steps gave no token: there is nothing to look at")
     values = _held(core, request.request_id)
     return Run.sorted(len(asked.prompt), values | {_LOGITS: rows[-1]})
 
