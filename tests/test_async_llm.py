@@ -10,14 +10,18 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import aclosing
 from dataclasses import dataclass
+from pathlib import Path
 
 import psutil
 import pytest
+import zmq
+import zmq.asyncio
 
 from plamo_ref import LLM, SamplingParams
+from plamo_ref.engine import supervisor
 from plamo_ref.engine.async_llm import AsyncLLM
 from plamo_ref.engine.calls import (
     Delta,
@@ -28,8 +32,10 @@ from plamo_ref.engine.calls import (
     RequestRefusedError,
     SlowReaderError,
 )
+from plamo_ref.engine.child import EngineProcess
 from plamo_ref.engine.config import EngineError
-from plamo_ref.engine.messages import Add, Codec, Step, Token
+from plamo_ref.engine.messages import Add, Codec, Failed, Ready, Step, Token
+from plamo_ref.engine.supervisor import Supervisor
 from plamo_ref.sampling import GuidedParams, TokenLogprobs
 
 ENGINE = {
@@ -335,3 +341,121 @@ def test_messages_survive_the_wire():
     score = TokenLogprobs(5, -0.25, 1, ((5, -0.25), (7, -2.0)))
     token = Token("7", 5, "stop", False, score, [score])
     assert token == Codec().for_front(codec.encode(Step([token]))).tokens[0]
+
+
+@pytest.mark.parametrize(
+    "params",
+    [SamplingParams(stop=["\ud800"]), SamplingParams(guided=GuidedParams(json={"maximum": 2**70}))],
+    ids=["half a character", "a number of more than 64 bits"],
+)
+def test_what_cannot_be_told_to_the_engine_is_refused_and_leaves_nothing(engine, params):
+    async def test(llm: AsyncLLM) -> None:
+        with pytest.raises(RequestRefusedError, match="cannot be told"):
+            await collect(llm, [Job([1, 50], LONG), Job([1, 50], params)])
+
+    engine.run(test)
+
+
+def test_where_no_socket_can_be_the_start_fails_and_says_where(tmp_path, monkeypatch):
+    home = tmp_path / ("x" * 110)
+    home.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(home))
+
+    async def start() -> None:
+        async with asyncio.timeout(20), AsyncLLM("tiny", **ENGINE):
+            pass
+
+    with pytest.raises(EngineError, match="TMPDIR"):
+        asyncio.run(start())
+
+
+def fake_lives(monkeypatch: pytest.MonkeyPatch, *lives: Callable[[], AsyncIterator]) -> Supervisor:
+    """A supervisor whose engines, one after the other, say this, wait so long, and end."""
+    waiting = iter(lives)
+
+    class Fake:
+        exit_code = 7
+
+        @classmethod
+        async def start(cls, *_: object) -> "Fake":
+            return cls()
+
+        def messages(self) -> AsyncIterator:
+            return next(waiting)()
+
+        async def close(self) -> None:
+            pass
+
+    monkeypatch.setattr(supervisor, "EngineProcess", Fake)
+    monkeypatch.setattr(supervisor, "RESTART_SECONDS", 0)
+    monkeypatch.setattr(supervisor, "STABLE_SECONDS", 0.05)
+    return Supervisor(Path(), {}, 1, lambda message: None, lambda error: None)
+
+
+async def ready_at_once() -> AsyncIterator:
+    yield Ready(1, 1, 1, 1)
+
+
+async def long_in_loading() -> AsyncIterator:
+    await asyncio.sleep(0.1)
+    if False:
+        yield
+
+
+async def not_understood() -> AsyncIterator:
+    raise ValueError("not a message")
+    yield
+
+
+@pytest.mark.parametrize("end", [long_in_loading, not_understood])
+def test_an_engine_that_is_never_ready_again_is_given_up_however_it_ends(monkeypatch, end):
+    async def run() -> None:
+        life = fake_lives(monkeypatch, ready_at_once, *[end] * 9)
+        async with asyncio.timeout(20):
+            await life.start()
+            await life.dead.wait()
+        assert (life.state, life.num_restarts) == ("dead", 1)
+        await life.close()
+
+    asyncio.run(run())
+
+
+def test_the_last_words_of_a_process_are_heard_though_they_come_after_its_end():
+    class Gone:
+        stdin, returncode = None, 1
+
+        async def wait(self) -> int:
+            return 1
+
+    async def run() -> None:
+        context = zmq.asyncio.Context()
+        with tempfile.TemporaryDirectory() as folder:
+            address = f"ipc://{folder}/x"
+            socket, engine = context.socket(zmq.PULL), context.socket(zmq.PUSH)
+            socket.bind(address)
+            engine.connect(address)
+            child = EngineProcess(Gone(), context, (engine, socket), None)  # type: ignore[arg-type]
+
+            async def speak() -> None:
+                await asyncio.sleep(0.05)
+                await engine.send(Codec().encode(Failed("no memory")))
+
+            speaking = asyncio.create_task(speak())
+            assert [message async for message in child.messages()] == [Failed("no memory")]
+            await speaking
+            context.destroy(linger=0)
+
+    asyncio.run(run())
+
+
+def test_a_call_may_be_closed_while_the_engine_is_going(engine, monkeypatch):
+    async def test(llm: AsyncLLM) -> None:
+        async with aclosing(llm.generate([Job([1, 50], short(4))])) as deltas:
+            await anext(deltas)
+            with monkeypatch.context() as gone:
+                gone.setattr(llm._life, "_ready", None)  # as it is until `_lost` has been called
+                await deltas.aclose()
+        while (await llm.audit()).num_requests:  # this engine did not go: it ends by itself
+            await asyncio.sleep(0.01)
+
+    engine.run(test)

@@ -13,7 +13,7 @@ import asyncio
 import itertools
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from plamo_ref.engine.calls import (
     Call,
     Delta,
     EngineBusyError,
+    EngineUnavailableError,
     GrammarRefusedError,
     Job,
     RequestRefusedError,
@@ -148,8 +149,9 @@ class AsyncLLM:
             SlowReaderError: too many tokens were not fetched.
         """
         call = Call(len(jobs), None if whole else self.max_unread * len(jobs))
-        ids = self._submit(call, jobs)
+        ids: list[str] = []
         try:
+            self._submit(call, jobs, ids)
             while call.unfinished or call.deltas:
                 await call.news.wait()
                 if batch := call.take():
@@ -192,7 +194,8 @@ class AsyncLLM:
         """Requests under way, waiting ones included."""
         return len(self._streams)
 
-    def _submit(self, call: Call, jobs: Sequence[Job]) -> list[str]:
+    def _submit(self, call: Call, jobs: Sequence[Job], ids: list[str]) -> None:
+        """Hand the jobs to the engine; `ids` gets those of whom it has heard."""
         child = self._life.engine
         if len(jobs) > self.max_requests:
             raise RequestRefusedError(
@@ -203,19 +206,21 @@ class AsyncLLM:
                 f"{len(self._streams)} requests are under way, at most {self.max_requests} may be, "
                 f"and this call brings {len(jobs)}: try again later"
             )
-        ids = []
         for index, job in enumerate(jobs):
             request_id = str(next(self._numbers))
-            child.send(Add(request_id, list(job.prompt_ids), job.params))
+            try:
+                child.send(Add(request_id, list(job.prompt_ids), job.params))
+            except (UnicodeEncodeError, OverflowError) as error:  # half a character, 65 bits
+                raise RequestRefusedError(f"the engine cannot be told this: {error}") from None
             self._streams[request_id] = Stream(call, index, TextStream(self.tokenizer, job.params))
             ids.append(request_id)
-        return ids
 
     def _abort(self, request_ids: Sequence[str]) -> None:
         """Forget these requests; tell the engine about those it may still work on."""
         live = [i for i in request_ids if self._streams.pop(i, None) is not None]
-        if live and self.state == "ready":
-            self._life.engine.send(Abort(live))
+        if live:
+            with suppress(EngineUnavailableError):  # it holds nothing any more
+                self._life.engine.send(Abort(live))
 
     def _lost(self, error: Exception) -> None:
         """There is no engine any more: nobody shall wait for it."""

@@ -16,9 +16,11 @@ import msgspec
 import zmq
 import zmq.asyncio
 
+from plamo_ref.engine.config import EngineError
 from plamo_ref.engine.messages import Codec, EngineSpec, Shutdown, ToEngine, ToFront
 
 STOP_SECONDS = 5.0  # from Shutdown to SIGKILL
+LAST_WORDS_SECONDS = 0.2  # for what a process said before its end to get here
 
 
 class EngineProcess:
@@ -38,7 +40,11 @@ class EngineProcess:
 
     @classmethod
     async def start(cls, folder: Path, engine: Mapping[str, Any]) -> "EngineProcess":
-        """Start the process; it loads its model while the caller listens to `messages`."""
+        """Start the process; it loads its model while the caller listens to `messages`.
+
+        Raises:
+            EngineError, OSError: there can be no socket, or no process.
+        """
         home = tempfile.TemporaryDirectory(prefix="plamo-ref-")  # readable by its owner alone
         inbox, outbox = f"ipc://{home.name}/in", f"ipc://{home.name}/out"
         context = zmq.asyncio.Context()
@@ -46,7 +52,13 @@ class EngineProcess:
         for socket, address in ((to_engine, inbox), (from_engine, outbox)):
             socket.set_hwm(0)
             socket.linger = 0
-            socket.bind(address)
+            try:
+                socket.bind(address)
+            except zmq.ZMQError as error:  # of a path, the system takes about 100 characters
+                context.destroy()
+                home.cleanup()
+                message = f"no socket at {address}: {error.strerror}; TMPDIR says where they go"
+                raise EngineError(message) from None
         process = await asyncio.create_subprocess_exec(
             sys.executable,
             "-m",
@@ -80,7 +92,9 @@ class EngineProcess:
             coming = asyncio.ensure_future(self._from_engine.recv())  # a future already
             if not coming.done():
                 await asyncio.wait({coming, self._exit}, return_when=asyncio.FIRST_COMPLETED)
-            if not coming.done() and not await self._from_engine.poll(0):
+            if not coming.done():  # the process is gone; what it said may still be on its way
+                await asyncio.wait({coming}, timeout=LAST_WORDS_SECONDS)
+            if not coming.done():
                 coming.cancel()
                 return
             yield self._codec.for_front(await coming)

@@ -5,6 +5,8 @@ happens; after `dead` is set no engine will come any more.
 """
 
 import asyncio
+import logging
+import math
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -14,10 +16,12 @@ from plamo_ref.engine.calls import EngineDiedError, EngineUnavailableError
 from plamo_ref.engine.child import EngineProcess
 from plamo_ref.engine.config import EngineError
 from plamo_ref.engine.messages import Failed, Ready, ToFront
+from plamo_ref.errors import PlamoRefError
 
 State = Literal["starting", "ready", "restarting", "dead", "closed"]
-STABLE_SECONDS = 60.0  # an engine that lived so long did not fail to start
+STABLE_SECONDS = 60.0  # an engine that was ready so long did not die young
 RESTART_SECONDS = 0.5  # between an end and the next start
+logger = logging.getLogger(__name__)
 
 
 class Supervisor:
@@ -46,6 +50,7 @@ class Supervisor:
         self._hear, self._lost = hear, lost
         self._child: EngineProcess | None = None
         self._ready: Ready | None = None
+        self._ready_since = math.inf  # inf: this life has not come so far
         self._first: asyncio.Future[None] | None = None
         self._task: asyncio.Task[None] | None = None
 
@@ -94,10 +99,15 @@ class Supervisor:
         failures = 0
         while failures <= self._max_restarts:
             self.num_restarts += bool(failures)
-            born = time.monotonic()
-            reason = await self._one_life()
+            try:
+                reason = await self._one_life()
+            except Exception as error:  # whatever it is, nobody may wait for this engine
+                reason = f"{type(error).__name__}: {error}"
+                if not isinstance(error, PlamoRefError | OSError):
+                    logger.exception("the engine process cannot go on")
             self._lost(EngineDiedError(f"the engine process ended unexpectedly ({reason})"))
-            failures = 1 if time.monotonic() - born > STABLE_SECONDS else failures + 1
+            stable = time.monotonic() - self._ready_since > STABLE_SECONDS
+            failures = 1 if stable else failures + 1
             if not self._first.done():
                 self._first.set_exception(EngineError(reason))
             if failures <= self._max_restarts:
@@ -110,6 +120,7 @@ class Supervisor:
         """Listen to one engine until it is gone. Returns why it went."""
         assert self._first is not None
         reason = None
+        self._ready_since = math.inf
         self._child = child = await EngineProcess.start(self._folder, self._engine)
         try:
             async for message in child.messages():
@@ -117,10 +128,13 @@ class Supervisor:
                     reason = message.message
                 if isinstance(message, Ready):
                     self._ready, self.state = message, "ready"
+                    self._ready_since = time.monotonic()
                     if not self._first.done():
                         self._first.set_result(None)
                 self._hear(message)
         finally:
             self._child = self._ready = None
+            if self.state == "ready":
+                self.state = "restarting"
             await child.close()
         return reason or f"exit code {child.exit_code}"
