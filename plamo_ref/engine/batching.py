@@ -45,53 +45,85 @@ def build_batch(
         unread: has the last token of every request that has `num_unread_tokens`.
     """
     requests = sorted(schedule.tokens, key=lambda r: not _is_decode(r, schedule.tokens[r]))
-    token_ids: list[int] = []
-    late, complete, scored = list[int](), list[int](), list[tuple[int, range]]()
-    pasts = np.empty(len(requests), dtype=np.int64)
-    counts = np.empty(len(requests), dtype=np.int64)
-    for i, request in enumerate(requests):
-        past, new, total = request.num_computed_tokens, schedule.tokens[request], request.num_tokens
-        pasts[i], counts[i] = past, new
-        token_ids += request.tokens(past, past + new)
-        if past + new == total:
-            complete.append(i)
-            if request.num_unread_tokens:
-                late.append(i)
-                token_ids.append(0)  # keeps the place of the token that is not read yet
-        if request.params.prompt_logprobs is not None:
-            scored.append((i, request.unscored(past, past + new)))
-    ends = pasts + counts
-    starts = np.concatenate(([0], np.cumsum(counts)))
-    positions = np.arange(starts[-1]) - np.repeat(starts[:-1] - pasts, counts)
-    scored_rows = [starts[i] - pasts[i] + place for i, places in scored for place in places]
+    told = _tell(requests, schedule)
+    ends = told.pasts + told.counts
+    starts = np.concatenate(([0], np.cumsum(told.counts)))
+    positions = np.arange(starts[-1]) - np.repeat(starts[:-1] - told.pasts, told.counts)
+    scored_rows = [
+        starts[i] - told.pasts[i] + place for i, places in told.scored for place in places
+    ]
+    late_from = [unread.rows[requests[i]] for i in told.late] if unread else []
     holdings = [cache.holdings[r.request_id] for r in requests]
 
     columns: dict[str, np.ndarray] = {
-        "late_rows": starts[1:][late] - 1,
-        "late_from": np.array(
-            [unread.rows[requests[i]] for i in late] if unread else [], dtype=int
-        ),
-        "token_ids": np.array(token_ids),
+        "late_rows": starts[1:][told.late] - 1,
+        "late_from": np.array(late_from, dtype=int),
+        "token_ids": np.array(told.token_ids),
         "positions": positions,
         "query_start_loc": starts,
         "seq_lens": ends,
-        "has_past": pasts > 0,
+        "has_past": told.pasts > 0,
         "state_slots": np.array([held.slot or NULL_PLACE for held in holdings]),
-        "logits_rows": np.array([*(starts[1:][complete] - 1), *scored_rows], dtype=np.int64),
+        "logits_rows": np.array([*(starts[1:][told.complete] - 1), *scored_rows], dtype=np.int64),
     }
     for kind in cache.groups:
         tables = [held.tables[kind] for held in holdings]
-        columns |= _group_columns(kind, tables, cache.block_size, counts, positions)
-
+        columns |= _group_columns(kind, tables, cache.block_size, told.counts, positions)
     moved = _move(columns, device)
-    if late and unread is not None:
-        token_ids_there = moved["token_ids"]
-        token_ids_there[moved["late_rows"]] = unread.tokens[moved["late_from"]]
+    if told.late and unread is not None:
+        moved["token_ids"][moved["late_rows"]] = unread.tokens[moved["late_from"]]
+    one_row_each = len(told.complete) == len(requests) == starts[-1] and not scored_rows
+    return BatchPlan(
+        _batch(moved, cache, num_decodes=told.num_decodes, rows_in_order=one_row_each),
+        tuple(requests),
+        sampled=tuple(requests[i] for i in told.complete),
+        scored=tuple((requests[i], places) for i, places in told.scored if places),
+    )
+
+
+@dataclass(frozen=True)
+class _Told:
+    """What the requests say of a step, in the order of the batch; whose is a number in it."""
+
+    pasts: np.ndarray  # [R] tokens computed before
+    counts: np.ndarray  # [R] tokens computed now
+    token_ids: list[int]  # [T]; 0 keeps the place of a token that is not read yet
+    late: list[int]  # whose last token is not read yet
+    complete: list[int]  # whose last known token is computed
+    scored: list[tuple[int, range]]  # prompt positions whose successors get a logprob
+
+    @property
+    def num_decodes(self) -> int:
+        return int(((self.counts == 1) & (self.pasts > 0)).sum())
+
+
+def _tell(requests: Sequence[Request], schedule: Schedule) -> _Told:
+    """One pass over the requests."""
+    pasts, counts = np.empty((2, len(requests)), dtype=np.int64)
+    told = _Told(pasts, counts, [], [], [], [])
+    for i, request in enumerate(requests):
+        past, new = request.num_computed_tokens, schedule.tokens[request]
+        pasts[i], counts[i] = past, new
+        told.token_ids.extend(request.tokens(past, past + new))
+        if past + new == request.num_tokens:
+            told.complete.append(i)
+            if request.num_unread_tokens:
+                told.late.append(i)
+                told.token_ids.append(0)
+        if request.params.prompt_logprobs is not None:
+            told.scored.append((i, request.unscored(past, past + new)))
+    return told
+
+
+def _batch(
+    moved: Mapping[str, torch.Tensor], cache: HybridCache, *, num_decodes: int, rows_in_order: bool
+) -> ForwardBatch:
+    """The columns on the device, by name."""
     groups: dict[LayerKind, GroupBatch] = {
         kind: GroupBatch(moved[f"{kind}/table"], moved[f"{kind}/first"], moved[f"{kind}/mapping"])
         for kind in cache.groups
     }
-    batch = ForwardBatch(
+    return ForwardBatch(
         token_ids=moved["token_ids"],
         positions=moved["positions"],
         query_start_loc=moved["query_start_loc"],
@@ -100,15 +132,9 @@ def build_batch(
         state_slots=moved["state_slots"],
         groups=groups,
         logits_rows=moved["logits_rows"],
-        num_decodes=int(((counts == 1) & (pasts > 0)).sum()),
-        num_requests=len(requests),
-        rows_in_order=len(complete) == len(requests) == starts[-1] and not scored_rows,
-    )
-    return BatchPlan(
-        batch,
-        tuple(requests),
-        sampled=tuple(requests[i] for i in complete),
-        scored=tuple((requests[i], places) for i, places in scored if places),
+        num_decodes=num_decodes,
+        num_requests=len(moved["seq_lens"]),
+        rows_in_order=rows_in_order,
     )
 
 
