@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from plamo_ref import LLM, Plamo2Tokenizer
 from plamo_ref.cli import main
 from plamo_ref.hub import find
 
@@ -52,6 +53,14 @@ def test_a_template_file_is_used_and_a_missing_one_named(monkeypatch, capsys, tm
     code, said = converse(monkeypatch, capsys, "abc\n", "--chat-template", "nowhere.jinja")
     assert code == 2
     assert "nowhere.jinja" in said.err
+
+
+def test_a_template_whose_turns_end_with_a_control_token_stops_at_it(monkeypatch, capsys):
+    seen = []
+    monkeypatch.setattr(LLM, "stream", lambda self, ids, params: iter(seen.append(params) or ()))
+    code, _ = converse(monkeypatch, capsys, "hello\n", "--chat-template", "translate")
+    token = Plamo2Tokenizer.from_folder(find("tiny")).id_of("<|plamo:op|>")
+    assert (code, [list(params.stop_token_ids) for params in seen]) == (0, [[token]])
 
 
 @pytest.mark.parametrize("line", ["", "\n\n"])

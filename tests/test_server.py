@@ -240,7 +240,14 @@ def test_a_wrong_field_is_named(client, fields, param):
 
 @pytest.mark.parametrize(
     "fields",
-    [{"logit_bias": {"5120": 1}}, {"stop_token_ids": [5120]}, {"prompt": "\ud800"}],
+    [
+        {"logit_bias": {"5120": 1}},
+        {"stop_token_ids": [5120]},
+        {"prompt": "\ud800"},
+        {"stop": "\ud800"},
+        {"guided_json": {"enum": ["\ud800"]}},
+        {"guided_json": {"maximum": 2**70}},
+    ],
 )
 def test_what_the_engine_would_not_take_is_the_clients_mistake(client, fields):
     body = json.dumps({**GREEDY, "prompt": "x", "max_tokens": 3, **fields})
@@ -418,6 +425,12 @@ def test_parameters_left_out_have_the_engines_defaults():
     assert common_params(request, config, 16) == SamplingParams()
 
 
+def test_json_that_is_not_called_json_is_refused_with_the_reason(client):
+    body = json.dumps({**GREEDY, "prompt": "x"})
+    error = refused(client.post("/v1/completions", content=body), 400)  # as `curl -d` does
+    assert "Content-Type" in error["message"]
+
+
 # --- keys and origins -----------------------------------------------------------------------------
 
 
@@ -490,6 +503,28 @@ def test_a_checkpoints_own_template_is_used_in_all_its_forms(tmp_path):
     assert template_of(tmp_path) is None
     (tmp_path / "chat_template.jinja").write_text("file")
     assert template_of(tmp_path).render(messages, {}) == "file"  # type: ignore[union-attr]
+    (tmp_path / "chat_template.jinja").write_text("file\n")  # as editors end it
+    assert template_of(tmp_path).render(messages, {}) == "file"  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"chat_template": ["x"]}'])
+def test_a_tokenizer_config_that_is_broken_is_named(tmp_path, text):
+    (tmp_path / "tokenizer_config.json").write_text(text)
+    with pytest.raises(TemplateLoadError, match=r"tokenizer_config\.json"):
+        template_of(tmp_path)
+
+
+def test_a_turn_ends_at_a_token_where_the_templates_stop_is_one():
+    tokenizer = Plamo2Tokenizer.from_folder(find("tiny"))
+    for name in ("translate", "plain"):
+        template = template_of(find("tiny"), name)
+        assert template is not None
+        params = template.with_stops(SamplingParams(stop=["x"]), tokenizer)
+        if name == "translate":
+            assert list(params.stop) == ["x"]
+            assert list(params.stop_token_ids) == [tokenizer.id_of("<|plamo:op|>")]
+        else:
+            assert list(params.stop) == ["x", "\nuser:", "\nsystem:"]
 
 
 @pytest.mark.parametrize(

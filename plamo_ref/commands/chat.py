@@ -81,13 +81,11 @@ def _answer(
     llm: "LLM", template: "ChatTemplate", messages: Messages, params: "SamplingParams", kept: int
 ) -> str:
     """Print the model's answer as it comes, and return it; the oldest turns go if room is short."""
-    from dataclasses import replace
-
     ids = _prompt_ids(llm, template, messages)
     while len(ids) + params.max_tokens > llm.core.max_model_len and len(messages) > kept + 1:
         del messages[kept : kept + 2]
         ids = _prompt_ids(llm, template, messages)
-    params = replace(params, stop=(*params.stop, *template.stops))
+    params = template.with_stops(params, llm.tokenizer)
     answer = ""
     try:
         for piece in llm.stream(ids, params):
@@ -101,7 +99,5 @@ def _answer(
 
 
 def _prompt_ids(llm: "LLM", template: "ChatTemplate", messages: Messages) -> list[int]:
-    """The conversation in tokens; a template that writes BOS itself gets no second one."""
     text = template.render(messages, {})
-    bos = template.names.get("bos_token")
-    return llm.tokenizer.encode(text, add_bos=False if bos and text.startswith(bos) else None)
+    return llm.tokenizer.encode(text, template.add_bos(text))

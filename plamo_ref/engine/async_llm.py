@@ -211,7 +211,8 @@ class AsyncLLM:
             try:
                 child.send(Add(request_id, list(job.prompt_ids), job.params))
             except (UnicodeEncodeError, OverflowError) as error:  # half a character, 65 bits
-                raise RequestRefusedError(f"the engine cannot be told this: {error}") from None
+                kind = GrammarRefusedError if job.params.guided else RequestRefusedError
+                raise kind(f"the engine cannot be told this: {error}") from None
             self._streams[request_id] = Stream(call, index, TextStream(self.tokenizer, job.params))
             ids.append(request_id)
 

@@ -7,7 +7,6 @@ import time
 import uuid
 from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import replace
 from typing import Any
 
 from plamo_ref.engine.calls import Delta
@@ -52,7 +51,9 @@ class Chat:
         if request.max_completion_tokens is not None:
             most = service.max_tokens(ids, request.max_completion_tokens)
         params = chat_params(request, service.config, most)
-        return cls(service, request, ids, _with_stops(params, service))
+        assert service.template is not None  # `chat_ids` has used it
+        params = service.template.with_stops(params, service.llm.tokenizer)
+        return cls(service, request, ids, params)
 
     async def whole(self) -> Mapping[str, Any]:
         """The answer of an unstreamed request."""
@@ -144,10 +145,7 @@ async def chat_ids(
         )
     plain = [_plain(message) for message in messages]
     text = service.template.render(plain, extra or {})
-    # Some templates write the BOS themselves; twice is not what the model has seen.
-    bos = service.llm.tokenizer.special_tokens["bos_token"]
-    has_bos = bos is not None and text.startswith(bos)
-    return await service.encode(text, add_bos=False if has_bos else None)
+    return await service.encode(text, add_bos=service.template.add_bos(text))
 
 
 def _plain(message: ChatMessage) -> dict[str, Any]:
@@ -156,16 +154,3 @@ def _plain(message: ChatMessage) -> dict[str, Any]:
     if isinstance(content, list):
         content = "".join(part.text for part in content)
     return {"role": message.role, "content": content or "", "name": message.name}
-
-
-def _with_stops(params: SamplingParams, service: Service) -> SamplingParams:
-    """Where the template's turns end: a token where the text is one, else a stop string."""
-    assert service.template is not None
-    ids, texts = list(params.stop_token_ids), list(params.stop)
-    for stop in service.template.stops:
-        token_id = service.llm.tokenizer.id_of(stop)
-        if token_id is None:
-            texts.append(stop)
-        else:
-            ids.append(token_id)
-    return replace(params, stop=texts, stop_token_ids=ids)

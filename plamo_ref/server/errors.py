@@ -113,7 +113,8 @@ def _invalid(error: RequestValidationError) -> ApiError:
     first = error.errors()[0]
     place = [str(part) for part in first["loc"][1:] if not isinstance(part, int)]
     if first["type"] in ("json_invalid", "model_attributes_type", "missing") and not place:
-        return bad(f"the body is not a JSON object: {first['msg']}", code="invalid_json")
+        message = "the body is no JSON object, or its Content-Type is not application/json"
+        return bad(f"{message}: {first['msg']}", code="invalid_json")
     param = ".".join(place[:1]) or None
     where = ".".join(str(part) for part in first["loc"][1:])
     return bad(f"{where}: {first['msg'].removeprefix('Value error, ')}", param)

@@ -6,7 +6,7 @@ change what it is given. A base model has none, and then a chat is refused, not 
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -15,6 +15,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from plamo_ref.errors import PlamoRefError
 from plamo_ref.hub import EMBEDDED, find
+from plamo_ref.sampling import SamplingParams
 from plamo_ref.server.errors import bad
 from plamo_ref.tokenizer import Plamo2Tokenizer
 
@@ -45,8 +46,7 @@ translation
 {{ raise_exception('the translate format has no ' + message.role + ' message') }}
 {% endif %}
 {% endfor %}
-{{ output }}
-"""
+{{ output + '\\n' }}"""
 
 
 class TemplateLoadError(PlamoRefError, ValueError):
@@ -72,6 +72,23 @@ class ChatTemplate:
             return self.template.render(known, messages=messages, add_generation_prompt=True)
         except TEMPLATE_ERRORS as error:
             raise bad(f"the chat template refuses the messages: {error}", "messages") from None
+
+    def add_bos(self, text: str) -> bool | None:
+        """For `encode`: a template that writes BOS itself gets no second one, which no model has
+        seen; None: as the checkpoint says."""
+        bos = self.names.get("bos_token")
+        return False if bos and text.startswith(bos) else None
+
+    def with_stops(self, params: SamplingParams, tokenizer: Plamo2Tokenizer) -> SamplingParams:
+        """Where the turns end: a token where the text is one (it may be no text), else a string."""
+        ids, texts = list(params.stop_token_ids), list(params.stop)
+        for stop in self.stops:
+            token_id = tokenizer.id_of(stop)
+            if token_id is None:
+                texts.append(stop)
+            else:
+                ids.append(token_id)
+        return replace(params, stop=texts, stop_token_ids=ids)
 
 
 BUILT_IN: Mapping[str, tuple[str, Sequence[str]]] = {
@@ -109,10 +126,13 @@ def _own(folder: Path) -> str | None:
     if (folder / "chat_template.jinja").is_file():
         return _read(folder / "chat_template.jinja")
     path = folder / "tokenizer_config.json"
-    found = json.loads(_read(path)).get("chat_template") if path.is_file() else None
-    if isinstance(found, list):  # several, by name
-        named = {entry.get("name"): entry.get("template") for entry in found}
-        found = named.get("default")
+    try:
+        found = json.loads(_read(path)).get("chat_template") if path.is_file() else None
+        if isinstance(found, list):  # several, by name
+            named = {entry.get("name"): entry.get("template") for entry in found}
+            found = named.get("default")
+    except (ValueError, AttributeError) as error:
+        raise TemplateLoadError(f"{path}: no chat template can be found in it: {error}") from None
     if found is not None and not isinstance(found, str):
         raise TemplateLoadError(f"{path}: chat_template is neither a text nor a list of them")
     return found
@@ -133,9 +153,8 @@ def _compile(
     def raise_exception(message: str) -> NoReturn:
         raise TemplateError(message)
 
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
-    )
+    # As Hugging Face's, which templates are written for: the newline that ends a file is no text.
+    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
     environment.globals["raise_exception"] = raise_exception
     names = {name: text for name, text in tokenizer.special_tokens.items() if text is not None}
     try:
