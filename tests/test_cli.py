@@ -119,6 +119,7 @@ def test_package_and_console_script_are_the_same_program():
         (["info", "--model", MODEL / "meta.json"], "model_type"),
         (["info", "--model", MODEL, "--length", "0"], "--length"),
         (["info", "--model", "org/name", "--offline"], "org/name"),
+        (["serve", "--api-key", ""], "a key is empty"),
     ],
 )
 def test_mistakes_are_one_line_on_stderr_and_exit_code_2(capsys, monkeypatch, args, says):

@@ -59,6 +59,13 @@ def engine_options(command: options.Command) -> options.Command:
     return command
 
 
+def no_empty_key(context: click.Context, option: click.Parameter, keys: Any) -> Any:
+    """Whoever wrote --api-key "$KEY" and has no KEY believes that there is a lock."""
+    if "" in keys:
+        raise click.BadParameter("a key is empty")
+    return keys
+
+
 def server_options(command: options.Command) -> options.Command:
     """Fields of `ServerConfig`, and what is around it."""
     for option in (
@@ -87,6 +94,7 @@ def server_options(command: options.Command) -> options.Command:
             "api_keys",
             multiple=True,
             envvar="PLAMO_REF_API_KEY",
+            callback=no_empty_key,
             help="Required from clients; repeatable. Also PLAMO_REF_API_KEY.",
         ),
         click.option("--served-model-name", metavar="NAME", help="Default: that of --model."),
