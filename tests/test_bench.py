@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from plamo_ref.bench import workloads
+from plamo_ref.bench.report import command
 from plamo_ref.bench.scheduling import time_decisions
 from plamo_ref.bench.shapes import SHAPES, open_core
 from plamo_ref.cli import main
@@ -38,8 +39,9 @@ def test_a_run_generates_every_token_asked_for_and_leaves_the_engine_clean():
 
 
 def test_percentiles_are_nearest_ranks_in_milliseconds():
-    found = workloads.percentiles([i / 1000 for i in range(100)])
+    found = workloads.percentiles([i / 1000 for i in range(1, 101)])
     assert found == {"p50": 50.0, "p90": 90.0, "p99": 99.0}
+    assert workloads.percentiles([0.001, 0.002]) == {"p50": 1.0, "p90": 2.0, "p99": 2.0}
     assert workloads.percentiles([]) == {}
 
 
@@ -86,3 +88,18 @@ def test_a_broken_trace_file_is_one_line_and_exit_code_2(tmp_path, capsys):
     path.write_text('{"requests": [{"prompt_len": 0, "output_len": 2}]}')
     assert main(["bench", "trace", str(path)]) == 2
     assert "not a trace" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["throughput --requests 0", "latency --repeat 0", "mixed --requests 0", "prefill --repeat 0"],
+)
+def test_nothing_to_measure_is_one_line_and_exit_code_2(command, capsys):
+    assert main(["bench", *command.split()]) == 2
+    assert "x>=1" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("place", [["--json", "x.json"], ["--json=x.json"]])
+def test_where_a_result_goes_is_no_part_of_its_command(place, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["plamo-ref", "bench", "latency", *place, "--seed", "1"])
+    assert command() == "plamo-ref bench latency --seed 1"

@@ -48,6 +48,7 @@ def command() -> str:
     if "--json" in words:
         place = words.index("--json")
         words = words[:place] + words[place + 2 :]
+    words = [word for word in words if not word.startswith("--json=")]
     if program.suffix == ".py" and program.parent.name == "benchmarks":
         return shlex.join(["python", f"benchmarks/{program.name}", *words])
     return shlex.join(["plamo-ref", *words])

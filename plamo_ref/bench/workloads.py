@@ -4,6 +4,7 @@ Invariant: a workload is decided by its numbers and seed, so that two engines, s
 machines can be given the very same one.
 """
 
+import math
 import random
 import time
 from collections.abc import Sequence
@@ -63,7 +64,7 @@ def percentiles(seconds: Sequence[float]) -> dict[str, float]:
     ranked = sorted(seconds)
     if not ranked:
         return {}
-    places = {p: ranked[min(len(ranked) - 1, int(len(ranked) * p / 100))] for p in (50, 90, 99)}
+    places = {p: ranked[math.ceil(len(ranked) * p / 100) - 1] for p in (50, 90, 99)}
     return {f"p{p}": round(value * 1e3, 3) for p, value in places.items()}
 
 

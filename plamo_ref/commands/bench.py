@@ -21,13 +21,16 @@ from plamo_ref.commands._bench_run import (
 if TYPE_CHECKING:
     from plamo_ref.engine.traces import Trace
 
+POSITIVE = click.IntRange(1)
 PRODUCTS = click.option(
     "--products/--no-products", default=True, help="Time the bare products as well."
 )
 
 
 def repeat_option(times: int) -> Any:
-    return click.option("--repeat", default=times, show_default=True, help="Runs of each length.")
+    return click.option(
+        "--repeat", type=POSITIVE, default=times, show_default=True, help="Runs of each length."
+    )
 
 
 @click.group()
@@ -37,7 +40,9 @@ def bench() -> None:
 
 @bench.command()
 @engine_options
-@click.option("--requests", default=32, show_default=True, help="Requests, all at once.")
+@click.option(
+    "--requests", type=POSITIVE, default=32, show_default=True, help="Requests, all at once."
+)
 @click.option("--prompt-len", default=64, show_default=True)
 @click.option("--output-len", default=64, show_default=True)
 @result_option
@@ -63,7 +68,9 @@ def throughput(requests: int, prompt_len: int, output_len: int, **options: Any) 
 @engine_options
 @click.option("--prompt-len", default=64, show_default=True)
 @click.option("--output-len", default=64, show_default=True)
-@click.option("--repeat", default=5, show_default=True, help="Requests, one after the other.")
+@click.option(
+    "--repeat", type=POSITIVE, default=5, show_default=True, help="Requests, one after the other."
+)
 @result_option
 def latency(prompt_len: int, output_len: int, repeat: int, **options: Any) -> None:
     """Time to the first token and between tokens of a single request."""
@@ -121,7 +128,7 @@ def prefill(batches: str, lengths: str, repeat: int, products: bool, **options: 
 
 @bench.command()
 @engine_options
-@click.option("--requests", default=256, show_default=True)
+@click.option("--requests", type=POSITIVE, default=256, show_default=True)
 @click.option("--scale", default=1.0, show_default=True, help="Of all prompt and output lengths.")
 @click.option("--both", is_flag=True, help="Run it with both schedulers.")
 @repeat_option(1)
