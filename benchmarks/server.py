@@ -164,12 +164,13 @@ def main() -> None:
     parser.add_argument("--max-num-seqs", type=int, default=64)
     parser.add_argument("--memory-bytes", type=int, default=512 << 20)
     parser.add_argument("--max-model-len", type=int)
+    parser.add_argument("--graph-tokens", type=int, help="0: prompts launched kernel by kernel")
     parser.add_argument("--json", type=Path, help="write the result here")
     options = parser.parse_args()
     described = {"model": options.shape or options.model}
     rows = []
     with model_folder(options.model, options.shape) as (folder, engine):
-        names = ("max_num_seqs", "memory_bytes", "max_model_len")
+        names = ("max_num_seqs", "memory_bytes", "max_model_len", "graph_tokens")
         given = {name: getattr(options, name) for name in names}
         options.engine = engine | {k: v for k, v in given.items() if v is not None}
         with running_server(folder, options.engine) as server:
