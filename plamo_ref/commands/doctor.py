@@ -1,7 +1,7 @@
 """Check what will run on this machine, what will not, and why.
 
 Invariant: the exit code is 0 exactly if the main job, generating with the embedded model, was done
-here and now. Every other line is advice.
+here and now, and, with --workshop, the first lesson has its packages. Every other line is advice.
 """
 
 import os
