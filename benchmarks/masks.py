@@ -4,28 +4,24 @@
 
 FOLDER has a tokenizer.jsonl. Without it the vocabulary is made: words of random letters and kana,
 as long as real ones. Each grammar is followed by outputs that draw every token evenly from the
-mask, the hardest case for a grammar engine. Prints a table, and JSON with the machine, the
-versions and the command.
+mask, the hardest case for a grammar engine. The last row is a batch of 32 that adjusts its logits.
 
 Invariant: what is timed is also checked (every finished output is complete in its grammar).
 """
 
 import argparse
-import json
-import os
-import platform
+import math
 import random
-import shlex
 import statistics
-import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import llguidance
 import numpy as np
 import torch
 
+from plamo_ref.bench.report import report, write
 from plamo_ref.sampling import GuidedParams, GuideMaker, RowContext, SamplingParams, adjust
 from plamo_ref.tokenizer import Plamo2Tokenizer, Row
 
@@ -98,47 +94,29 @@ def apply_seconds(vocab_size: int, maker: GuideMaker, batch: int) -> float:
     return statistics.median(times)
 
 
-def measure(tokenizer: Plamo2Tokenizer, outputs: int) -> dict[str, Any]:
-    start = time.perf_counter()
+def measure(tokenizer: Plamo2Tokenizer, outputs: int) -> Iterator[dict[str, Any]]:
+    """A row for each grammar, then one for a batch that adjusts its logits, masks included."""
     maker = GuideMaker(tokenizer, tokenizer.vocab_size, [EOS])
-    result: dict[str, Any] = {
-        "rows": tokenizer.vocab_size,
-        "vocabulary_ms": round(1e3 * (time.perf_counter() - start), 1),
-        "grammars": {},
-    }
     for name, params in GRAMMARS.items():
         start = time.perf_counter()
         maker.start(params)
         compiled = time.perf_counter() - start
         draw = random.Random(0)
         masks = sorted(s for _ in range(outputs) for s in follow(maker, params, draw))
-        result["grammars"][name] = {
+        yield {
+            "vocabulary": tokenizer.vocab_size,
+            "grammar": name,
             "start_ms": round(1e3 * compiled, 2),
             "masks": len(masks),
             "median_us": round(1e6 * statistics.median(masks), 1),
-            "p99_us": round(1e6 * masks[int(0.99 * (len(masks) - 1))], 1),
+            "p99_us": round(1e6 * masks[math.ceil(0.99 * len(masks)) - 1], 1),
         }
-    result["adjust_32_rows_ms"] = round(1e3 * apply_seconds(tokenizer.vocab_size, maker, 32), 2)
-    return result
-
-
-def print_table(result: dict[str, Any]) -> None:
-    print(f"{result['rows']:,} rows; vocabulary read in {result['vocabulary_ms']} ms\n")
-    print(f"{'grammar':22} {'start':>10} {'masks':>7} {'median':>10} {'99 %':>10}")
-    for name, row in result["grammars"].items():
-        start, median, late = row["start_ms"], row["median_us"], row["p99_us"]
-        print(f"{name:22} {start:>7} ms {row['masks']:>7} {median:>7} µs {late:>7} µs")
-    print(f"\nadjust, 32 rows with a JSON schema: {result['adjust_32_rows_ms']} ms")
-
-
-def processor() -> str:
-    """The CPU's name, where Linux tells it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
+    seconds = apply_seconds(tokenizer.vocab_size, maker, 32)
+    yield {
+        "vocabulary": tokenizer.vocab_size,
+        "grammar": "JSON schema, 32 rows",
+        "adjust_ms": round(1e3 * seconds, 2),
+    }
 
 
 def main() -> None:
@@ -146,33 +124,18 @@ def main() -> None:
     parser.add_argument("folder", type=Path, nargs="?", help="a folder with a tokenizer.jsonl")
     parser.add_argument("--rows", type=int, default=100_000, help="size of a made vocabulary")
     parser.add_argument("--outputs", type=int, default=20, help="outputs for each grammar")
-    parser.add_argument("--json", type=Path, help="also write the JSON here")
+    parser.add_argument("--json", type=Path, help="write the result here")
     arguments = parser.parse_args()
     if arguments.folder is None:
         tokenizer = Plamo2Tokenizer(made_rows(arguments.rows))
     else:
         tokenizer = Plamo2Tokenizer.from_folder(arguments.folder)
-    result = measure(tokenizer, arguments.outputs)
-    print_table(result)
-    report = {
-        "command": shlex.join(["python", *sys.argv]),
-        "machine": {
-            "processor": processor(),
-            "cores": os.cpu_count(),
-            "system": f"{platform.system()} {platform.machine()}",
-        },
-        "versions": {
-            "python": platform.python_version(),
-            "llguidance": llguidance.__version__,
-            "torch": torch.__version__,
-        },
-        "vocabulary": "made of random words" if arguments.folder is None else "given",
-        "result": result,
-    }
-    rendered = json.dumps(report, indent=2, ensure_ascii=False)
-    print("\n" + rendered)
-    if arguments.json:
-        arguments.json.write_text(rendered + "\n", encoding="utf-8")
+    rows = []
+    for row in measure(tokenizer, arguments.outputs):
+        rows.append(row)
+        print(row, flush=True)
+    if arguments.json is not None:
+        write(report("masks", rows), arguments.json)
 
 
 if __name__ == "__main__":

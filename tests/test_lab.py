@@ -101,11 +101,11 @@ def lesson(request, lab) -> tuple[Path, Seen, str]:
     page, heard, address = lab
     seen = Seen()
     page.evaluate(OPEN, f"notebooks/{request.param.name}")
-    page.wait_for_function(KERNEL_IS_IDLE)
+    page.wait_for_function(KERNEL_IS_IDLE, polling=200)  # ms; not at every frame
     # Run All clicked too early runs nothing, silently.
     page.wait_for_selector(".jp-Spinner", state="detached")
     page.evaluate(RUN_ALL)
-    page.wait_for_function(KERNEL_IS_IDLE)
+    page.wait_for_function(KERNEL_IS_IDLE, polling=200)
     seen.seconds = _kernel_seconds()
     seen.outputs = page.evaluate(OUTPUTS)
     seen.broken_widgets = page.locator("text=Error displaying widget").count()

@@ -25,8 +25,11 @@ def nbval(notebook: Path) -> subprocess.CompletedProcess[str]:
     environment["HF_HUB_OFFLINE"] = "1"
     environment.pop("MPLBACKEND", None)  # as in JupyterLab
     environment.pop("PYTEST_ADDOPTS", None)
+    # Loading the plugins of all that is installed here takes longer than many a lesson.
+    environment["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
     command = [
-        *(sys.executable, "-m", "pytest", "--nbval", "--nbval-current-env"),
+        *(sys.executable, "-m", "pytest", "-p", "nbval.plugin", "-p", "pytest_timeout"),
+        *("--nbval", "--nbval-current-env"),
         *("--nbval-cell-timeout", str(CELL_SECONDS)),
         *("--nbval-sanitize-with", str(SANITIZE)),
         *("--color=no", "-p", "no:cacheprovider", "-o", "addopts=", "-o", "testpaths="),

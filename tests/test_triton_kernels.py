@@ -22,9 +22,12 @@ CUDA, CPU = torch.device("cuda"), torch.device("cpu")
 
 def test_kernels_are_their_twins_in_the_interpreter():
     """tests/interpreted, in a process of its own: the choice to interpret is made at import."""
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-p", "pytest_timeout"]
+    settings = {"TRITON_INTERPRET": "1", "OPENBLAS_NUM_THREADS": "1"}
+    settings |= {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}  # the others take seconds to load
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", HERE / "interpreted"],
-        env=os.environ | {"TRITON_INTERPRET": "1", "OPENBLAS_NUM_THREADS": "1"},
+        [*command, HERE / "interpreted"],
+        env=os.environ | settings,
         cwd=HERE.parent,
         capture_output=True,
         text=True,
