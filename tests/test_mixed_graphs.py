@@ -98,6 +98,21 @@ def test_room_left_over_changes_nothing(name, lengths, wait, room):
     assert count
 
 
+def test_a_batch_leaves_nothing_for_the_next_in_the_buffers():
+    core = new_core()
+    used, room = None, Room(4, 4, 16)
+    widths = dict.fromkeys(core.cache.groups, 60)
+    for batch in steps(core, [5, 19, 3, 11], wait=2):
+        used, fresh = used or MixedBuffers(room, widths, CPU), MixedBuffers(room, widths, CPU)
+        assert torch.equal(used.load(batch), fresh.load(batch))
+        for name in ("token_ids", "positions", "query_start_loc", "seq_lens", "has_past"):
+            assert torch.equal(getattr(used.batch, name), getattr(fresh.batch, name)), name
+        assert torch.equal(used.batch.state_slots, fresh.batch.state_slots)
+        for kind, group in used.batch.groups.items():
+            for name, value in vars(group).items():
+                assert torch.equal(value, getattr(fresh.batch.groups[kind], name)), name
+
+
 def test_the_room_of_a_batch_is_the_least_that_holds_it():
     core = new_core()
     for batch in steps(core, [5, 9, 3], wait=2):

@@ -6,6 +6,7 @@ recorded for each rung when it is first needed.
 
 Invariant: rows beyond the batch read and write the null block and the null slot only, so padding
 never touches a live one; a batch that does not fit the buffers is run without a graph.
+Built in notebooks/13_cuda_graphs_and_overlap.ipynb.
 """
 
 from collections.abc import Callable, Mapping

@@ -13,6 +13,7 @@ Longer steps keep the GPU busy while Python launches, and padding would cost mor
 
 Invariant: padding reads and writes the null block and the null slot only; what stands in rows that
 belong to nobody reaches no other row. A batch that has no room is run without a graph.
+Built in notebooks/13_cuda_graphs_and_overlap.ipynb.
 """
 
 from collections import Counter
