@@ -121,7 +121,7 @@ def measured(case: Case, table: Any, truth: list[torch.Tensor]) -> tuple[float, 
 def race(name: str, case: Case, candidates: Any, table_of: Any, limit: float) -> list[dict]:
     """Rows of all candidates of one case, fastest first; one that fails is a line, no more."""
     from plamo_ref.kernels.check import compare, results
-    from plamo_ref.kernels.table import TORCH
+    from plamo_ref.kernels.choice import TORCH
 
     truth = results(case, TORCH, torch.float64)
     own, _ = compare(results(case, TORCH), truth)
@@ -199,7 +199,7 @@ def main() -> int:
 def sweep(prompts: Any, shape: Any, dtype: Any, device: torch.device, dry: bool) -> list[dict]:
     from plamo_ref.kernels import triton_conv_prefill
     from plamo_ref.kernels.check import LIMITS
-    from plamo_ref.kernels.table import triton_table
+    from plamo_ref.kernels.choice import triton_table
     from plamo_ref.kernels.triton_launch import Config
     from plamo_ref.kernels.triton_scan import scan_prefill
 

@@ -1,18 +1,80 @@
-"""What the model is told about one step: a frozen bundle of tensors on its device.
+"""What the model is told about one step: one vector of integers on its device, and its views.
+
+    requests   decodes, then prompts       seq_lens, has_past, state_slots, first blocks  [R]
+    tokens     decodes, then the prompts'  token_ids, positions, slot mappings            [T]
+    the rest   where tokens start [R + 1], block tables [R, width], rows of logits [T]
+
+A step, a recording of one, a compiled graph and a dry run are the same vector: only who made it,
+and on which device, differs. A `Room` says how long each part is. A step may be laid out in more
+room than it needs, and padding is 0 everywhere: token 0 at position 0, written to the null block,
+of a request of length 0 with the null slot.
 
 Invariant: a batch describes a step completely; together with the caches it decides every result.
 Requests with one new token and a past (decodes) come first, the others (prefills) after them, so
-that each kind is one contiguous slice of every tensor.
+that each kind is one contiguous slice of every part; padding reaches no row but its own.
 Built in notebooks/07_continuous_batching.ipynb.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from plamo_ref.config import LayerKind
+
+
+@dataclass(frozen=True)
+class Room:
+    """How much a step's vector has room for."""
+
+    decodes: int  # requests, each with one token
+    prompts: int  # requests
+    tokens: int  # of all prompts together
+    widths: tuple[tuple[LayerKind, int], ...]  # of the block table of each attention group
+
+    @property
+    def num_requests(self) -> int:
+        return self.decodes + self.prompts
+
+    @property
+    def num_tokens(self) -> int:
+        return self.decodes + self.tokens
+
+    @cached_property
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """The parts of the vector, in their order."""
+        of_tokens, of_requests = (self.num_tokens,), (self.num_requests,)
+        shapes: dict[str, tuple[int, ...]] = {
+            "token_ids": of_tokens,
+            "positions": of_tokens,
+            "logits_rows": of_tokens,
+            "seq_lens": of_requests,
+            "has_past": of_requests,
+            "state_slots": of_requests,
+            "query_start_loc": (self.num_requests + 1,),
+            "prefill_start_loc": (self.prompts + 1,),
+            "late_rows": of_requests,
+            "late_from": of_requests,
+        }
+        for kind, width in self.widths:
+            shapes[f"{kind}/slot_mapping"] = of_tokens
+            shapes[f"{kind}/first_block"] = of_requests
+            shapes[f"{kind}/block_table"] = (self.num_requests, width)
+        return shapes
+
+    @cached_property
+    def size(self) -> int:
+        """Integers in the vector."""
+        return sum(map(math.prod, self.shapes.values()))
+
+    def parts(self, vector: Tensor) -> dict[str, Tensor]:
+        """The views of a vector of this room, by name."""
+        sizes = [math.prod(shape) for shape in self.shapes.values()]
+        pieces = zip(self.shapes.items(), vector.split(sizes), strict=True)
+        return {name: piece.view(shape) for (name, shape), piece in pieces}
 
 
 @dataclass(frozen=True)
@@ -26,20 +88,53 @@ class GroupBatch:
 
 @dataclass(frozen=True)
 class ForwardBatch:
-    """One step: T tokens of R requests."""
+    """One step: T tokens of R requests. All tensors are int64 and views of `vector`."""
 
+    room: Room
+    vector: Tensor
     token_ids: Tensor  # [T]
     positions: Tensor  # [T]
     query_start_loc: Tensor  # [R + 1] where each request's tokens start
+    prefill_start_loc: Tensor  # [prompts + 1] the same, counted from the first prompt's first token
     seq_lens: Tensor  # [R] tokens of each request after the step
-    has_past: Tensor  # [R] bool: was anything computed before the step
+    has_past: Tensor  # [R] 1: something was computed before the step
     state_slots: Tensor  # [R]
     groups: Mapping[LayerKind, GroupBatch]
-    logits_rows: Tensor  # rows of T whose logits are wanted
-    num_decodes: int  # requests (and tokens) at the front that decode
-    num_requests: int
-    # The usual decode step: one token a request, and the logits of all of them, in this order.
-    rows_in_order: bool = False
+    logits_rows: Tensor  # [T]: the rows of T whose logits are wanted come first
+    late_rows: Tensor  # [R]: the tokens that only the device knows yet come first,
+    late_from: Tensor  # [R]: and where they are among those of the step before
+
+    @classmethod
+    def over(cls, room: Room, vector: Tensor) -> "ForwardBatch":
+        """The batch that a vector of `room.size` integers is."""
+        parts = room.parts(vector)
+        groups = {
+            kind: GroupBatch(
+                parts.pop(f"{kind}/block_table"),
+                parts.pop(f"{kind}/first_block"),
+                parts.pop(f"{kind}/slot_mapping"),
+            )
+            for kind, _ in room.widths
+        }
+        return cls(room=room, vector=vector, groups=groups, **parts)
+
+    @classmethod
+    def empty(cls, room: Room, device: torch.device) -> "ForwardBatch":
+        """A batch of padding, to be written over."""
+        return cls.over(room, torch.zeros(room.size, dtype=torch.int64, device=device))
+
+    @property
+    def num_decodes(self) -> int:
+        """Requests (and tokens) at the front that decode."""
+        return self.room.decodes
+
+    @property
+    def num_requests(self) -> int:
+        return self.room.num_requests
+
+    @property
+    def has_prefills(self) -> bool:
+        return self.room.prompts > 0
 
     @property
     def decodes(self) -> slice:
@@ -50,15 +145,6 @@ class ForwardBatch:
     def prefills(self) -> slice:
         """Of requests."""
         return slice(self.num_decodes, self.num_requests)
-
-    @property
-    def prefill_start_loc(self) -> Tensor:
-        """[number of prefills + 1], counted from the first prefill token."""
-        return self.query_start_loc[self.num_decodes :] - self.num_decodes
-
-    @property
-    def has_prefills(self) -> bool:
-        return self.num_requests > self.num_decodes
 
 
 @dataclass(frozen=True)

@@ -20,15 +20,16 @@ class Linear:
     """
 
     weight: Tensor
+    ops: Kernels
 
-    def __call__(self, x: Tensor, ops: Kernels) -> Tensor:
+    def __call__(self, x: Tensor) -> Tensor:
         """[T, in] → [T, out]."""
-        return ops.linear(x, self.weight)
+        return self.ops.linear(x, self.weight)
 
-    def parts(self, x: Tensor, ops: Kernels) -> Tensor:
+    def parts(self, x: Tensor) -> Tensor:
         """[T, in] → partial sums [parts, T, out], for readers that add them on the way."""
-        return ops.linear_parts(x, self.weight)
+        return self.ops.linear_parts(x, self.weight)
 
-    def swiglu(self, x: Tensor, ops: Kernels) -> Tensor:
+    def swiglu(self, x: Tensor) -> Tensor:
         """[T, in] → SwiGLU of the product, [T, out / 2]; gate rows come first."""
-        return ops.linear_swiglu(x, self.weight)
+        return self.ops.linear_swiglu(x, self.weight)

@@ -23,8 +23,8 @@ from plamo_ref.engine.dry_run import dry_run
 from plamo_ref.engine.planner import plan_memory
 from plamo_ref.engine.runner import ModelRunner
 from plamo_ref.engine.traces import Trace
+from plamo_ref.kernels.choice import triton_table
 from plamo_ref.kernels.precompile import compile_ahead
-from plamo_ref.kernels.table import triton_table
 from plamo_ref.random_weights import random_model
 from plamo_ref.teaching.lab import lab_config
 

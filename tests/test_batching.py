@@ -38,7 +38,7 @@ def plans(seed: int, scheduler: str = "v1", steps: int = 12) -> list[tuple[Batch
         schedule = core.scheduler.schedule()
         if not schedule:
             continue
-        plan = build_batch(schedule, core.cache, CPU)
+        plan = build_batch(schedule, core.cache, core.runner.place)
         check_against_a_walk(plan, schedule, core)
         made.append((plan, schedule))
         for request, tokens in schedule.tokens.items():
@@ -52,8 +52,6 @@ def plans(seed: int, scheduler: str = "v1", steps: int = 12) -> list[tuple[Batch
 
 def check_against_a_walk(plan: BatchPlan, schedule: Schedule, core: EngineCore) -> None:
     batch, token, rows, sampled = plan.batch, 0, [], []
-    if batch.rows_in_order:  # a recorded step then gives its logits without looking
-        assert batch.logits_rows.tolist() == list(range(len(batch.token_ids)))
     assert set(plan.requests) == set(schedule.tokens)
     assert batch.num_requests == len(plan.requests)
     for number, request in enumerate(plan.requests):
@@ -81,7 +79,7 @@ def check_against_a_walk(plan: BatchPlan, schedule: Schedule, core: EngineCore) 
             rows.append(token - 1)
             sampled.append(request)
     assert batch.query_start_loc[-1] == token == len(batch.token_ids)
-    assert batch.logits_rows.tolist() == rows
+    assert torch.arange(token)[plan.rows].tolist() == rows
     assert list(plan.sampled) == sampled
 
 
@@ -98,7 +96,7 @@ def test_decodes_come_first_each_with_one_token():
     for plan in mixed:
         batch = plan.batch
         counts = batch.query_start_loc.diff()
-        decodes = (counts == 1) & batch.has_past
+        decodes = (counts == 1) & batch.has_past.bool()
         assert decodes[batch.decodes].all()
         assert not decodes[batch.prefills].any()
         assert batch.has_prefills
@@ -117,10 +115,15 @@ def test_two_tokens_of_a_step_never_share_a_row():
                 assert min(rows) > 0
 
 
-def test_integers_are_64_bits_and_flags_are_flags():
-    plan, _ = plans(0)[0]
-    assert plan.batch.has_past.dtype == torch.bool
-    assert {plan.batch.token_ids.dtype, plan.batch.positions.dtype} == {torch.int64}
+def test_every_part_is_a_view_of_the_one_vector():
+    batch = plans(0)[0][0].batch
+    parts = [part for group in batch.groups.values() for part in vars(group).values()]
+    parts += [part for part in vars(batch).values() if isinstance(part, torch.Tensor)]
+    parts = [part for part in parts if part is not batch.vector]
+    storage = batch.vector.untyped_storage().data_ptr()
+    assert {part.untyped_storage().data_ptr() for part in parts} == {storage}
+    assert sum(part.numel() for part in parts) == batch.vector.numel() == batch.room.size
+    assert batch.vector.dtype == torch.int64
 
 
 def test_a_batch_is_frozen():
@@ -136,13 +139,14 @@ def test_join_puts_decodes_before_prefills():
     assert join(None, two) is two
 
 
-def test_rows_are_not_in_order_where_a_prompt_is_scored_beside_a_decode():
-    """As many rows as requests, but the decode's comes first and the prompt's token second."""
+def test_the_rows_of_a_scored_prompt_come_after_those_that_are_sampled():
     core = new_core(max_num_batched_tokens=2, seats=2)
     core.add([1], SamplingParams(temperature=0, max_tokens=9, ignore_eos=True))
     core.step()
     core.add([1, 2, 3, 4], SamplingParams(temperature=0, max_tokens=1, prompt_logprobs=0))
     core.step()
-    plan = build_batch(core.scheduler.schedule(), core.cache, CPU)
-    assert plan.batch.num_decodes == plan.batch.num_requests == len(plan.batch.logits_rows) == 2
-    assert not plan.batch.rows_in_order
+    plan = build_batch(core.scheduler.schedule(), core.cache, core.runner.place)
+    assert plan.batch.num_decodes == plan.batch.num_requests == 2
+    assert [r.request_id for r in plan.sampled] == ["0"]
+    assert [(r.request_id, list(places)) for r, places in plan.scored] == [("1", [1])]
+    assert torch.arange(2)[plan.rows].tolist() == [0, 1]

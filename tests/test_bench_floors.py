@@ -21,7 +21,8 @@ from plamo_ref.cli import main
 from plamo_ref.engine.config import EngineConfig, EngineError
 from plamo_ref.engine.traces import Trace
 from plamo_ref.kernels.ceilings import Ceilings, measure_ceilings, median_seconds
-from plamo_ref.kernels.table import TORCH, Kernels
+from plamo_ref.kernels.choice import TORCH
+from plamo_ref.kernels.table import Kernels
 
 CPU = torch.device("cpu")
 H200 = Ceilings(copy=4.28e12, product=768e12, copy_of="copy", product_of="bfloat16")

@@ -19,7 +19,7 @@ from plamo_ref.engine import compiling, custom_ops
 from plamo_ref.engine.compiling import CompiledModel, compile_model
 from plamo_ref.engine.config import EngineConfig, EngineError
 from plamo_ref.engine.custom_ops import pack, unpack
-from plamo_ref.kernels.table import TORCH
+from plamo_ref.kernels.choice import TORCH
 from plamo_ref.teaching.lab import Pair, draw_trace
 from plamo_ref.teaching.law import LawError, run_trace
 

@@ -81,7 +81,7 @@ print(compiled(launches, 80)[0].ptx.count(".target sm_80"))
 def test_kernels_of_the_package_are_compiled_through_their_launchers():
     out = run(
         """
-from plamo_ref.kernels.table import triton_table
+from plamo_ref.kernels.choice import triton_table
 
 def launches():
     x = torch.empty(8, 64, dtype=torch.bfloat16, device="meta")

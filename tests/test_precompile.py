@@ -15,8 +15,8 @@ from plamo_ref.engine.config import EngineConfig
 from plamo_ref.engine.dry_run import batches, dry_run, shortened
 from plamo_ref.engine.graphs import LADDER, table_widths
 from plamo_ref.engine.planner import plan_memory
+from plamo_ref.kernels.choice import TORCH
 from plamo_ref.kernels.precompile import compile_ahead
-from plamo_ref.kernels.table import TORCH
 
 pytest.importorskip("triton")
 HERE = Path(__file__).parent

@@ -20,10 +20,11 @@ import torch
 from torch import Tensor
 
 from plamo_ref.kernels.check_parts import MODELS, Shape
+from plamo_ref.kernels.choice import triton_table
 from plamo_ref.kernels.sample import KNOBS
 from plamo_ref.kernels.selection import SelectionParams
 from plamo_ref.kernels.ssm import ScanInputs, ScanParams
-from plamo_ref.kernels.table import Kernels, triton_table
+from plamo_ref.kernels.table import Kernels
 
 triton = pytest.importorskip("triton")
 if os.environ.get("TRITON_INTERPRET") == "1":

@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from plamo_ref.kernels import table
-from plamo_ref.kernels.table import TORCH, KernelError, select
+from plamo_ref.kernels import choice
+from plamo_ref.kernels.choice import TORCH, select
+from plamo_ref.kernels.errors import KernelError
 
 pytest.importorskip("triton")
 HERE = Path(__file__).parent
@@ -57,14 +58,14 @@ def test_triton_without_a_gpu_is_refused():
 
 
 def test_without_triton_auto_is_torch(monkeypatch):
-    monkeypatch.setattr(table, "find_spec", lambda name: None)
+    monkeypatch.setattr(choice, "find_spec", lambda name: None)
     assert select("auto", device=CUDA) is TORCH
     with pytest.raises(KernelError, match="Triton is not installed"):
         select("triton", device=CUDA)
 
 
 def test_every_operation_has_a_kernel():
-    kernels = table.triton_table()
+    kernels = choice.triton_table()
     for name in vars(TORCH):
         if name != "name":
             assert getattr(kernels, name) is not getattr(TORCH, name), name

@@ -15,7 +15,8 @@ from plamo_ref.bench.steps import step_seconds
 from plamo_ref.config import Plamo2Config
 from plamo_ref.engine.build import ModelLoader, build_core
 from plamo_ref.engine.config import EngineConfig, EngineError
-from plamo_ref.kernels.table import TORCH, Kernels
+from plamo_ref.kernels.choice import TORCH
+from plamo_ref.kernels.table import Kernels
 from plamo_ref.model import Plamo2Model
 
 
@@ -130,10 +131,9 @@ class Weights:
     def __call__(self, ops: Kernels, dtype: torch.dtype, device: torch.device) -> Plamo2Model:
         if self._loaded is None:
             self._loaded = self.load(ops, dtype, device)
-        m, ops = self._loaded, with_twins(ops, self.twins)
-        return Plamo2Model(m.config, m.embedding, m.layers, m.norm_gain, m.lm_head, ops)
+        return self._loaded.with_ops(with_twins(ops, self.twins))
 
 
 def with_twins(ops: Kernels, names: Sequence[str]) -> Kernels:
     """The table with some operations in torch. It keeps its name: a step can still be recorded."""
-    return replace(ops, **{name: getattr(TORCH, name) for name in names})
+    return ops.but(**{name: getattr(TORCH, name) for name in names})

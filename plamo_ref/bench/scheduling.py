@@ -4,11 +4,13 @@ Invariant: it times the real scheduler on the real cache; only the tokens are ma
 """
 
 import time
+from functools import partial
 from statistics import median
 from typing import Any
 
 import torch
 
+from plamo_ref.batch import ForwardBatch
 from plamo_ref.bench.shapes import SHAPES
 from plamo_ref.engine.batching import build_batch
 from plamo_ref.engine.config import EngineConfig
@@ -32,6 +34,7 @@ def time_decisions(running: int) -> dict[str, Any]:
     )
     cache = plan.new_cache()
     queues = Queues(config, cache, running)
+    place = partial(ForwardBatch.empty, device=torch.device("cpu"))
     scheduler = V1Scheduler(queues)
     params = SamplingParams(max_tokens=STEPS + 1)
     for i in range(running):
@@ -41,7 +44,7 @@ def time_decisions(running: int) -> dict[str, Any]:
         started = time.thread_time()
         schedule = scheduler.schedule()
         decided = time.thread_time()
-        build_batch(schedule, cache, torch.device("cpu"))
+        build_batch(schedule, cache, place)
         built = time.thread_time()
         for request, count in schedule.tokens.items():
             request.num_computed_tokens += count

@@ -24,7 +24,7 @@ REFERENCE_SECONDS = 0.8  # `speed()` of the core on which the lessons were timed
 
 _KERNEL = """
 import torch
-from plamo_ref.kernels.table import TORCH, triton_table
+from plamo_ref.kernels.choice import TORCH, triton_table
 x = torch.randn(3, 16), torch.randn(16), 1e-6
 assert torch.allclose(triton_table().rms_norm(*x), TORCH.rms_norm(*x), atol=1e-5)
 """

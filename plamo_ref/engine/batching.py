@@ -1,21 +1,27 @@
-"""From a schedule to the tensors of one step: one pass over the requests, one move to the device.
+"""From a schedule to the vector of one step: one pass over the requests, one move to the device.
 
 Invariant: the batch says of each token where it stands and where its keys go, so the model needs
-to know nothing of requests. Built in notebooks/07_continuous_batching.ipynb.
+to know nothing of requests. The vector is built on the host with its padding, in pinned memory that
+is handed out again only when the copy from it is done: a step may be built while the last one is
+still being moved. Built in notebooks/07_continuous_batching.ipynb.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from plamo_ref.batch import ForwardBatch, GroupBatch
+from plamo_ref.batch import ForwardBatch, Room
 from plamo_ref.config import LayerKind
 from plamo_ref.engine.cache import BlockTable, HybridCache
 from plamo_ref.engine.pool import NULL_PLACE
 from plamo_ref.engine.request import Request
 from plamo_ref.engine.scheduler import Schedule
+
+Place = Callable[[Room], ForwardBatch]  # a batch on the device with at least so much room
+Rows = slice | Tensor  # of the step's tokens
 
 
 @dataclass(frozen=True)
@@ -26,58 +32,61 @@ class BatchPlan:
     requests: tuple[Request, ...]  # in the order of the batch: decodes, then prefills
     sampled: tuple[Request, ...]  # those whose last known token is computed, in order
     scored: tuple[tuple[Request, range], ...]  # prompt positions whose successors get a logprob
+    rows: Rows  # whose logits are wanted: those of `sampled` first
 
 
 @dataclass(frozen=True)
 class Unread:
     """Tokens that a launched step has chosen and the host has not read."""
 
-    tokens: torch.Tensor  # [n] int64 on the device
+    tokens: Tensor  # [n] int64 on the device
     rows: Mapping[Request, int]  # where each request's is
 
 
 def build_batch(
-    schedule: Schedule, cache: HybridCache, device: torch.device, unread: Unread | None = None
+    schedule: Schedule, cache: HybridCache, place: Place, unread: Unread | None = None
 ) -> BatchPlan:
     """Lay the scheduled tokens side by side and look up where their memory is.
 
     Args:
+        place: where the step is laid out; `ForwardBatch.empty` makes exactly the room needed.
         unread: has the last token of every request that has `num_unread_tokens`.
     """
     requests = sorted(schedule.tokens, key=lambda r: not _is_decode(r, schedule.tokens[r]))
     told = _tell(requests, schedule)
-    ends = told.pasts + told.counts
-    starts = np.concatenate(([0], np.cumsum(told.counts)))
-    positions = np.arange(starts[-1]) - np.repeat(starts[:-1] - told.pasts, told.counts)
-    scored_rows = [
-        starts[i] - told.pasts[i] + place for i, places in told.scored for place in places
-    ]
-    late_from = [unread.rows[requests[i]] for i in told.late] if unread else []
-    holdings = [cache.holdings[r.request_id] for r in requests]
-
-    columns: dict[str, np.ndarray] = {
-        "late_rows": starts[1:][told.late] - 1,
-        "late_from": np.array(late_from, dtype=int),
-        "token_ids": np.array(told.token_ids),
-        "positions": positions,
-        "query_start_loc": starts,
-        "seq_lens": ends,
-        "has_past": told.pasts > 0,
-        "state_slots": np.array([held.slot or NULL_PLACE for held in holdings]),
-        "logits_rows": np.array([*(starts[1:][told.complete] - 1), *scored_rows], dtype=np.int64),
+    tables = {
+        kind: [cache.holdings[r.request_id].tables[kind] for r in requests] for kind in cache.groups
     }
-    for kind in cache.groups:
-        tables = [held.tables[kind] for held in holdings]
-        columns |= _group_columns(kind, tables, cache.block_size, told.counts, positions)
-    moved = _move(columns, device)
-    if told.late and unread is not None:
-        moved["token_ids"][moved["late_rows"]] = unread.tokens[moved["late_from"]]
-    one_row_each = len(told.complete) == len(requests) == starts[-1] and not scored_rows
+    batch = place(_room(told, tables))
+    host = torch.zeros(batch.room.size, dtype=torch.int64, pin_memory=batch.vector.is_cuda)
+    put = {name: part.numpy() for name, part in batch.room.parts(host).items()}
+    layout = _Layout.of(told, batch.room)
+    _write_requests(put, told, layout, batch.room)
+    put["state_slots"][layout.requests] = [
+        cache.holdings[r.request_id].slot or NULL_PLACE for r in requests
+    ]
+    for kind, of_kind in tables.items():
+        _write_group(put, kind, of_kind, cache.block_size, layout)
+
+    late = len(told.late)
+    ends = layout.row_of(layout.starts[1:] - 1)  # of each request's last token
+    if unread is not None:
+        put["late_rows"][:late] = ends[told.late]
+        put["late_from"][:late] = [unread.rows[requests[i]] for i in told.late]
+    scored = [layout.starts[i] - told.pasts[i] + at for i, places in told.scored for at in places]
+    wanted = [*ends[told.complete], *layout.row_of(np.array(scored, dtype=np.int64))]
+    put["logits_rows"][: len(wanted)] = wanted
+
+    batch.vector.copy_(host, non_blocking=True)
+    if late and unread is not None:
+        batch.token_ids[batch.late_rows[:late]] = unread.tokens[batch.late_from[:late]]
+    in_order = wanted == list(range(len(wanted)))
     return BatchPlan(
-        _batch(moved, cache, num_decodes=told.num_decodes, rows_in_order=one_row_each),
+        batch,
         tuple(requests),
         sampled=tuple(requests[i] for i in told.complete),
         scored=tuple((requests[i], places) for i, places in told.scored if places),
+        rows=slice(0, len(wanted)) if in_order else batch.logits_rows[: len(wanted)],
     )
 
 
@@ -115,64 +124,82 @@ def _tell(requests: Sequence[Request], schedule: Schedule) -> _Told:
     return told
 
 
-def _batch(
-    moved: Mapping[str, torch.Tensor], cache: HybridCache, *, num_decodes: int, rows_in_order: bool
-) -> ForwardBatch:
-    """The columns on the device, by name."""
-    groups: dict[LayerKind, GroupBatch] = {
-        kind: GroupBatch(moved[f"{kind}/table"], moved[f"{kind}/first"], moved[f"{kind}/mapping"])
-        for kind in cache.groups
-    }
-    return ForwardBatch(
-        token_ids=moved["token_ids"],
-        positions=moved["positions"],
-        query_start_loc=moved["query_start_loc"],
-        seq_lens=moved["seq_lens"],
-        has_past=moved["has_past"].bool(),
-        state_slots=moved["state_slots"],
-        groups=groups,
-        logits_rows=moved["logits_rows"],
-        num_decodes=num_decodes,
-        num_requests=len(moved["seq_lens"]),
-        rows_in_order=rows_in_order,
-    )
+def _room(told: _Told, tables: Mapping[LayerKind, Sequence[BlockTable]]) -> Room:
+    """Exactly what the step needs."""
+    decodes, requests = told.num_decodes, len(told.counts)
+    widths = ((kind, max(len(t.blocks) for t in of_kind)) for kind, of_kind in tables.items())
+    return Room(decodes, requests - decodes, int(told.counts.sum()) - decodes, tuple(widths))
 
 
-def _group_columns(
+@dataclass(frozen=True)
+class _Layout:
+    """Where a step's requests and tokens stand in a room that may be larger."""
+
+    starts: np.ndarray  # [R + 1] of each request's tokens, without padding
+    positions: np.ndarray  # [T] of the tokens in their texts
+    owner: np.ndarray  # [T] whose tokens they are
+    requests: np.ndarray  # [R] rows of the requests
+    tokens: np.ndarray  # [T] rows of the tokens
+    num_decodes: int
+    moved: int  # by so much, whatever belongs to a prompt
+
+    @classmethod
+    def of(cls, told: _Told, room: Room) -> "_Layout":
+        starts = np.concatenate(([0], np.cumsum(told.counts)))
+        number = np.arange(starts[-1])
+        decodes, moved = told.num_decodes, room.decodes - told.num_decodes
+        owner = np.arange(len(told.counts))
+        return cls(
+            starts=starts,
+            positions=number - np.repeat(starts[:-1] - told.pasts, told.counts),
+            owner=np.repeat(owner, told.counts),
+            requests=owner + moved * (owner >= decodes),
+            tokens=number + moved * (number >= decodes),
+            num_decodes=decodes,
+            moved=moved,
+        )
+
+    def row_of(self, numbers: np.ndarray) -> np.ndarray:
+        """Rows of tokens with these numbers."""
+        return numbers + self.moved * (numbers >= self.num_decodes)
+
+
+def _write_requests(
+    put: Mapping[str, np.ndarray], told: _Told, layout: _Layout, room: Room
+) -> None:
+    """Everything but the caches' places. What is not written is padding."""
+    put["token_ids"][layout.tokens] = told.token_ids
+    put["positions"][layout.tokens] = layout.positions
+    put["seq_lens"][layout.requests] = told.pasts + told.counts
+    put["has_past"][layout.requests] = told.pasts > 0
+    # A padded decode has a token (the kernels of decodes take one a request), a padded prompt none.
+    decodes, prompts = room.decodes, len(told.counts) - layout.num_decodes
+    ends = put["prefill_start_loc"]
+    ends[1 : prompts + 1] = layout.starts[layout.num_decodes + 1 :] - layout.num_decodes
+    ends[prompts + 1 :] = ends[prompts]
+    put["query_start_loc"][:decodes] = np.arange(decodes)
+    put["query_start_loc"][decodes:] = ends + decodes
+
+
+def _write_group(
+    put: Mapping[str, np.ndarray],
     kind: LayerKind,
     tables: Sequence[BlockTable],
     block_size: int,
-    counts: np.ndarray,
-    positions: np.ndarray,
-) -> dict[str, np.ndarray]:
+    layout: _Layout,
+) -> None:
     """Block table, first block and slot mapping of one attention group."""
-    first = np.array([table.first for table in tables])
-    padded = _pad([table.blocks for table in tables])
-    row = np.repeat(np.arange(len(tables)), counts)
-    block = padded[row, positions // block_size - first[row]]
-    mapping = block * block_size + positions % block_size
-    return {f"{kind}/table": padded, f"{kind}/first": first, f"{kind}/mapping": mapping}
+    table = put[f"{kind}/block_table"]  # [R, M]
+    for row, of_request in zip(layout.requests, tables, strict=True):
+        table[row, : len(of_request.blocks)] = of_request.blocks
+    first = np.array([of_request.first for of_request in tables])
+    put[f"{kind}/first_block"][layout.requests] = first
+    logical = layout.positions // block_size - first[layout.owner]
+    block = table[layout.requests[layout.owner], logical]
+    mapping = block * block_size + layout.positions % block_size
+    put[f"{kind}/slot_mapping"][layout.tokens] = mapping
 
 
 def _is_decode(request: Request, new_tokens: int) -> bool:
     """One token with a past: also the last token of a prompt that was cut just before it."""
     return new_tokens == 1 and request.num_computed_tokens > 0
-
-
-def _pad(rows: Sequence[Sequence[int]]) -> np.ndarray:
-    """Block tables [R, M]; what is missing on the right is the null block."""
-    padded = np.full((len(rows), max(map(len, rows))), NULL_PLACE)
-    for i, row in enumerate(rows):
-        padded[i, : len(row)] = row
-    return padded
-
-
-def _move(columns: dict[str, np.ndarray], device: torch.device) -> dict[str, torch.Tensor]:
-    """All columns as int64 tensors on the device, in a single transfer."""
-    flat = np.concatenate([column.ravel() for column in columns.values()], dtype=np.int64)
-    moved = torch.from_numpy(flat).to(device, non_blocking=True)
-    parts = moved.split([column.size for column in columns.values()])
-    return {
-        name: part.view(column.shape)
-        for (name, column), part in zip(columns.items(), parts, strict=True)
-    }

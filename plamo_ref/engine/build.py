@@ -15,10 +15,12 @@ from plamo_ref.engine.compiling import compile_model, warm_up
 from plamo_ref.engine.config import EngineConfig
 from plamo_ref.engine.core import EngineCore
 from plamo_ref.engine.dry_run import dry_run
+from plamo_ref.engine.graphs import Graphs
 from plamo_ref.engine.planner import MemoryPlan, cache_budget, plan_memory
 from plamo_ref.engine.runner import ModelRunner
+from plamo_ref.kernels.choice import can_overlap, select
 from plamo_ref.kernels.precompile import compile_ahead
-from plamo_ref.kernels.table import Kernels, can_overlap, select
+from plamo_ref.kernels.table import Kernels
 from plamo_ref.model import Plamo2Model
 
 ModelLoader = Callable[[Kernels, torch.dtype, torch.device], Plamo2Model]
@@ -45,12 +47,9 @@ def build_core(
     budget = cache_budget(engine, device, model, dtype.itemsize)
     plan = plan_memory(model, engine, budget, dtype=dtype, state_dtype=state_dtype)
     loaded = compile_model(loaded, engine.compile, engine.compile_sizes)
-    runner = ModelRunner(
-        loaded,
-        plan,
-        state_dtype,
-        cuda_graphs=engine.cuda_graphs,
-        graph_tokens=engine.graph_tokens,
-    )
+    runner = ModelRunner(loaded, plan, state_dtype)
+    # The torch twins read lengths back to the host, which no graph can record.
+    if engine.cuda_graphs and device.type == "cuda" and ops.name != "torch":
+        runner.recordings = Graphs(loaded, runner.caches, plan, engine.graph_tokens)
     warm_up(loaded, runner.caches, engine.compile_sizes)
     return EngineCore(runner, plan, engine), plan

@@ -10,7 +10,8 @@ from dataclasses import replace
 from torch import Tensor
 
 from plamo_ref.engine.request import FinishReason, Request
-from plamo_ref.kernels.table import TORCH, Kernels
+from plamo_ref.kernels.choice import TORCH
+from plamo_ref.kernels.table import Kernels
 from plamo_ref.sampling import RowContext, adjust, sample, token_logprobs, uniform
 
 

@@ -21,13 +21,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from plamo_ref.batch import ForwardBatch, LayerCache
+from plamo_ref.batch import ForwardBatch, LayerCache, Room
 from plamo_ref.engine.config import EngineError
-from plamo_ref.engine.custom_ops import GROUP_KINDS, pack
-from plamo_ref.engine.graphs import DecodeBuffers
-from plamo_ref.engine.opaque import FUSED, OpaqueAttention, OpaqueMamba
+from plamo_ref.engine.custom_ops import GROUP_KINDS, compiled_table, opaque
 from plamo_ref.kernels.table import Kernels
-from plamo_ref.model import Attention, Layer, Plamo2Model
+from plamo_ref.model import Attention, Layer, Plamo2Model, with_ops
 
 Compile = Literal["none", "attention", "all"]
 
@@ -75,7 +73,7 @@ class Graphs:
 
 # What is not the same in every step, by the names that the compiler gives to arguments.
 _LENGTHS = (
-    "L['batch'].words",
+    "L['batch'].vector",
     *(f"L['cache'].{name}" for name in ("keys", "values", "conv", "ssm")),  # another plan's, say
 )
 _TOKENS = (
@@ -94,21 +92,14 @@ def _layer_step(
     batch: ForwardBatch,
     cache: LayerCache,
     tables: Tensor,
-    ops: Kernels,
-    eps: float,
 ) -> tuple[Tensor, Tensor]:
-    return Layer.__call__(layer, residual, x, next_gain, batch, cache, tables, ops, eps)
+    return Layer.__call__(layer, residual, x, next_gain, batch, cache, tables)
 
 
 def _attention_step(
-    mixer: Attention,
-    x: Tensor,
-    batch: ForwardBatch,
-    cache: LayerCache,
-    tables: Tensor,
-    ops: Kernels,
+    mixer: Attention, x: Tensor, batch: ForwardBatch, cache: LayerCache, tables: Tensor
 ) -> Tensor:
-    return Attention.__call__(mixer, x, batch, cache, tables, ops)
+    return Attention.__call__(mixer, x, batch, cache, tables)
 
 
 # --- the model -----------------------------------------------------------------------------------
@@ -128,24 +119,20 @@ class CompiledLayer(Layer):
         batch: ForwardBatch,
         cache: LayerCache,
         tables: Tensor,
-        ops: Kernels,
-        eps: float,
     ) -> tuple[Tensor, Tensor]:
-        args = (self, residual, x, next_gain, batch, cache, tables, FUSED, eps)
-        residual, x = self.graphs(x.shape[0], *args)
+        args = (self, residual, x, next_gain, batch, cache, tables)
+        residual, x = self.graphs(residual.shape[0], *args)
         return residual, x
 
 
 @dataclass(frozen=True)
-class CompiledAttention(OpaqueAttention):
+class CompiledAttention(Attention):
     """An attention mixer that is one graph, in a layer that is not."""
 
     graphs: Graphs
 
-    def __call__(
-        self, x: Tensor, batch: ForwardBatch, cache: LayerCache, tables: Tensor, ops: Kernels
-    ) -> Tensor:
-        mixed: Tensor = self.graphs(x.shape[0], self, x, batch, cache, tables, FUSED)
+    def __call__(self, x: Tensor, batch: ForwardBatch, cache: LayerCache, tables: Tensor) -> Tensor:
+        mixed: Tensor = self.graphs(x.shape[0], self, x, batch, cache, tables)
         return mixed
 
 
@@ -153,7 +140,7 @@ class CompiledModel(Plamo2Model):
     """A model whose layers, or their attention mixers, are compiled."""
 
     def forward(self, batch: ForwardBatch, caches: Sequence[LayerCache]) -> Tensor:
-        return super().forward(pack(batch), caches)
+        return super().forward(opaque(batch), caches)
 
 
 def compile_model(model: Plamo2Model, what: Compile, sizes: Sequence[int]) -> Plamo2Model:
@@ -169,31 +156,28 @@ def compile_model(model: Plamo2Model, what: Compile, sizes: Sequence[int]) -> Pl
     if what == "none":
         return model
     _require_compiler(model.embedding.device)
-    kernels = "torch" if model.ops.name == "torch" else "triton"
+    ops = compiled_table("torch" if model.ops.name == "torch" else "triton")
     kinds = model.config.layer_kinds
     step = _attention_step if what == "attention" else _layer_step
     graphs = {kind: Graphs(f"{kind}_{what}", step, sizes) for kind in set(kinds)}
+    compiled = _with_compiled_attention if what == "attention" else _compiled
     layers = [
-        _compiled(layer, what, kernels, graphs[kind])
-        for layer, kind in zip(model.layers, kinds, strict=True)
+        compiled(layer, ops, graphs[kind]) for layer, kind in zip(model.layers, kinds, strict=True)
     ]
     return CompiledModel(
         model.config, model.embedding, layers, model.norm_gain, model.lm_head, model.ops
     )
 
 
-def _compiled(layer: Layer, what: Compile, kernels: str, graphs: Graphs) -> Layer:
-    mixer = layer.mixer
-    if isinstance(mixer, Attention):
-        if what == "attention":
-            compiled = CompiledAttention(**vars(mixer), kernels=kernels, graphs=graphs)
-            return replace(layer, mixer=compiled)
-        mixer = OpaqueAttention(**vars(mixer), kernels=kernels)
-    elif what == "attention":
+def _compiled(layer: Layer, ops: Kernels, graphs: Graphs) -> Layer:
+    return CompiledLayer(**vars(with_ops(layer, ops)), graphs=graphs)
+
+
+def _with_compiled_attention(layer: Layer, ops: Kernels, graphs: Graphs) -> Layer:
+    mixer = with_ops(layer, ops).mixer
+    if not isinstance(mixer, Attention):
         return layer
-    else:
-        mixer = OpaqueMamba(**vars(mixer), kernels=kernels)
-    return CompiledLayer(**vars(layer) | {"mixer": mixer}, graphs=graphs)
+    return replace(layer, mixer=CompiledAttention(**vars(mixer), graphs=graphs))
 
 
 @torch.inference_mode()
@@ -203,10 +187,10 @@ def warm_up(model: Plamo2Model, caches: Sequence[LayerCache], sizes: Sequence[in
         return
     listed = {1, *sizes}
     unlisted = next(n for n in range(2, len(listed) + 3) if n not in listed)
-    widths = {kind: 1 for kind in GROUP_KINDS if kind in model.config.layer_kinds}
+    widths = tuple((kind, 1) for kind in GROUP_KINDS if kind in model.config.layer_kinds)
     for size in (*sorted(listed), unlisted):
-        buffers = DecodeBuffers(size, widths, model.embedding.device)
-        model.forward(buffers.batch, caches)
+        room = Room(size, prompts=0, tokens=0, widths=widths)
+        model.forward(ForwardBatch.empty(room, model.embedding.device), caches)
 
 
 def _require_compiler(device: torch.device) -> None:

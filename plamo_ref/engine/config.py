@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 
 from plamo_ref.errors import PlamoRefError
-from plamo_ref.kernels.table import KernelChoice
+from plamo_ref.kernels.choice import KernelChoice
 
 DTYPES = {
     "float32": torch.float32,

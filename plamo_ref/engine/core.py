@@ -141,8 +141,8 @@ class EngineCore:
         if not schedule:
             return None
         unread = None if previous is None else Unread(previous.tokens, previous.rows)
-        plan = build_batch(schedule, self.cache, self.runner.device, unread)
-        logits = self.runner.run(plan.batch)
+        plan = build_batch(schedule, self.cache, self.runner.place, unread)
+        logits = self.runner.run(plan.batch, plan.rows)
         numbers = [r.num_output_tokens for r in plan.sampled]
         ops = self.runner.model.ops
         tokens = choose_on_device(plan.sampled, logits[: len(plan.sampled)], ops, numbers)

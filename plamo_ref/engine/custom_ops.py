@@ -1,13 +1,12 @@
 """The operations on the cache, as the compiler sees them: boxes with a name that it does not open.
 
 A compiled layer computes everything else itself and calls these in between. Each takes the whole
-batch of a step, decodes and prefills. The batch comes as two tensors, `words` and `counts`: their
-contents say all that can differ between two steps of equally many tokens, and a compiler looks at
-shapes, never at contents.
+batch of a step as its vector and, on the CPU, the numbers of its room: their contents say all that
+can differ between two steps of equally many tokens, and a compiler looks at shapes, never at
+contents.
 
-Invariant: `unpack` undoes `pack`; an operation changes only the cache that its `mutates_args` name,
-in place, and returns a contiguous tensor of its own.
-Built in notebooks/12_torch_compile_fusion.ipynb.
+Invariant: an operation changes only the cache that its `mutates_args` name, in place, and returns a
+contiguous tensor of its own. Built in notebooks/12_torch_compile_fusion.ipynb.
 """
 
 from dataclasses import dataclass, replace
@@ -16,80 +15,44 @@ from functools import cache as remember
 import torch
 from torch import Tensor
 
-from plamo_ref.batch import AttentionCache, ForwardBatch, GroupBatch
+from plamo_ref.batch import AttentionCache, ForwardBatch, Room
 from plamo_ref.config import LayerKind
+from plamo_ref.kernels.choice import TORCH, triton_table
+from plamo_ref.kernels.qk_norm_rope import qk_norm_rope
 from plamo_ref.kernels.ssm import ScanInputs, ScanParams
-from plamo_ref.kernels.table import TORCH, Kernels, triton_table
-from plamo_ref.model import attend, convolve, scan
+from plamo_ref.kernels.table import Kernels, Table
 
 GROUP_KINDS: tuple[LayerKind, ...] = ("full", "sliding_window")
 
 
 @dataclass(frozen=True, kw_only=True)
-class PackedBatch(ForwardBatch):
-    """A batch that also has itself as two tensors."""
+class OpaqueBatch(ForwardBatch):
+    """A batch whose room is out of the compiler's sight."""
 
-    words: Tensor  # [L] int64 on the device: everything, one after the other
-    counts: Tensor  # [7] int64 on the CPU: how long the pieces are, and the batch's numbers
+    counts: Tensor  # [5] int64 on the CPU: the numbers of the room, -1 where a group is missing
 
 
-def pack(batch: ForwardBatch) -> PackedBatch:
-    """The same batch with its two tensors. Groups are in the order of GROUP_KINDS."""
-    # Copies, so that the compiler sees the same kind of tensor wherever the batch was made.
+def opaque(batch: ForwardBatch) -> OpaqueBatch:
+    """The same batch; its vector and `counts` say everything."""
+    # Copies, so that the compiler sees the same kind of tensor in every room.
     groups = {
-        kind: replace(batch.groups[kind], slot_mapping=batch.groups[kind].slot_mapping.clone())
-        for kind in GROUP_KINDS
-        if kind in batch.groups
+        kind: replace(group, slot_mapping=group.slot_mapping.clone())
+        for kind, group in batch.groups.items()
     }
-    pieces = [
-        batch.token_ids,
-        batch.positions,
-        batch.query_start_loc,
-        batch.seq_lens,
-        batch.has_past.long(),
-        batch.state_slots,
-        batch.logits_rows,
-    ]
-    for group in groups.values():
-        pieces += [group.block_table.flatten(), group.first_block, group.slot_mapping]
-    widths = [groups[k].block_table.shape[1] if k in groups else -1 for k in GROUP_KINDS]
-    lengths = [len(batch.token_ids), batch.num_requests, batch.num_decodes, len(batch.logits_rows)]
-    counts = torch.tensor([*lengths, int(batch.rows_in_order), *widths])
-    fields = vars(batch) | {"groups": groups}
-    return PackedBatch(**fields, words=torch.cat(pieces), counts=counts)
+    room, widths = batch.room, dict(batch.room.widths)
+    numbers = [room.decodes, room.prompts, room.tokens, *(widths.get(k, -1) for k in GROUP_KINDS)]
+    return OpaqueBatch(**vars(batch) | {"groups": groups}, counts=torch.tensor(numbers))
 
 
-def unpack(words: Tensor, counts: Tensor) -> ForwardBatch:
-    """The batch again, as views of `words`. `counts` is on the CPU, so nobody waits."""
-    tokens, requests, num_decodes, rows, in_order, *widths = counts.tolist()
-    present = {k: width for k, width in zip(GROUP_KINDS, widths, strict=True) if width >= 0}
-    sizes = [tokens, tokens, requests + 1, requests, requests, requests, rows]
-    for width in present.values():
-        sizes += [requests * width, requests, tokens]
-    token_ids, positions, starts, lens, past, slots, logits_rows, *rest = words.split(sizes)
-    groups = {
-        kind: GroupBatch(rest[3 * i].view(requests, width), rest[3 * i + 1], rest[3 * i + 2])
-        for i, (kind, width) in enumerate(present.items())
-    }
-    # Only prefills look at has_past; for decodes alone its launch would be for nothing.
-    has_past = past.bool() if requests > num_decodes else past
-    return ForwardBatch(
-        token_ids,
-        positions,
-        starts,
-        lens,
-        has_past,
-        slots,
-        groups,
-        logits_rows,
-        num_decodes,
-        requests,
-        bool(in_order),
-    )
+def opened(vector: Tensor, counts: Tensor) -> ForwardBatch:
+    """The batch again. `counts` is on the CPU, so nobody waits."""
+    decodes, prompts, tokens, *widths = counts.tolist()
+    groups = tuple((k, width) for k, width in zip(GROUP_KINDS, widths, strict=True) if width >= 0)
+    return ForwardBatch.over(Room(decodes, prompts, tokens, groups), vector)
 
 
 @remember
-def _table(kernels: str) -> Kernels:
+def _kernels(kernels: str) -> Kernels:
     """The kernels that the operations run: an operation's arguments cannot be a table."""
     return TORCH if kernels == "torch" else triton_table()
 
@@ -114,16 +77,16 @@ def attend_op(
     q: Tensor,
     keys: Tensor,
     values: Tensor,
-    words: Tensor,
+    vector: Tensor,
     counts: Tensor,
     kind: str,
     window: int | None,
     kernels: str,
 ) -> Tensor:
-    """As `plamo_ref.model.attend`: q [T, H, P] → [T, H, P]."""
+    """As `Kernels.attend`: q [T, H, P] → [T, H, P]."""
     group: LayerKind = "full" if kind == "full" else "sliding_window"
     cache = AttentionCache(keys, values)
-    return attend(q, group, window, unpack(words, counts), cache, _table(kernels)).contiguous()
+    return _kernels(kernels).attend(q, group, window, opened(vector, counts), cache).contiguous()
 
 
 @attend_op.register_fake
@@ -131,7 +94,7 @@ def _(
     q: Tensor,
     keys: Tensor,
     values: Tensor,
-    words: Tensor,
+    vector: Tensor,
     counts: Tensor,
     kind: str,
     window: int | None,
@@ -145,15 +108,15 @@ def _(
 
 @torch.library.custom_op("plamo_ref::convolve", mutates_args=("cache",))
 def convolve_op(
-    u: Tensor, weight: Tensor, cache: Tensor, words: Tensor, counts: Tensor, kernels: str
+    u: Tensor, weight: Tensor, cache: Tensor, vector: Tensor, counts: Tensor, kernels: str
 ) -> Tensor:
-    """As `plamo_ref.model.convolve`: u [T, H, P] → [T, H·P]."""
-    return convolve(u, weight, unpack(words, counts), cache, _table(kernels)).contiguous()
+    """As `Kernels.convolve`: u [T, H, P] → [T, H·P]."""
+    return _kernels(kernels).convolve(u, weight, opened(vector, counts), cache).contiguous()
 
 
 @convolve_op.register_fake
 def _(
-    u: Tensor, weight: Tensor, cache: Tensor, words: Tensor, counts: Tensor, kernels: str
+    u: Tensor, weight: Tensor, cache: Tensor, vector: Tensor, counts: Tensor, kernels: str
 ) -> Tensor:
     return u.new_empty((u.shape[0], weight.shape[0]))
 
@@ -169,13 +132,13 @@ def scan_op(
     D: Tensor,
     dt_bias: Tensor,
     cache: Tensor,
-    words: Tensor,
+    vector: Tensor,
     counts: Tensor,
     kernels: str,
 ) -> Tensor:
-    """As `plamo_ref.model.scan`: u, z [T, H, P] → [T, H, P]."""
+    """As `Kernels.scan`: u, z [T, H, P] → [T, H, P]."""
     inputs, params = ScanInputs(u, z, dt, B, C), ScanParams(A, D, dt_bias)
-    return scan(inputs, params, unpack(words, counts), cache, _table(kernels)).contiguous()
+    return _kernels(kernels).scan(inputs, params, opened(vector, counts), cache).contiguous()
 
 
 @scan_op.register_fake
@@ -189,8 +152,53 @@ def _(
     D: Tensor,
     dt_bias: Tensor,
     cache: Tensor,
-    words: Tensor,
+    vector: Tensor,
     counts: Tensor,
     kernels: str,
 ) -> Tensor:
     return z.new_empty(z.shape)
+
+
+# --- the table -----------------------------------------------------------------------------------
+
+
+def compiled_table(kernels: str) -> Table:
+    """What a compiled layer runs on: twins, because the compiler can only fuse what it can read,
+    and boxes for what touches the cache, which run the kernels named."""
+
+    def qk_norm_rope_write(
+        qkv: Tensor,
+        q_gain: Tensor,
+        k_gain: Tensor,
+        tables: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        slot_mapping: Tensor,
+    ) -> Tensor:
+        q, k, v = qk_norm_rope(qkv, q_gain, k_gain, tables)
+        write_kv(k, v, keys, values, slot_mapping)
+        return q
+
+    def attend(
+        q: Tensor, kind: LayerKind, window: int | None, batch: OpaqueBatch, cache: AttentionCache
+    ) -> Tensor:
+        place = (cache.keys, cache.values, batch.vector, batch.counts)
+        return attend_op(q, *place, kind, window, kernels)
+
+    def convolve(u: Tensor, weight: Tensor, batch: OpaqueBatch, cache: Tensor) -> Tensor:
+        return convolve_op(u, weight, cache, batch.vector, batch.counts, kernels)
+
+    def scan(inputs: ScanInputs, params: ScanParams, batch: OpaqueBatch, cache: Tensor) -> Tensor:
+        i, p = inputs, params
+        return scan_op(
+            *(i.u, i.z, i.dt, i.B, i.C, p.A, p.D, p.dt_bias),
+            *(cache, batch.vector, batch.counts, kernels),
+        )
+
+    return TORCH.but(
+        name="compiled",
+        qk_norm_rope_write=qk_norm_rope_write,
+        attend=attend,
+        convolve=convolve,
+        scan=scan,
+    )

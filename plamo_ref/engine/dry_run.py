@@ -10,11 +10,11 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from plamo_ref.batch import ForwardBatch, GroupBatch
-from plamo_ref.config import LayerKind, Plamo2Config
+from plamo_ref.batch import ForwardBatch, Room
+from plamo_ref.config import Plamo2Config
 from plamo_ref.engine.config import EngineConfig
-from plamo_ref.engine.graphs import LADDER, DecodeBuffers, table_widths
-from plamo_ref.engine.planner import plan_memory
+from plamo_ref.engine.graphs import LADDER, table_widths
+from plamo_ref.engine.planner import MemoryPlan, plan_memory
 from plamo_ref.engine.runner import ModelRunner
 from plamo_ref.kernels.sample import KNOBS
 from plamo_ref.kernels.table import Kernels
@@ -37,8 +37,9 @@ def dry_run(
     model = build_model(config, lambda name: _empty(*shapes[name], dtype=dtype), ops)
     plan = plan_memory(config, engine, AMPLE, dtype=dtype, state_dtype=state_dtype)
     runner = ModelRunner(model, plan, state_dtype)
-    for batch in batches(engine, table_widths(plan)):
-        logits = runner.run(batch)
+    for room in rooms(engine, plan):
+        batch = ForwardBatch.empty(room, META)
+        logits = runner.run(batch, slice(0, room.num_requests))
         knobs = _empty(logits.shape[0], len(KNOBS), dtype=torch.float64)
         ops.argmax(logits)
         for truncated in (False, True):
@@ -56,38 +57,19 @@ def shortened(config: Plamo2Config) -> Plamo2Config:
     return config
 
 
-def batches(engine: EngineConfig, widths: dict[LayerKind, int]) -> Iterator[ForwardBatch]:
-    """Decode batches on every rung of the ladder, then prompts, from the usual to the rare.
+def rooms(engine: EngineConfig, plan: MemoryPlan) -> Iterator[Room]:
+    """Decode steps on every rung of the ladder, then prompts, from the usual to the rare.
 
     Kernels come in variants by number of requests, number of tokens and width of the block table;
     steps by factors of two pass through all of them.
     """
-    most = engine.max_num_seqs
+    widths, most = table_widths(plan), engine.max_num_seqs
     for rows in [n for n in LADDER if n < most] + [most]:
-        yield DecodeBuffers(rows, widths, META).batch
+        yield Room(rows, 0, 0, widths)
     for tokens in _powers(engine.max_num_batched_tokens):
-        yield prompt(tokens, widths)
-    for width in _powers(max(widths.values(), default=1)):
-        yield DecodeBuffers(1, {kind: min(width, n) for kind, n in widths.items()}, META).batch
-
-
-def prompt(tokens: int, widths: dict[LayerKind, int]) -> ForwardBatch:
-    """A step that computes one prompt of so many tokens."""
-    return ForwardBatch(
-        token_ids=_ints(tokens),
-        positions=_ints(tokens),
-        query_start_loc=_ints(2),
-        seq_lens=_ints(1),
-        has_past=_empty(1, dtype=torch.bool),
-        state_slots=_ints(1),
-        groups={
-            kind: GroupBatch(_ints(1, width), _ints(1), _ints(tokens))
-            for kind, width in widths.items()
-        },
-        logits_rows=_ints(1),
-        num_decodes=0,
-        num_requests=1,
-    )
+        yield Room(0, 1, tokens, widths)
+    for width in _powers(max((n for _, n in widths), default=1)):
+        yield Room(1, 0, 0, tuple((kind, min(width, n)) for kind, n in widths))
 
 
 def _powers(most: int) -> list[int]:
@@ -97,7 +79,3 @@ def _powers(most: int) -> list[int]:
 
 def _empty(*shape: int, dtype: torch.dtype) -> Tensor:
     return torch.empty(shape, dtype=dtype, device=META)
-
-
-def _ints(*shape: int) -> Tensor:
-    return _empty(*shape, dtype=torch.int64)

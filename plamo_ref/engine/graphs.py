@@ -1,137 +1,175 @@
-"""CUDA graphs for decoding: hundreds of launches become one.
+"""CUDA graphs: a step that was recorded once, hundreds of launches, is replayed by one.
 
-A graph replays fixed launches on fixed addresses. So a decode batch is copied into buffers of a
-fixed size (the next rung of a ladder), with block tables of a fixed width, and one graph is
-recorded for each rung when it is first needed.
+A graph replays fixed launches on fixed addresses. So a step is laid out in the vector of a
+recording, which has room for so many decodes, prompts and prompt tokens (the next rungs of the
+ladders) and whose block tables have a fixed width. What does not fit the ladders is run plainly:
+long steps keep the GPU busy while Python launches, and their padding would cost more than it saves.
 
-Invariant: rows beyond the batch read and write the null block and the null slot only, so padding
-never touches a live one; a batch that does not fit the buffers is run without a graph.
+Invariant: padding reads and writes the null block and the null slot only; rows that belong to
+nobody reach no other row. Every recording is of the same code that runs without it.
 Built in notebooks/13_cuda_graphs_and_overlap.ipynb.
 """
 
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from plamo_ref.batch import ForwardBatch, GroupBatch
+from plamo_ref.batch import ForwardBatch, LayerCache, Room
 from plamo_ref.config import LayerKind
+from plamo_ref.engine.batching import Rows
 from plamo_ref.engine.planner import MemoryPlan
-from plamo_ref.engine.pool import NULL_PLACE
+from plamo_ref.model import Plamo2Model
 
+# Decodes alone.
 LADDER = (1, 2, 4, 8, 16, 24, 32, 40, 48, 56, 64, *range(80, 257, 16))
-FULL_ATTENTION_BLOCKS = 512  # width of a full group's table; longer requests run without a graph
+# With prompts: of decodes, of prompts, of the tokens of all prompts together.
+DECODES = (0, 16, 64, 128, 256)
+PROMPTS = (2, 8)
+TOKENS = (32, 64, 128, 256, 384, 512, 640, 768, 1024)
+# Blocks in the table of a full-attention group. Tables are moved in every step, so not much wider
+# than the step needs.
+FULL_WIDTHS = (32, 128, 512, 2048, 8192, 32768)
 
-Step = Callable[[ForwardBatch], Tensor]  # a batch → logits
+
+class Ladders:
+    """The room that a step is given, or none."""
+
+    def __init__(self, plan: MemoryPlan, most_tokens: int) -> None:
+        """`most_tokens`: of prompts in a recorded step; 0: only decodes are recorded."""
+        self._most_tokens = most_tokens
+        self._rungs = [n for n in LADDER if n < plan.max_num_seqs]
+        self._rungs += [min(plan.max_num_seqs, LADDER[-1])]
+        self._windows = {group.kind: group.window for group in plan.groups}
+        self._block_size = plan.block_size
+
+    def room(self, needed: Room) -> Room | None:
+        """The least room on the ladders that holds a step; None: it is run plainly."""
+        widths = self._widths(needed)
+        if not needed.prompts:
+            rung = _next(self._rungs, needed.decodes)
+            return None if rung is None or widths is None else Room(rung, 0, 0, widths)
+        fitting = (
+            _next(DECODES, needed.decodes),
+            _next(PROMPTS, needed.prompts),
+            _next(TOKENS, needed.tokens) if needed.tokens <= self._most_tokens else None,
+        )
+        decodes, prompts, tokens = fitting
+        if decodes is None or prompts is None or tokens is None or widths is None:
+            return None
+        return Room(decodes, prompts, tokens, widths)
+
+    def _widths(self, needed: Room) -> tuple[tuple[LayerKind, int], ...] | None:
+        """A windowed table has the width that it can have at most, a full one a ladder's."""
+        widths = []
+        new_tokens = self._most_tokens if needed.prompts else 1
+        for kind, width in needed.widths:
+            window = self._windows[kind]
+            spans = () if window is None else (span(window, self._block_size, new_tokens),)
+            fitting = _next(spans or FULL_WIDTHS, width)
+            if fitting is None:
+                return None
+            widths.append((kind, fitting))
+        return tuple(widths)
 
 
-def table_widths(plan: MemoryPlan, new_tokens: int = 1) -> dict[LayerKind, int]:
-    """Blocks that the table of a request can have in a step of so many tokens of it: the span of
-    its window, or a fixed many."""
-    size = plan.block_size
-    return {
-        group.kind: FULL_ATTENTION_BLOCKS
-        if group.window is None
-        else -(-(group.window + size + new_tokens - 1) // size) + 1
+def table_widths(plan: MemoryPlan, new_tokens: int = 1) -> tuple[tuple[LayerKind, int], ...]:
+    """Blocks that a request's table can have in a step of so many tokens of it, at most: the span
+    of its window, or all that there are, up to the end of the ladder."""
+    return tuple(
+        (group.kind, span(group.window, plan.block_size, new_tokens))
+        if group.window is not None
+        else (group.kind, _next(FULL_WIDTHS, plan.num_blocks[group.kind]) or FULL_WIDTHS[-1])
         for group in plan.groups
-    }
+    )
 
 
-def record(step: Step, batch: ForwardBatch, pool: Any) -> tuple[torch.cuda.CUDAGraph, Tensor]:
-    """A graph of `step` over a batch that holds nothing but padding, and what it returns.
+def span(window: int, block_size: int, new_tokens: int) -> int:
+    """Blocks of W keys before so many new ones, wherever they begin in a block."""
+    return -(-(window + block_size + new_tokens - 1) // block_size) + 1
+
+
+def _next(ladder: Sequence[int], wanted: int) -> int | None:
+    return next((rung for rung in ladder if rung >= wanted), None)
+
+
+@dataclass(frozen=True)
+class Recording:
+    """A step of padding that was recorded, and what it leaves behind."""
+
+    batch: ForwardBatch
+    graph: torch.cuda.CUDAGraph
+    result: Tensor  # logits [T, V]; with prompts the hidden states [T, D]
+
+
+class Graphs:
+    """The recordings of one model, each made when traffic first needs it.
+
+    With prompts, when it is needed for the second time: recording takes as long as a few steps.
+    """
+
+    def __init__(
+        self,
+        model: Plamo2Model,
+        caches: Sequence[LayerCache],
+        plan: MemoryPlan,
+        most_tokens: int,
+    ) -> None:
+        self._model, self._caches = model, caches
+        self._ladders = Ladders(plan, most_tokens)
+        self._needed = Counter[Room]()
+        self._recordings: dict[Room, Recording] = {}
+        self._pool = torch.cuda.graph_pool_handle()
+
+    def place(self, room: Room) -> ForwardBatch | None:
+        """The batch of a recording with at least so much room; None: run the step plainly."""
+        fixed = self._ladders.room(room)
+        if fixed is None:
+            return None
+        self._needed[fixed] += 1
+        if fixed not in self._recordings:
+            if fixed.prompts and self._needed[fixed] < 2:
+                return None
+            self._recordings[fixed] = self._record(fixed)
+        return self._recordings[fixed].batch
+
+    def replay(self, batch: ForwardBatch, rows: Rows) -> Tensor | None:
+        """Logits [n, V] of a batch that `place` gave; None: it is another one."""
+        recording = self._recordings.get(batch.room)
+        if recording is None or recording.batch is not batch:
+            return None
+        recording.graph.replay()
+        result = recording.result[rows]
+        return self._model.logits(result) if batch.has_prefills else result
+
+    @torch.inference_mode()
+    def _record(self, room: Room) -> Recording:
+        batch = ForwardBatch.empty(room, self._model.embedding.device)
+
+        def step() -> Tensor:
+            hidden = self._model.forward(batch, self._caches)
+            return hidden if room.prompts else self._model.logits(hidden)
+
+        graph, result = record(step, batch.vector.device, self._pool)
+        return Recording(batch, graph, result)
+
+
+def record(
+    step: Callable[[], Tensor], device: torch.device, pool: Any
+) -> tuple[torch.cuda.CUDAGraph, Tensor]:
+    """A graph of `step`, and what it returns.
 
     `pool` is of `torch.cuda.graph_pool_handle()`: graphs that never run at once share their memory.
     """
-    device = batch.token_ids.device
     side = torch.cuda.Stream(device)
     side.wait_stream(torch.cuda.current_stream(device))
     with torch.cuda.stream(side):
-        step(batch)  # compiles kernels, lets libraries allocate: neither can be recorded
+        step()  # compiles kernels, lets libraries allocate: neither can be recorded
     torch.cuda.current_stream(device).wait_stream(side)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph, pool=pool):
-        result = step(batch)
+        result = step()
     return graph, result
-
-
-class DecodeBuffers:
-    """The tensors of a decode batch of at most `rows` requests, always at the same addresses.
-
-    All columns but the block tables are lines of one tensor: one launch fills them.
-    """
-
-    def __init__(self, rows: int, widths: Mapping[LayerKind, int], device: torch.device) -> None:
-        self.rows, self.widths = rows, dict(widths)
-        # What a padded row has: token 0 at position 0, which sees one key, all in null places.
-        padding = [0, 0, 1, NULL_PLACE] + [0, NULL_PLACE] * len(widths)
-        self._padding = torch.tensor(padding, device=device)[:, None]  # [columns, 1]
-        self._columns = self._padding.repeat(1, rows)  # [columns, rows]
-        token_ids, positions, seq_lens, state_slots, *places = self._columns.unbind()
-        every = torch.arange(rows + 1, device=device)
-        self.batch = ForwardBatch(
-            token_ids=token_ids,
-            positions=positions,
-            query_start_loc=every,  # one token a request
-            seq_lens=seq_lens,
-            has_past=torch.ones(rows, dtype=torch.bool, device=device),
-            state_slots=state_slots,
-            groups={
-                kind: GroupBatch(
-                    torch.full((rows, width), NULL_PLACE, device=device),
-                    first_block=places[2 * i],
-                    slot_mapping=places[2 * i + 1],
-                )
-                for i, (kind, width) in enumerate(widths.items())
-            },
-            logits_rows=every[:rows],
-            num_decodes=rows,
-            num_requests=rows,
-            rows_in_order=True,
-        )
-
-    def fit(self, batch: ForwardBatch) -> bool:
-        """Whether the block tables of `batch` are narrow enough."""
-        return all(
-            group.block_table.shape[1] <= self.widths[kind] for kind, group in batch.groups.items()
-        )
-
-    def load(self, batch: ForwardBatch) -> None:
-        """Copy a decode batch in; the rows behind it become padding."""
-        count = batch.num_requests
-        columns = [batch.token_ids, batch.positions, batch.seq_lens, batch.state_slots]
-        for kind, fixed in self.batch.groups.items():
-            group = batch.groups[kind]
-            columns += [group.first_block, group.slot_mapping]
-            fixed.block_table.fill_(NULL_PLACE)
-            fixed.block_table[:count, : group.block_table.shape[1]] = group.block_table
-        if count < self.rows:
-            self._columns[:, count:] = self._padding
-        torch.stack(columns, out=self._columns[:, :count])
-
-
-class DecodeGraphs:
-    """One recorded graph for each rung of the ladder, recorded when it is first needed."""
-
-    def __init__(self, step: Step, plan: MemoryPlan, device: torch.device) -> None:
-        self._step, self._device = step, device
-        self._widths = table_widths(plan)
-        self._rungs = [n for n in LADDER if n < plan.max_num_seqs]
-        self._rungs += [min(plan.max_num_seqs, LADDER[-1])]
-        self._graphs: dict[int, tuple[DecodeBuffers, torch.cuda.CUDAGraph, Tensor]] = {}
-        self._pool = torch.cuda.graph_pool_handle()
-
-    def run(self, batch: ForwardBatch) -> Tensor | None:
-        """Logits [R, V] of a decode batch; None: there is no graph for it, run it plainly."""
-        rung = next((n for n in self._rungs if n >= batch.num_requests), None)
-        if batch.has_prefills or rung is None or not batch.rows_in_order:
-            return None
-        if rung not in self._graphs:
-            buffers = DecodeBuffers(rung, self._widths, self._device)
-            self._graphs[rung] = (buffers, *record(self._step, buffers.batch, self._pool))
-        buffers, graph, logits = self._graphs[rung]
-        if not buffers.fit(batch):
-            return None
-        buffers.load(batch)
-        graph.replay()
-        return logits[: batch.num_requests]

@@ -3,71 +3,75 @@
 Invariant: the cache tensors are allocated once, and only the model writes them.
 """
 
+from collections.abc import Sequence
+from typing import Protocol
+
 import torch
 from torch import Tensor
 
-from plamo_ref.batch import AttentionCache, ForwardBatch, LayerCache, MambaCache
-from plamo_ref.engine.graphs import DecodeGraphs
-from plamo_ref.engine.mixed_graphs import MixedGraphs
+from plamo_ref.batch import AttentionCache, ForwardBatch, LayerCache, MambaCache, Room
+from plamo_ref.engine.batching import Rows
 from plamo_ref.engine.planner import MemoryPlan
 from plamo_ref.model import Plamo2Model
+
+
+class Recordings(Protocol):
+    """Steps that were recorded and can be replayed, each laid out in a batch of its own."""
+
+    def place(self, room: Room) -> ForwardBatch | None:
+        """The batch of a recording with at least so much room; None: there is none."""
+        ...
+
+    def replay(self, batch: ForwardBatch, rows: Rows) -> Tensor | None:
+        """Logits [n, V] of a batch that `place` gave; None: it is another one."""
+        ...
 
 
 class ModelRunner:
     """A model and the caches of its layers."""
 
-    def __init__(
-        self,
-        model: Plamo2Model,
-        plan: MemoryPlan,
-        state_dtype: torch.dtype,
-        *,
-        cuda_graphs: bool = False,
-        graph_tokens: int = 0,
-    ) -> None:
+    def __init__(self, model: Plamo2Model, plan: MemoryPlan, state_dtype: torch.dtype) -> None:
         self.model = model
-        config, weight = model.config, model.embedding
-        heads, size = config.mamba_num_heads, config.hidden_size_per_head
-        caches: list[LayerCache] = []
-        for kind in config.layer_kinds:
-            if kind == "mamba":
-                conv = (plan.num_slots, config.mamba_inner_size, config.mamba_d_conv - 1)
-                ssm = (plan.num_slots, heads, size, config.mamba_d_state)
-                caches.append(
-                    MambaCache(weight.new_zeros(conv), weight.new_zeros(ssm, dtype=state_dtype))
-                )
-            else:
-                blocks = plan.num_blocks[kind]
-                shape = (blocks, plan.block_size, config.num_key_value_heads, size)
-                caches.append(AttentionCache(weight.new_zeros(shape), weight.new_zeros(shape)))
-        self.caches = tuple(caches)
-        self._decode_graphs: DecodeGraphs | None = None
-        self._mixed_graphs: MixedGraphs | None = None
-        # The torch twins read lengths back to the host, which no graph can record.
-        if cuda_graphs and self.device.type == "cuda" and model.ops.name != "torch":
-            self._decode_graphs = DecodeGraphs(self._step, plan, self.device)
-            if graph_tokens:
-                self._mixed_graphs = MixedGraphs(self._forward, plan, self.device, graph_tokens)
+        self.caches = new_caches(model, plan, state_dtype)
+        self.recordings: Recordings | None = None  # whoever builds the engine may bring some
 
     @property
     def device(self) -> torch.device:
         return self.model.embedding.device
 
+    def place(self, room: Room) -> ForwardBatch:
+        """Where a step with so much room is to be laid out."""
+        batch = None if self.recordings is None else self.recordings.place(room)
+        return ForwardBatch.empty(room, self.device) if batch is None else batch
+
     @torch.inference_mode()
-    def run(self, batch: ForwardBatch) -> Tensor:
-        """Compute the batch's tokens. Returns logits [n, V] of its `logits_rows`.
+    def run(self, batch: ForwardBatch, rows: Rows) -> Tensor:
+        """Compute the batch's tokens. Returns the logits [n, V] of `rows`.
 
-        With CUDA graphs they stay valid until the next call.
+        Those of a recorded step stay valid until the next call.
         """
-        if batch.has_prefills:
-            hidden = None if self._mixed_graphs is None else self._mixed_graphs.run(batch)
-            return self._step(batch) if hidden is None else self.model.logits(hidden)
-        logits = None if self._decode_graphs is None else self._decode_graphs.run(batch)
-        return self._step(batch) if logits is None else logits
+        logits = None if self.recordings is None else self.recordings.replay(batch, rows)
+        if logits is not None:
+            return logits
+        return self.model.logits(self.model.forward(batch, self.caches)[rows])
 
-    def _forward(self, batch: ForwardBatch) -> Tensor:
-        return self.model.forward(batch, self.caches)  # [T, D]
 
-    def _step(self, batch: ForwardBatch) -> Tensor:
-        hidden = self._forward(batch)
-        return self.model.logits(hidden if batch.rows_in_order else hidden[batch.logits_rows])
+def new_caches(
+    model: Plamo2Model, plan: MemoryPlan, state_dtype: torch.dtype
+) -> Sequence[LayerCache]:
+    """The memory of each layer, filled with zeros."""
+    config, weight = model.config, model.embedding
+    heads, size = config.mamba_num_heads, config.hidden_size_per_head
+    caches: list[LayerCache] = []
+    for kind in config.layer_kinds:
+        if kind == "mamba":
+            conv = (plan.num_slots, config.mamba_inner_size, config.mamba_d_conv - 1)
+            ssm = (plan.num_slots, heads, size, config.mamba_d_state)
+            caches.append(
+                MambaCache(weight.new_zeros(conv), weight.new_zeros(ssm, dtype=state_dtype))
+            )
+        else:
+            blocks = plan.num_blocks[kind]
+            shape = (blocks, plan.block_size, config.num_key_value_heads, size)
+            caches.append(AttentionCache(weight.new_zeros(shape), weight.new_zeros(shape)))
+    return tuple(caches)

@@ -20,7 +20,6 @@ import argparse
 import os
 import sys
 from collections.abc import Collection, Iterable, Iterator
-from dataclasses import fields
 
 import torch
 from torch import Tensor
@@ -28,9 +27,10 @@ from torch import Tensor
 from plamo_ref.kernels.ceilings import measure_ceilings
 from plamo_ref.kernels.check_cases import model_cases, small_cases
 from plamo_ref.kernels.check_parts import MODELS, Case
+from plamo_ref.kernels.choice import TORCH, triton_table
 from plamo_ref.kernels.errors import KernelError
 from plamo_ref.kernels.linear import whole
-from plamo_ref.kernels.table import TORCH, Kernels, triton_table
+from plamo_ref.kernels.table import OPERATIONS, Kernels
 from plamo_ref.kernels.timing import HEADER, copied, line, time_kernels
 
 # Ratio of norms. float32: rounding, and three-part tf32 on a GPU. bfloat16: 8 bits of fraction,
@@ -121,7 +121,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m plamo_ref.kernels.check")
     parser.add_argument("--time", action="store_true", help="time the kernels (needs a GPU)")
     parser.add_argument("--model", choices=[s.name for s in MODELS], help="only this shape")
-    operations = [field.name for field in fields(Kernels) if field.name != "name"]
+    operations = OPERATIONS
     parser.add_argument("--only", action="append", choices=operations, default=[])
     options = parser.parse_args(arguments)
     models = [options.model] if options.model else [s.name for s in MODELS]

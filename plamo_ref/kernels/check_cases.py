@@ -165,10 +165,10 @@ def _parts(
     """Starts, has_past (every second request), slots' memory with NaN where nobody was, slots."""
     requests = len(counts)
     starts = torch.tensor([0, *counts], device=make.device).cumsum(0)
-    has_past = make.ints([i % 2 for i in range(requests)]).bool()
+    has_past = make.ints([i % 2 for i in range(requests)])
     slots = make.shuffled(requests + 1)[:requests]
     cache = make.nan(requests + 2, *shape, dtype=dtype)
-    cache[slots[has_past]] = make.noise(int(has_past.sum()), *shape, dtype=dtype)
+    cache[slots[has_past > 0]] = make.noise(int(has_past.sum()), *shape, dtype=dtype)
     return starts, has_past, cache, slots
 
 

@@ -45,7 +45,7 @@ def conv_prefill(
 
     Args:
         u: [T, C] or [T, H, P]; weight [C, K]; cache [S, C, K-1], changed in place.
-        slots: [R]; query_start_loc: [R + 1]; has_past: [R] bool, whether the slot's content counts.
+        slots: [R]; query_start_loc: [R + 1]; has_past: [R] int64, 0 where its content is void.
 
     Returns:
         [T, C].
@@ -53,7 +53,7 @@ def conv_prefill(
     u = u.flatten(1)
     taps, out = weight.shape[-1], torch.empty_like(u)
     starts = query_start_loc.tolist()
-    past = cache[slots].masked_fill(~has_past[:, None, None], 0)  # [R, C, K-1]
+    past = cache[slots].masked_fill(has_past[:, None, None] == 0, 0)  # [R, C, K-1]
     for row, (start, end) in enumerate(pairwise(starts)):
         padded = torch.cat((past[row], u[start:end].T), dim=-1)  # [C, K-1+Q]
         taken = [padded[:, k : k + end - start] for k in range(taps)]

@@ -66,7 +66,7 @@ def scan_prefill(
 
     Args:
         cache: [S, H, P, N], changed in place at slots [R].
-        query_start_loc: [R + 1]; has_past: [R] bool.
+        query_start_loc: [R + 1]; has_past: [R] int64, 0 where its content is void.
         chunk: tokens whose outputs are one masked matrix product; no effect on the result.
 
     Returns:
@@ -75,7 +75,7 @@ def scan_prefill(
     u, dt, B, C, A, D = _widen(inputs, params)
     y = torch.empty_like(u)
     starts = query_start_loc.tolist()
-    past = cache[slots].to(u.dtype).masked_fill(~has_past[:, None, None, None], 0)
+    past = cache[slots].to(u.dtype).masked_fill(has_past[:, None, None, None] == 0, 0)
     for row, (first, last) in enumerate(pairwise(starts)):
         state = past[row]  # [H, P, N]
         for start in range(first, last, chunk):

@@ -1,180 +1,258 @@
-"""The table of operations that the model is given: torch twins, or kernels that replace them.
+"""The contract of the kernels: every operation of the model, its shapes and its source.
 
-Invariant: two tables compute the same thing; the model cannot tell which one it has.
+A table has an entry for each. The twins (norm.py, linear.py, … in plain torch) define what an entry
+computes; launchers of Triton kernels and boxes that a compiler does not open take their places one
+by one. What one entry computes in a decode step and in a prompt, two kernels, the last three
+entries put together: they take a whole batch.
+
+Invariant: two tables compute the same thing; the model cannot tell which one it has. Arithmetic is
+in at least float32, and results are rounded once to the dtype of the activations.
+
+Legend: T tokens of the step, R requests, D hidden, H query or Mamba heads, G KV heads, P head size,
+N state size, C = H·P channels, K conv width, W window, V vocabulary, S slots. A product may come in
+parts [parts, T, out], partial sums that its reader adds.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from functools import partial
-from importlib.util import find_spec
-from typing import Literal
+from types import SimpleNamespace
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from plamo_ref.kernels import (
-    conv,
-    linear,
-    norm,
-    paged_attention,
-    qk_norm_rope,
-    sample,
-    selection,
-    ssm,
-)
+from plamo_ref.batch import AttentionCache, ForwardBatch, join
+from plamo_ref.config import LayerKind
 from plamo_ref.kernels.errors import KernelError
+from plamo_ref.kernels.selection import SelectionParams
+from plamo_ref.kernels.ssm import ScanInputs, ScanParams
 
-KernelChoice = Literal["auto", "torch", "triton", "cache"]
 
-
-@dataclass(frozen=True)
-class Kernels:
-    """One entry for each operation; signatures are those of the twins."""
+class Kernels(Protocol):
+    """The operations."""
 
     name: str
-    rms_norm: Callable[..., Tensor]
-    add_norm: Callable[..., tuple[Tensor, Tensor]]
-    linear: Callable[..., Tensor]
-    linear_parts: Callable[..., Tensor]
-    linear_swiglu: Callable[..., Tensor]
-    selection: Callable[..., tuple[Tensor, Tensor, Tensor]]
-    rope_tables: Callable[..., Tensor]
-    qk_norm_rope_write: Callable[..., Tensor]
-    paged_decode: Callable[..., Tensor]
-    paged_prefill: Callable[..., Tensor]
-    conv_update: Callable[..., Tensor]
-    conv_prefill: Callable[..., Tensor]
-    state_update: Callable[..., Tensor]
-    scan_prefill: Callable[..., Tensor]
-    argmax: Callable[..., Tensor]
-    sample: Callable[..., Tensor]
+
+    def but(self, **entries: Any) -> "Kernels":
+        """The same table with other entries."""
+        ...
+
+    # --- norms: Zhang and Sennrich, "Root Mean Square Layer Normalization" (2019) -----------------
+
+    def rms_norm(self, x: Tensor, gain: Tensor, eps: float) -> Tensor:
+        """x [T, D] / rms(x) · gain [D] → [T, D]."""
+
+    def add_norm(
+        self, residual: Tensor, x: Tensor, post_gain: Tensor, pre_gain: Tensor, eps: float
+    ) -> tuple[Tensor, Tensor]:
+        """residual [T, D] + rms_norm(x), and its own norm: both [T, D]. x [T, D], or parts."""
+
+    # --- products with a weight -------------------------------------------------------------------
+
+    def linear(self, x: Tensor, weight: Tensor) -> Tensor:
+        """x [T, in] · weight [out, in]ᵀ → [T, out]."""
+
+    def linear_parts(self, x: Tensor, weight: Tensor) -> Tensor:
+        """The same in parts: [parts, T, out]."""
+
+    def linear_swiglu(self, x: Tensor, weight: Tensor) -> Tensor:
+        """silu(gate) · up of the product with weight [2F, in], gate rows first → [T, F].
+
+        Source: Shazeer, "GLU Variants Improve Transformer" (2020)."""
+
+    def selection(self, bcdt: Tensor, params: SelectionParams) -> tuple[Tensor, Tensor, Tensor]:
+        """B, C [T, N] and dt [T, H] from bcdt [T, 2N + rank], or parts of it."""
+
+    # --- attention: Kwon et al., "… PagedAttention" (2023); RoPE: Su et al. (2021) ----------------
+
+    def rope_tables(
+        self, positions: Tensor, head_size: int, theta: float, dtype: torch.dtype
+    ) -> Tensor:
+        """cos and sin of positions [T] → [2, T, 1, P/2]; angles are computed in float64."""
+
+    def qk_norm_rope_write(
+        self,
+        qkv: Tensor,
+        q_gain: Tensor,
+        k_gain: Tensor,
+        tables: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        slot_mapping: Tensor,
+    ) -> Tensor:
+        """Norm and rotate q and k, store k and v; returns the queries [T, H, P].
+
+        qkv [T, (H + 2G)·P], or parts; gains [H, P], [G, P]; keys, values [blocks, block_size, G, P]
+        are changed in rows slot_mapping [T]."""
+
+    def paged_decode(
+        self,
+        q: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        block_table: Tensor,
+        first_block: Tensor,
+        seq_lens: Tensor,
+        window: int | None,
+    ) -> Tensor:
+        """One query a request, q [R, H, P] → [R, H, P].
+
+        block_table [R, M] begins with logical block first_block [R]; seq_lens [R] counts the new
+        token; with a window, the last W + 1 keys are seen."""
+
+    def paged_prefill(
+        self,
+        q: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        block_table: Tensor,
+        first_block: Tensor,
+        seq_lens: Tensor,
+        query_start_loc: Tensor,
+        window: int | None,
+    ) -> Tensor:
+        """Several queries a request, those from query_start_loc [R + 1] on: q [T, H, P] → same."""
+
+    # --- Mamba: Dao and Gu, "Transformers are SSMs" (2024) ----------------------------------------
+
+    def conv_update(self, u: Tensor, weight: Tensor, cache: Tensor, slots: Tensor) -> Tensor:
+        """silu of the causal convolution, one token a request: u [R, C] or [R, H, P] → [R, C].
+
+        weight [C, K]; cache [S, C, K - 1], the newest inputs, is moved on at slots [R]."""
+
+    def conv_prefill(
+        self,
+        u: Tensor,
+        weight: Tensor,
+        cache: Tensor,
+        slots: Tensor,
+        query_start_loc: Tensor,
+        has_past: Tensor,
+    ) -> Tensor:
+        """Several tokens a request: u [T, C] or [T, H, P] → [T, C].
+
+        has_past [R] int64: 0 where the slot's content does not count."""
+
+    def state_update(
+        self, inputs: ScanInputs, params: ScanParams, cache: Tensor, slots: Tensor
+    ) -> Tensor:
+        """One step of the recurrence: y [R, H, P]; cache [S, H, P, N] is moved on at slots [R]."""
+
+    def scan_prefill(
+        self,
+        inputs: ScanInputs,
+        params: ScanParams,
+        cache: Tensor,
+        slots: Tensor,
+        query_start_loc: Tensor,
+        has_past: Tensor,
+    ) -> Tensor:
+        """Several tokens a request, each continuing from its slot: y [T, H, P]."""
+
+    # --- tokens -----------------------------------------------------------------------------------
+
+    def argmax(self, logits: Tensor) -> Tensor:
+        """The smallest id among the likeliest: logits [B, V] → [B] int64."""
+
+    def sample(self, logits: Tensor, knobs: Tensor, truncated: bool = True) -> Tensor:
+        """One id a row: logits [B, V], knobs [B, 5] float64 as sample.py has them → [B] int64.
+
+        truncated: False promises that no row has a top_k or top_p."""
+
+    # --- a whole batch: decodes and prompts, each with their own kernels --------------------------
+
+    def attend(
+        self,
+        q: Tensor,
+        kind: LayerKind,
+        window: int | None,
+        batch: ForwardBatch,
+        cache: AttentionCache,
+    ) -> Tensor:
+        """q [T, H, P] over the requests' keys and values, the new ones included → [T, H, P]."""
+
+    def convolve(self, u: Tensor, weight: Tensor, batch: ForwardBatch, cache: Tensor) -> Tensor:
+        """u [T, H, P] → [T, C]; moves the slots' last inputs forward."""
+
+    def scan(
+        self, inputs: ScanInputs, params: ScanParams, batch: ForwardBatch, cache: Tensor
+    ) -> Tensor:
+        """→ y [T, H, P]; moves the slots' states forward."""
 
 
-TORCH = Kernels(
-    name="torch",
-    rms_norm=norm.rms_norm,
-    add_norm=norm.add_norm,
-    linear=linear.linear,
-    linear_parts=linear.linear_parts,
-    linear_swiglu=linear.linear_swiglu,
-    selection=selection.selection,
-    rope_tables=qk_norm_rope.rope_tables,
-    qk_norm_rope_write=qk_norm_rope.qk_norm_rope_write,
-    paged_decode=paged_attention.paged_decode,
-    paged_prefill=paged_attention.paged_prefill,
-    conv_update=conv.conv_update,
-    conv_prefill=conv.conv_prefill,
-    state_update=ssm.state_update,
-    scan_prefill=ssm.scan_prefill,
-    argmax=sample.argmax,
-    sample=sample.sample,
-)
+OPERATIONS = tuple(n for n in vars(Kernels) if not n.startswith("_") and n not in ("name", "but"))
 
 
-def triton_table(*, pdl: bool = False) -> Kernels:
-    """The Triton kernels. Whether this machine runs them is for `select` to say.
+class Table(SimpleNamespace):
+    """A table: entries by name. The whole-batch ones are made of the others, unless given."""
 
-    With `pdl` the kernels of a decode step overlap at their ends: see triton_launch.py.
-    """
-    # Imported here: Triton exists for Linux only, and takes a second to load.
-    from plamo_ref.kernels import (
-        triton_argmax,
-        triton_conv,
-        triton_conv_prefill,
-        triton_decode,
-        triton_linear,
-        triton_norm,
-        triton_prefill,
-        triton_qk,
-        triton_sample,
-        triton_scan,
-        triton_selection,
-        triton_state,
-    )
+    def __init__(self, name: str, **entries: Any) -> None:
+        super().__init__(name=name, **entries)
+        strange = entries.keys() - set(OPERATIONS)
+        missing = [operation for operation in OPERATIONS if not hasattr(self, operation)]
+        if strange or missing:
+            raise KernelError(f"table {name!r}: missing {missing}, unknown {sorted(strange)}")
 
-    return Kernels(
-        name="triton",
-        rms_norm=partial(triton_norm.rms_norm, pdl=pdl),
-        add_norm=partial(triton_norm.add_norm, pdl=pdl),
-        linear=partial(triton_linear.linear, pdl=pdl),
-        linear_parts=partial(triton_linear.linear_parts, pdl=pdl),
-        linear_swiglu=partial(triton_linear.linear_swiglu, pdl=pdl),
-        selection=partial(triton_selection.selection, pdl=pdl),
-        rope_tables=partial(triton_qk.rope_tables, pdl=pdl),
-        qk_norm_rope_write=partial(triton_qk.qk_norm_rope_write, pdl=pdl),
-        paged_decode=partial(triton_decode.paged_decode, pdl=pdl),
-        paged_prefill=triton_prefill.paged_prefill,
-        conv_update=partial(triton_conv.conv_update, pdl=pdl),
-        conv_prefill=triton_conv_prefill.conv_prefill,
-        state_update=partial(triton_state.state_update, pdl=pdl),
-        scan_prefill=triton_scan.scan_prefill,
-        argmax=partial(triton_argmax.argmax, pdl=pdl),
-        sample=triton_sample.sample,
-    )
+    def but(self, **entries: Any) -> "Table":
+        return Table(**vars(self) | entries)
 
+    def attend(
+        self,
+        q: Tensor,
+        kind: LayerKind,
+        window: int | None,
+        batch: ForwardBatch,
+        cache: AttentionCache,
+    ) -> Tensor:
+        group, keys, values = batch.groups[kind], cache.keys, cache.values
+        decoded = prefilled = None
+        if batch.num_decodes:
+            rows = batch.decodes
+            decoded = self.paged_decode(
+                q[rows],
+                keys,
+                values,
+                group.block_table[rows],
+                group.first_block[rows],
+                batch.seq_lens[rows],
+                window,
+            )
+        if batch.has_prefills:
+            rows = batch.prefills
+            prefilled = self.paged_prefill(
+                q[batch.num_decodes :],
+                keys,
+                values,
+                group.block_table[rows],
+                group.first_block[rows],
+                batch.seq_lens[rows],
+                batch.prefill_start_loc,
+                window,
+            )
+        return join(decoded, prefilled)
 
-def select(
-    choice: KernelChoice,
-    *,
-    device: torch.device | None = None,
-    dtype: torch.dtype = torch.float32,
-    pdl: bool = False,
-) -> Kernels:
-    """The table for `choice`; "auto" takes the fastest that can run.
+    def convolve(self, u: Tensor, weight: Tensor, batch: ForwardBatch, cache: Tensor) -> Tensor:
+        decoded = prefilled = None
+        first = batch.num_decodes
+        if first:
+            decoded = self.conv_update(u[:first], weight, cache, batch.state_slots[batch.decodes])
+        if batch.has_prefills:
+            rows = batch.prefills
+            slots, past = batch.state_slots[rows], batch.has_past[rows]
+            starts = batch.prefill_start_loc
+            prefilled = self.conv_prefill(u[first:], weight, cache, slots, starts, past)
+        return join(decoded, prefilled)
 
-    "cache" is half and half: Triton for what touches the cache, twins for the rest. It is what
-    torch.compile starts from, and so what its gain is measured against.
-
-    Args:
-        device: where the tensors will be; None: a GPU if there is one.
-        dtype: of weights and activations. Triton kernels compute in float32, so float64 is for
-            the twins.
-        pdl: let the kernels of a decode step overlap at their ends; see `can_overlap`.
-
-    Raises:
-        KernelError: the choice cannot be run here.
-    """
-    if choice not in ("auto", "torch", "triton", "cache"):
-        raise KernelError(f'kernels={choice!r}: choose "auto", "torch", "triton" or "cache"')
-    if choice == "torch":
-        return TORCH
-    obstacle = _obstacle(device, dtype)
-    if obstacle is None:
-        own = triton_table(pdl=pdl)
-        return own if choice != "cache" else _only_on_the_cache(own)
-    if choice == "auto":
-        return TORCH
-    raise KernelError(f'kernels="{choice}": {obstacle}; use "auto" or "torch"')
-
-
-def can_overlap(device: torch.device) -> bool:
-    """Whether kernels there can overlap at their ends: programmatic launches came with Hopper."""
-    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0)
-
-
-def _only_on_the_cache(own: Kernels) -> Kernels:
-    return replace(
-        TORCH,
-        name="cache",
-        paged_decode=own.paged_decode,
-        paged_prefill=own.paged_prefill,
-        conv_update=own.conv_update,
-        conv_prefill=own.conv_prefill,
-        state_update=own.state_update,
-        scan_prefill=own.scan_prefill,
-        argmax=own.argmax,
-        sample=own.sample,
-    )
-
-
-def _obstacle(device: torch.device | None, dtype: torch.dtype) -> str | None:
-    """Why the Triton kernels cannot be used; None if they can."""
-    if dtype == torch.float64:
-        return "Triton kernels compute in float32, and float64 was asked for"
-    if find_spec("triton") is None:
-        return "Triton is not installed (it exists for Linux)"
-    if device is None:
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if device.type != "cuda":
-        return f"Triton kernels need a CUDA GPU, and the device is {str(device)!r}"
-    return None
+    def scan(
+        self, inputs: ScanInputs, params: ScanParams, batch: ForwardBatch, cache: Tensor
+    ) -> Tensor:
+        decoded = prefilled = None
+        first = batch.num_decodes
+        if first:
+            slots = batch.state_slots[batch.decodes]
+            decoded = self.state_update(inputs.rows(slice(0, first)), params, cache, slots)
+        if batch.has_prefills:
+            rows = batch.prefills
+            slots, past = batch.state_slots[rows], batch.has_past[rows]
+            later = inputs.rows(slice(first, None))
+            starts = batch.prefill_start_loc
+            prefilled = self.scan_prefill(later, params, cache, slots, starts, past)
+        return join(decoded, prefilled)

@@ -14,8 +14,9 @@ from torch import Tensor
 from plamo_ref.kernels.ceilings import Ceilings, median_seconds
 from plamo_ref.kernels.check_cases import model_cases
 from plamo_ref.kernels.check_parts import MODELS, Case
+from plamo_ref.kernels.choice import triton_table
 from plamo_ref.kernels.errors import KernelError
-from plamo_ref.kernels.table import Kernels, triton_table
+from plamo_ref.kernels.table import Kernels
 
 COPIES, COPIED_BYTES = 8, 1 << 28  # the arguments are copied so often, or as much
 

@@ -174,7 +174,7 @@ def conv_prefill(
         cache,
         slots,
         query_start_loc,
-        has_past.view(torch.uint8),  # a byte is a byte everywhere, a bit is not
+        has_past,
         out,
         requests,
         u.stride(0),

@@ -184,7 +184,7 @@ def scan_prefill(
     )
     plan = plan or plan_scan(inputs.u, requests)
     y = torch.empty((tokens, heads, size), dtype=inputs.z.dtype, device=cache.device)
-    memory = (cache, slots, query_start_loc, has_past.view(torch.uint8))  # bits differ, bytes not
+    memory = (cache, slots, query_start_loc, has_past)
     decays = chunk_decays(inputs, params, query_start_loc, plan.chunk)
     if tokens <= plan.segment:  # nobody has a second segment: there is nothing to read
         states = torch.empty(1, dtype=torch.float32, device=cache.device)

@@ -152,7 +152,7 @@ def segment_states(
     """The states before the segments of all requests that have several of them.
 
     Args:
-        inputs: as `check_scan` leaves them; decays: of `chunk_decays`; has_past: as bytes.
+        inputs: as `check_scan` leaves them; decays: of `chunk_decays`.
         cut: tokens of a chunk and of a segment, which is a multiple of it.
         sums: a block is rows of P; carry: a block is elements of a head's state.
 

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from plamo_ref.batch import ForwardBatch
 from plamo_ref.engine import core as core_module
 from plamo_ref.engine.batching import BatchPlan
 from plamo_ref.engine.request import Request
@@ -20,35 +19,41 @@ from plamo_ref.teaching.planting import Fault, patch, patch_batch
 # --- what the model is told -----------------------------------------------------------------------
 
 
-def _shift_positions(plan: BatchPlan) -> ForwardBatch:
+def _told(plan: BatchPlan, **wrong: Any) -> BatchPlan:
+    return replace(plan, batch=replace(plan.batch, **wrong))
+
+
+def _shift_positions(plan: BatchPlan) -> BatchPlan:
     batch, counts = plan.batch, plan.batch.query_start_loc.diff()
-    later = batch.has_past & (counts > 1)
-    return replace(batch, positions=batch.positions + later.repeat_interleave(counts).long())
+    later = batch.has_past * (counts > 1)
+    return _told(plan, positions=batch.positions + later.repeat_interleave(counts))
 
 
-def _shift_mapping(plan: BatchPlan) -> ForwardBatch:
+def _shift_mapping(plan: BatchPlan) -> BatchPlan:
     groups = {
         kind: replace(group, slot_mapping=group.slot_mapping - 1)
         for kind, group in plan.batch.groups.items()
     }
-    return replace(plan.batch, groups=groups)
+    return _told(plan, groups=groups)
 
 
-def _always_past(plan: BatchPlan) -> ForwardBatch:
-    return replace(plan.batch, has_past=torch.ones_like(plan.batch.has_past))
+def _always_past(plan: BatchPlan) -> BatchPlan:
+    return _told(plan, has_past=torch.ones_like(plan.batch.has_past))
 
 
-def _past_after_preemption(plan: BatchPlan) -> ForwardBatch:
-    again = torch.tensor([r.num_preemptions > 0 for r in plan.requests])
-    return replace(plan.batch, has_past=plan.batch.has_past | again.to(plan.batch.has_past.device))
+def _past_after_preemption(plan: BatchPlan) -> BatchPlan:
+    past = plan.batch.has_past
+    again = torch.tensor([r.num_preemptions > 0 for r in plan.requests], device=past.device)
+    return _told(plan, has_past=past | again)
 
 
-def _roll_slots(plan: BatchPlan) -> ForwardBatch:
-    return replace(plan.batch, state_slots=plan.batch.state_slots.roll(1))
+def _roll_slots(plan: BatchPlan) -> BatchPlan:
+    return _told(plan, state_slots=plan.batch.state_slots.roll(1))
 
 
-def _roll_rows(plan: BatchPlan) -> ForwardBatch:
-    return replace(plan.batch, logits_rows=plan.batch.logits_rows.roll(1))
+def _roll_rows(plan: BatchPlan) -> BatchPlan:
+    rows = torch.arange(len(plan.batch.token_ids))[plan.rows]
+    return replace(plan, rows=rows.roll(1))
 
 
 def _keep_count(reset: Any, request: Request) -> None:

@@ -16,7 +16,8 @@ from torch import Tensor
 from plamo_ref.config import LayerKind, Plamo2Config
 from plamo_ref.engine.config import EngineConfig
 from plamo_ref.engine.planner import MemoryPlan, attention_groups
-from plamo_ref.kernels.table import TORCH, Kernels
+from plamo_ref.kernels.choice import TORCH
+from plamo_ref.kernels.table import Kernels
 from plamo_ref.loading import build_model
 from plamo_ref.model import Plamo2Model
 from plamo_ref.reference import Plamo2Reference

@@ -5,7 +5,7 @@ Invariant: when a patch's block ends, however it ends, everything is as it was b
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from torch import Tensor
@@ -51,24 +51,22 @@ def patch_op(name: str, wrong: Callable[..., Any]) -> Patch:
     """Replace one kernel in whatever table the model has."""
 
     def forward(healthy: Any, model: Plamo2Model, batch: ForwardBatch, caches: Any) -> Tensor:
-        ops, op = model.ops, getattr(model.ops, name)
-        broken: dict[str, Any] = {name: lambda *args: wrong(op, *args)}
-        model.ops = replace(ops, **broken)
+        op = getattr(model.ops, name)
+        setattr(model.ops, name, lambda *args: wrong(op, *args))
         try:
             hidden: Tensor = healthy(model, batch, caches)
             return hidden
         finally:
-            model.ops = ops
+            setattr(model.ops, name, op)
 
     return patch(Plamo2Model, "forward", forward)
 
 
-def patch_batch(wrong: Callable[[BatchPlan], ForwardBatch]) -> Patch:
+def patch_batch(wrong: Callable[[BatchPlan], BatchPlan]) -> Patch:
     """Change what the model is told about a step."""
 
     def build(healthy: Any, *args: Any) -> BatchPlan:
-        plan: BatchPlan = healthy(*args)
-        return replace(plan, batch=wrong(plan))
+        return wrong(healthy(*args))
 
     return patch(core_module, "build_batch", build)
 

@@ -4,16 +4,14 @@ Invariant tested: the model cannot tell which table it has: same greedy tokens, 
 float32, with prefills in chunks, decodes beside them, a window that slides and both kinds of state.
 """
 
-from dataclasses import replace
-
 import torch
 
-from plamo_ref.batch import ForwardBatch
+from plamo_ref.batch import ForwardBatch, Room
 from plamo_ref.engine.config import EngineConfig
 from plamo_ref.engine.core import EngineCore
-from plamo_ref.engine.mixed_graphs import MixedBuffers, Room
 from plamo_ref.engine.runner import ModelRunner
-from plamo_ref.kernels.table import TORCH, Kernels, triton_table
+from plamo_ref.kernels.choice import TORCH, triton_table
+from plamo_ref.kernels.table import Kernels
 from plamo_ref.sampling import SamplingParams
 from plamo_ref.teaching.lab import lab_config, lab_plan, least_blocks, random_pair
 
@@ -22,15 +20,12 @@ PROMPTS = ((5, 9, 33, 60, 2, 2, 17, 41, 8), (7, 12, 50))
 
 
 class RoomyRunner(ModelRunner):
-    """Computes steps with prompts as a recorded step does, with room left over."""
+    """Computes steps as recorded ones are computed, with room left over."""
 
-    def run(self, batch: ForwardBatch) -> torch.Tensor:
-        if not batch.has_prefills:
-            return super().run(batch)
-        widths = dict.fromkeys(batch.groups, 12)
-        buffers = MixedBuffers(Room(3, 4, 19), widths, self.device)
-        rows = buffers.load(batch)
-        return super().run(replace(buffers.batch, logits_rows=rows))
+    def place(self, room: Room) -> ForwardBatch:
+        widths = tuple((kind, 12) for kind, _ in room.widths)
+        more = (4, 19) if room.prompts else (0, 0)
+        return super().place(Room(3, *more, widths))
 
 
 def run(
@@ -68,7 +63,7 @@ def test_the_engine_says_the_same_on_both_tables():
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
 
 
-def test_room_left_over_in_a_step_with_prompts_changes_nothing():
+def test_room_left_over_in_a_step_changes_nothing():
     """Memory that no kernel writes is NaN here, and must get nowhere."""
     torch.use_deterministic_algorithms(True)
     try:

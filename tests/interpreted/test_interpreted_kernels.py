@@ -23,8 +23,9 @@ from plamo_ref.kernels.check_cases import (
     scan_cases,
     small_cases,
 )
+from plamo_ref.kernels.choice import TORCH, triton_table
+from plamo_ref.kernels.errors import KernelError
 from plamo_ref.kernels.scan_plan import Plan, plan_scan
-from plamo_ref.kernels.table import TORCH, KernelError, triton_table
 from plamo_ref.kernels.triton_launch import Config
 
 CPU, F32 = torch.device("cpu"), torch.float32
