@@ -7,7 +7,6 @@ operations on the cache change the cache itself, never a copy.
 
 import random
 import shutil
-from dataclasses import replace
 
 import pytest
 import torch
@@ -18,7 +17,7 @@ from plamo_ref import LLM, SamplingParams
 from plamo_ref.engine import compiling, custom_ops
 from plamo_ref.engine.compiling import CompiledModel, compile_model
 from plamo_ref.engine.config import EngineConfig, EngineError
-from plamo_ref.engine.custom_ops import pack, unpack
+from plamo_ref.engine.custom_ops import compiled_table, opaque, opened
 from plamo_ref.kernels.choice import TORCH
 from plamo_ref.teaching.lab import Pair, draw_trace
 from plamo_ref.teaching.law import LawError, run_trace
@@ -70,10 +69,12 @@ def test_the_law_holds_with_compiled_layers(compiled):
 
 
 def test_a_wrong_fused_operation_breaks_the_law(monkeypatch):
-    wrong = replace(
-        compiling.FUSED, add_norm=lambda r, x, p, g, eps: TORCH.add_norm(r, x, p, g, 0.1)
-    )
-    monkeypatch.setattr(compiling, "FUSED", wrong)
+    def wrong(kernels):
+        return compiled_table(kernels).but(
+            add_norm=lambda r, x, p, g, eps: TORCH.add_norm(r, x, p, g, 0.1)
+        )
+
+    monkeypatch.setattr(compiling, "compiled_table", wrong)
     model = compile_model(pair("sliding").served, "all", ())
     with pytest.raises(LawError, match="a logit is off"):
         run_trace(traces(1, "sliding")[0], Pair(model, pair("sliding").reference))
@@ -162,29 +163,20 @@ def batches():
     """Batches of an engine: mixed ones, decodes alone, prefills alone."""
     core, seen = new_core(), []
     inner = core.runner.run
-    core.runner.run = lambda batch: (seen.append(batch), inner(batch))[1]
+    core.runner.run = lambda batch, rows: (seen.append(batch), inner(batch, rows))[1]
     run_requests(core)
     return seen
 
 
-def test_unpack_undoes_pack():
+def test_what_an_operation_opens_is_the_batch():
     seen = batches()
     parts = {(batch.num_decodes > 0, batch.has_prefills) for batch in seen}
     assert parts == {(True, False), (False, True), (True, True)}
     for batch in seen:
-        packed = pack(batch)
-        again = unpack(packed.words, packed.counts)
-        for name, value in vars(batch).items():
-            mine = getattr(again, name)
-            if isinstance(value, torch.Tensor):
-                assert torch.equal(mine.to(value.dtype), value), name
-            elif name != "groups":
-                assert mine == value, name
-        assert set(again.groups) == set(batch.groups)
-        for kind, group in batch.groups.items():
-            for name, value in vars(group).items():
-                assert torch.equal(getattr(again.groups[kind], name), value), (kind, name)
-        assert batch.has_prefills == (again.has_past.dtype == torch.bool)
+        closed = opaque(batch)
+        again = opened(closed.vector, closed.counts)
+        assert again.room == batch.room
+        assert again.vector is batch.vector
 
 
 def test_the_operations_change_the_cache_itself(monkeypatch):
@@ -199,10 +191,8 @@ def test_the_operations_change_the_cache_itself(monkeypatch):
         return spied
 
     for name in ("convolve", "scan"):
-        watched = spy(getattr(custom_ops, name), lambda args: [args[3]])
-        monkeypatch.setattr(custom_ops, name, watched)
-    watched = spy(custom_ops.attend, lambda args: vars(args[4]).values())
-    monkeypatch.setattr(custom_ops, "attend", watched)
+        monkeypatch.setattr(TORCH, name, spy(getattr(TORCH, name), lambda args: [args[3]]))
+    monkeypatch.setattr(TORCH, "attend", spy(TORCH.attend, lambda args: vars(args[4]).values()))
     run_requests(core)
     own = {t.data_ptr() for cache in core.runner.caches for t in vars(cache).values()}
     assert seen == own
@@ -210,8 +200,8 @@ def test_the_operations_change_the_cache_itself(monkeypatch):
 
 def test_the_operations_are_what_they_say_to_the_compiler():
     """Schemas, what is mutated, and the shapes of results: torch's own check."""
-    packed = pack(batches()[-1])
-    place, tokens = (packed.words, packed.counts), len(packed.token_ids)
+    packed = opaque(batches()[-1])
+    place, tokens = (packed.vector, packed.counts), len(packed.token_ids)
     heads, size, state = 3, 4, 5
 
     def random_of(*shape):

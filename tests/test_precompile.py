@@ -12,8 +12,8 @@ import torch
 
 from plamo_ref.bench.shapes import SHAPES
 from plamo_ref.engine.config import EngineConfig
-from plamo_ref.engine.dry_run import batches, dry_run, shortened
-from plamo_ref.engine.graphs import LADDER, table_widths
+from plamo_ref.engine.dry_run import dry_run, rooms, shortened
+from plamo_ref.engine.graphs import LADDER
 from plamo_ref.engine.planner import plan_memory
 from plamo_ref.kernels.choice import TORCH
 from plamo_ref.kernels.precompile import compile_ahead
@@ -55,10 +55,10 @@ def test_the_dry_run_decodes_at_every_rung_and_prefills_the_largest_step():
     plan = plan_memory(
         SHAPES["1b"], engine, 10**12, dtype=torch.bfloat16, state_dtype=torch.float32
     )
-    seen = list(batches(engine, table_widths(plan)))
-    rows = [b.num_decodes for b in seen if not b.has_prefills]
+    seen = list(rooms(engine, plan))
+    rows = [room.decodes for room in seen if not room.prompts]
     assert set(rows) == {*(n for n in LADDER if n < 40), 40}
-    assert max(len(b.token_ids) for b in seen if b.has_prefills) == 300
+    assert max(room.tokens for room in seen) == 300
 
 
 def test_a_dry_run_with_twins_touches_no_memory():
@@ -76,7 +76,7 @@ def test_a_dry_run_with_twins_touches_no_memory():
         return call
 
     twins = {name: stand_in(name) for name in operations}
-    ops = replace(TORCH, **twins, paged_decode=lambda q, *_: torch.empty_like(q))
+    ops = TORCH.but(**twins, paged_decode=lambda q, *_: torch.empty_like(q))
     dry_run(SHAPES["8b"], engine, ops, torch.bfloat16, torch.float32)
     assert set(called) == operations
 

@@ -23,7 +23,8 @@ from torch import Tensor
 
 from plamo_ref.batch import ForwardBatch, LayerCache, Room
 from plamo_ref.engine.config import EngineError
-from plamo_ref.engine.custom_ops import GROUP_KINDS, compiled_table, opaque
+from plamo_ref.engine.custom_ops import compiled_table, opaque
+from plamo_ref.engine.planner import ATTENTION_KINDS
 from plamo_ref.kernels.table import Kernels
 from plamo_ref.model import Attention, Layer, Plamo2Model, with_ops
 
@@ -80,7 +81,7 @@ _TOKENS = (
     "L['residual']",
     "L['x']",
     "L['tables']",
-    *(f"L['batch'].groups['{kind}'].slot_mapping" for kind in GROUP_KINDS),
+    *(f"L['batch'].groups['{kind}'].slot_mapping" for kind in ATTENTION_KINDS),
 )
 
 
@@ -180,17 +181,18 @@ def _with_compiled_attention(layer: Layer, ops: Kernels, graphs: Graphs) -> Laye
     return replace(layer, mixer=CompiledAttention(**vars(mixer), graphs=graphs))
 
 
-@torch.inference_mode()
 def warm_up(model: Plamo2Model, caches: Sequence[LayerCache], sizes: Sequence[int]) -> None:
     """Compile every graph of a compiled model, by steps over nothing but padding."""
     if not isinstance(model, CompiledModel):
         return
     listed = {1, *sizes}
     unlisted = next(n for n in range(2, len(listed) + 3) if n not in listed)
-    widths = tuple((kind, 1) for kind in GROUP_KINDS if kind in model.config.layer_kinds)
+    widths = tuple((kind, 1) for kind in ATTENTION_KINDS if kind in model.config.layer_kinds)
     for size in (*sorted(listed), unlisted):
         room = Room(size, prompts=0, tokens=0, widths=widths)
-        model.forward(ForwardBatch.empty(room, model.embedding.device), caches)
+        batch = ForwardBatch.empty(room, model.embedding.device)
+        with torch.inference_mode():
+            model.forward(batch, caches)
 
 
 def _require_compiler(device: torch.device) -> None:

@@ -17,12 +17,11 @@ from torch import Tensor
 
 from plamo_ref.batch import AttentionCache, ForwardBatch, Room
 from plamo_ref.config import LayerKind
+from plamo_ref.engine.planner import ATTENTION_KINDS
 from plamo_ref.kernels.choice import TORCH, triton_table
 from plamo_ref.kernels.qk_norm_rope import qk_norm_rope
 from plamo_ref.kernels.ssm import ScanInputs, ScanParams
 from plamo_ref.kernels.table import Kernels, Table
-
-GROUP_KINDS: tuple[LayerKind, ...] = ("full", "sliding_window")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,14 +39,21 @@ def opaque(batch: ForwardBatch) -> OpaqueBatch:
         for kind, group in batch.groups.items()
     }
     room, widths = batch.room, dict(batch.room.widths)
-    numbers = [room.decodes, room.prompts, room.tokens, *(widths.get(k, -1) for k in GROUP_KINDS)]
+    numbers = [
+        room.decodes,
+        room.prompts,
+        room.tokens,
+        *(widths.get(k, -1) for k in ATTENTION_KINDS),
+    ]
     return OpaqueBatch(**vars(batch) | {"groups": groups}, counts=torch.tensor(numbers))
 
 
 def opened(vector: Tensor, counts: Tensor) -> ForwardBatch:
     """The batch again. `counts` is on the CPU, so nobody waits."""
     decodes, prompts, tokens, *widths = counts.tolist()
-    groups = tuple((k, width) for k, width in zip(GROUP_KINDS, widths, strict=True) if width >= 0)
+    groups = tuple(
+        (k, width) for k, width in zip(ATTENTION_KINDS, widths, strict=True) if width >= 0
+    )
     return ForwardBatch.over(Room(decodes, prompts, tokens, groups), vector)
 
 
