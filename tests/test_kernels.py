@@ -4,7 +4,9 @@ Invariant tested: each operation is its formula at odd shapes and at the edges o
 nothing that is not a request's own, NaN above all, reaches its result.
 """
 
+import inspect
 import math
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -12,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from plamo_ref.kernels.choice import TORCH, select
+from plamo_ref.batch import ForwardBatch, Room
+from plamo_ref.kernels.choice import TORCH, select, triton_table
 from plamo_ref.kernels.conv import conv_prefill, conv_update
 from plamo_ref.kernels.errors import KernelError
 from plamo_ref.kernels.mlp import swiglu
@@ -20,6 +23,7 @@ from plamo_ref.kernels.norm import add_norm, rms_norm
 from plamo_ref.kernels.paged_attention import paged_decode, paged_prefill
 from plamo_ref.kernels.qk_norm_rope import qk_norm_rope_write, rope_tables
 from plamo_ref.kernels.ssm import ScanInputs, ScanParams, scan_prefill, state_update
+from plamo_ref.kernels.table import OPERATIONS, Kernels, Table
 from plamo_ref.reference.functions import rms_norm as reference_norm
 from plamo_ref.reference.functions import rope
 from plamo_ref.reference.scan import scan_steps
@@ -336,3 +340,38 @@ def test_torch_kernels_can_be_chosen_and_nonsense_cannot():
     assert select("torch") is TORCH
     with pytest.raises(KernelError, match='choose "auto", "torch", "triton" or "cache"'):
         select("cuda")
+
+
+# --- the contract ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("table", [TORCH, *([triton_table()] if find_spec("triton") else [])])
+def test_every_entry_has_the_parameters_of_the_contract(table):
+    """What a table adds (a plan, say) has a default, so the model can leave it out."""
+    for name in OPERATIONS:
+        wanted = list(inspect.signature(getattr(Kernels, name)).parameters)[1:]
+        entry = inspect.signature(getattr(table, name)).parameters
+        assert list(entry)[: len(wanted)] == wanted, name
+        more = [entry[key] for key in list(entry)[len(wanted) :]]
+        assert all(parameter.default is not parameter.empty for parameter in more), name
+
+
+def test_every_operation_of_the_contract_says_what_it_computes():
+    for name in OPERATIONS:
+        assert "→" in getattr(Kernels, name).__doc__ or "[" in getattr(Kernels, name).__doc__, name
+
+
+def test_a_table_has_every_operation_and_no_other():
+    entries = {n: v for n, v in vars(TORCH).items() if n not in ("name", "linear")}
+    with pytest.raises(KernelError, match=r"missing \['linear'\]"):
+        Table("short", **entries)
+    with pytest.raises(KernelError, match=r"unknown \['linera'\]"):
+        TORCH.but(linera=TORCH.linear)
+
+
+def test_whole_batch_operations_are_made_of_the_tables_own_parts():
+    calls = []
+    mine = TORCH.but(conv_update=lambda u, *_: calls.append("mine") or u.flatten(1))
+    batch = ForwardBatch.empty(Room(2, 0, 0, ()), torch.device("cpu"))
+    mine.convolve(torch.zeros(2, 3, 4), torch.zeros(12, 4), batch, torch.zeros(2, 12, 3))
+    assert calls == ["mine"]

@@ -8,9 +8,3 @@ from plamo_ref.errors import PlamoRefError
 
 class KernelError(PlamoRefError, ValueError):
     """Kernels that this machine or this version cannot run, or tensors that do not fit together."""
-
-
-def require(fits: bool, message: str) -> None:
-    """Raise `KernelError` with `message` unless `fits`."""
-    if not fits:
-        raise KernelError(message)

@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from plamo_ref.kernels.errors import require
+from plamo_ref.kernels.errors import KernelError
 from plamo_ref.kernels.triton_launch import (
     Config,
     launch,
@@ -103,10 +103,11 @@ def check_conv(u: Tensor, weight: Tensor, cache: Tensor, slots: Tensor) -> int:
     """Returns the number of taps."""
     channels, taps = weight.shape
     fits = u.shape[1:].numel() == channels and cache.shape[1:] == (channels, taps - 1)
-    require(
-        fits and slots.dim() == 1,
-        f"convolution: u {list(u.shape)}, weight {list(weight.shape)} and cache "
-        f"{list(cache.shape)} do not fit together",
-    )
-    require(cache.is_contiguous(), "convolution: the cache must be contiguous")
+    if not (fits and slots.dim() == 1):
+        raise KernelError(
+            f"convolution: u {list(u.shape)}, weight {list(weight.shape)} and cache "
+            f"{list(cache.shape)} do not fit together"
+        )
+    if not (cache.is_contiguous()):
+        raise KernelError("convolution: the cache must be contiguous")
     return taps

@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from plamo_ref.kernels.errors import require
+from plamo_ref.kernels.errors import KernelError
 from plamo_ref.kernels.triton_conv import by_heads, check_conv
 from plamo_ref.kernels.triton_launch import (
     Config,
@@ -158,11 +158,11 @@ def conv_prefill(
     tokens, channels, requests = u.shape[0], weight.shape[0], slots.shape[0]
     u = by_heads(u)
     taps = check_conv(u, weight, cache, slots)
-    require(
-        query_start_loc.shape == (requests + 1,) and has_past.shape == (requests,),
-        f"conv_prefill: query_start_loc {list(query_start_loc.shape)} and has_past "
-        f"{list(has_past.shape)} do not fit {requests} requests",
-    )
+    if not (query_start_loc.shape == (requests + 1,) and has_past.shape == (requests,)):
+        raise KernelError(
+            f"conv_prefill: query_start_loc {list(query_start_loc.shape)} and has_past "
+            f"{list(has_past.shape)} do not fit {requests} requests"
+        )
     weight = with_unit_stride(weight)
     out = torch.empty((tokens, channels), dtype=u.dtype, device=u.device)
     config = pick(CONFIGS, channels)

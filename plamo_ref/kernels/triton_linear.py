@@ -18,7 +18,7 @@ import triton.language as tl
 from torch import Tensor
 
 from plamo_ref.kernels import triton_mlp
-from plamo_ref.kernels.errors import require
+from plamo_ref.kernels.errors import KernelError
 from plamo_ref.kernels.triton_launch import (
     Config,
     launch,
@@ -165,11 +165,11 @@ def _few_tokens(
 ) -> Tensor:
     """The product in parts: [parts, T, out]."""
     (tokens, columns), rows = x.shape, weight.shape[0] // (2 if swiglu else 1)
-    require(
-        weight.shape[1] == columns and weight.stride(1) == 1,
-        f"linear: x {list(x.shape)} does not fit a weight {list(weight.shape)} with contiguous "
-        "rows [out, in]",
-    )
+    if not (weight.shape[1] == columns and weight.stride(1) == 1):
+        raise KernelError(
+            f"linear: x {list(x.shape)} does not fit a weight {list(weight.shape)} with contiguous "
+            "rows [out, in]"
+        )
     x = with_unit_stride(x)
     if x.dtype == torch.float32:  # twice as wide, and every operand in two halves: for checking
         config = Config(config.up_to, block=config.block, warps=config.warps, stages=2, tile=32)

@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from plamo_ref.kernels.errors import require
+from plamo_ref.kernels.errors import KernelError
 from plamo_ref.kernels.triton_launch import Config, launch, pick, silu, with_unit_stride
 
 # Size: F. A block is output elements of one row.
@@ -32,7 +32,8 @@ def swiglu_kernel(x_ptr, out_ptr, x_stride, F, BLOCK: tl.constexpr):
 
 def swiglu(x: Tensor) -> Tensor:
     """x [T, 2F], gate first → [T, F]."""
-    require(x.dim() == 2 and x.shape[1] % 2 == 0, f"swiglu: x is {list(x.shape)}, not [T, 2F]")
+    if not (x.dim() == 2 and x.shape[1] % 2 == 0):
+        raise KernelError(f"swiglu: x is {list(x.shape)}, not [T, 2F]")
     x, half = with_unit_stride(x), x.shape[1] // 2
     out = torch.empty((x.shape[0], half), dtype=x.dtype, device=x.device)
     config = pick(SWIGLU_CONFIGS, half)

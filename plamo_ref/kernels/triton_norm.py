@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from plamo_ref.kernels.errors import require
+from plamo_ref.kernels.errors import KernelError
 from plamo_ref.kernels.triton_launch import (
     Config,
     launch,
@@ -70,7 +70,8 @@ def rms_norm_kernel(
 def rms_norm(x: Tensor, gain: Tensor, eps: float, *, pdl: bool = False) -> Tensor:
     """x [..., D], gain [D] → [..., D]. As the twin, for one gain of all rows."""
     size = x.shape[-1]
-    require(gain.shape == (size,), f"rms_norm: gain is {list(gain.shape)}, but x ends in [{size}]")
+    if gain.shape != (size,):
+        raise KernelError(f"rms_norm: gain is {list(gain.shape)}, but x ends in [{size}]")
     flat = with_unit_stride(x).reshape(-1, size)
     out = torch.empty(x.shape, dtype=torch.promote_types(x.dtype, gain.dtype), device=x.device)
     config = pick(NORM_CONFIGS, size)
@@ -138,17 +139,17 @@ def add_norm(
 ) -> tuple[Tensor, Tensor]:
     """residual [T, D], x [T, D] or parts of it [parts, T, D] → new residual, its norm: [T, D]."""
     (rows, size), parts = residual.shape, x if x.dim() == 3 else x[None]
-    require(
-        parts.shape[1:] == residual.shape and post_gain.shape == pre_gain.shape == (size,),
-        f"add_norm: residual {list(residual.shape)}, x {list(x.shape)}, gains "
-        f"{list(post_gain.shape)} and {list(pre_gain.shape)} do not fit together",
-    )
+    if not (parts.shape[1:] == residual.shape and post_gain.shape == pre_gain.shape == (size,)):
+        raise KernelError(
+            f"add_norm: residual {list(residual.shape)}, x {list(x.shape)}, gains "
+            f"{list(post_gain.shape)} and {list(pre_gain.shape)} do not fit together"
+        )
     dtypes = {residual.dtype, post_gain.dtype, pre_gain.dtype}
-    require(
-        len(dtypes) == 1 and parts.dtype in (residual.dtype, torch.float32),
-        f"add_norm: one dtype for all (parts may be float32), not {sorted(map(str, dtypes))} and "
-        f"x in {x.dtype}",
-    )
+    if not (len(dtypes) == 1 and parts.dtype in (residual.dtype, torch.float32)):
+        raise KernelError(
+            "add_norm: one dtype for all (parts may be float32), not "
+            f"{sorted(map(str, dtypes))} and x in {x.dtype}"
+        )
     residual, parts = with_unit_stride(residual), with_unit_stride(parts)
     total = torch.empty((rows, size), dtype=residual.dtype, device=x.device)
     out = torch.empty_like(total)

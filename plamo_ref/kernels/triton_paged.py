@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from plamo_ref.kernels.errors import require
+from plamo_ref.kernels.errors import KernelError
 
 
 @triton.jit
@@ -80,19 +80,20 @@ def check_paged(
 ) -> None:
     """Raises KernelError if the arguments of an attention do not fit together."""
     requests = block_table.shape[0]
-    require(
-        keys.shape == values.shape and keys.is_contiguous() and values.is_contiguous(),
-        f"{name}: keys {list(keys.shape)} and values {list(values.shape)} must be contiguous and "
-        "of one shape",
-    )
-    require(
-        q.shape[2] == keys.shape[3] and q.shape[1] % keys.shape[2] == 0,
-        f"{name}: q {list(q.shape)} does not fit keys [blocks, block_size, KV heads, P] "
-        f"{list(keys.shape)}",
-    )
-    require(q.dtype == keys.dtype, f"{name}: q is {q.dtype}, the cache {keys.dtype}")
-    require(
-        block_table.stride(1) == 1 and first_block.shape == seq_lens.shape == (requests,),
-        f"{name}: block_table {list(block_table.shape)}, first_block {list(first_block.shape)} and "
-        f"seq_lens {list(seq_lens.shape)} do not fit together",
-    )
+    if not (keys.shape == values.shape and keys.is_contiguous() and values.is_contiguous()):
+        raise KernelError(
+            f"{name}: keys {list(keys.shape)} and values {list(values.shape)} must be "
+            "contiguous and of one shape"
+        )
+    if not (q.shape[2] == keys.shape[3] and q.shape[1] % keys.shape[2] == 0):
+        raise KernelError(
+            f"{name}: q {list(q.shape)} does not fit keys [blocks, block_size, KV heads, P] "
+            f"{list(keys.shape)}"
+        )
+    if q.dtype != keys.dtype:
+        raise KernelError(f"{name}: q is {q.dtype}, the cache {keys.dtype}")
+    if not (block_table.stride(1) == 1 and first_block.shape == seq_lens.shape == (requests,)):
+        raise KernelError(
+            f"{name}: block_table {list(block_table.shape)}, first_block "
+            f"{list(first_block.shape)} and seq_lens {list(seq_lens.shape)} do not fit together"
+        )

@@ -23,7 +23,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from plamo_ref.kernels.errors import require
+from plamo_ref.kernels.errors import KernelError
 from plamo_ref.kernels.triton_launch import (
     Config,
     find_request,
@@ -156,10 +156,10 @@ def paged_prefill(
     check_paged("paged_prefill", q, keys, values, block_table, first_block, seq_lens)
     (tokens, heads, size), (block_size, groups) = q.shape, keys.shape[1:3]
     requests = block_table.shape[0]
-    require(
-        query_start_loc.shape == (requests + 1,),
-        f"paged_prefill: query_start_loc is {list(query_start_loc.shape)}, not [{requests + 1}]",
-    )
+    if query_start_loc.shape != (requests + 1,):
+        raise KernelError(
+            f"paged_prefill: query_start_loc is {list(query_start_loc.shape)}, not [{requests + 1}]"
+        )
     config = pick(WIDE_PREFILL_CONFIGS if q.dtype == torch.float32 else PREFILL_CONFIGS, size)
     share = heads // groups
     pack = heads_of_a_tile(share, config.block)

@@ -16,7 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from plamo_ref.config import QK_NORM_EPS
-from plamo_ref.kernels.errors import require
+from plamo_ref.kernels.errors import KernelError
 from plamo_ref.kernels.triton_launch import (
     Config,
     launch,
@@ -159,21 +159,21 @@ def qk_norm_rope_write(
     parts = qkv if qkv.dim() == 3 else qkv[None]
     (heads, size), kv_heads, tokens = q_gain.shape, k_gain.shape[0], parts.shape[1]
     width = (heads + 2 * kv_heads) * size
-    require(
-        parts.shape[2] == width and size % 2 == 0 and k_gain.shape[1] == size,
-        f"qk_norm_rope_write: qkv {list(qkv.shape)} does not hold {heads} queries, {kv_heads} keys "
-        f"and {kv_heads} values of size {size} for each token",
-    )
-    require(
-        tables.shape == (2, tokens, 1, size // 2) and slot_mapping.shape == (tokens,),
-        f"qk_norm_rope_write: tables {list(tables.shape)} and slot_mapping "
-        f"{list(slot_mapping.shape)} do not fit {tokens} tokens of head size {size}",
-    )
-    require(
-        keys.shape[2:] == (kv_heads, size) and keys.is_contiguous() and values.is_contiguous(),
-        f"qk_norm_rope_write: the cache is {list(keys.shape)}, not contiguous [blocks, block_size, "
-        f"{kv_heads}, {size}]",
-    )
+    if not (parts.shape[2] == width and size % 2 == 0 and k_gain.shape[1] == size):
+        raise KernelError(
+            f"qk_norm_rope_write: qkv {list(qkv.shape)} does not hold {heads} queries, "
+            f"{kv_heads} keys and {kv_heads} values of size {size} for each token"
+        )
+    if not (tables.shape == (2, tokens, 1, size // 2) and slot_mapping.shape == (tokens,)):
+        raise KernelError(
+            f"qk_norm_rope_write: tables {list(tables.shape)} and slot_mapping "
+            f"{list(slot_mapping.shape)} do not fit {tokens} tokens of head size {size}"
+        )
+    if not (keys.shape[2:] == (kv_heads, size) and keys.is_contiguous() and values.is_contiguous()):
+        raise KernelError(
+            f"qk_norm_rope_write: the cache is {list(keys.shape)}, not contiguous "
+            f"[blocks, block_size, {kv_heads}, {size}]"
+        )
     parts, tables = with_unit_stride(parts), tables.contiguous()
     q = torch.empty((tokens, heads, size), dtype=keys.dtype, device=qkv.device)
     config = pick(QK_CONFIGS, tokens)

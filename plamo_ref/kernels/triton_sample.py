@@ -23,7 +23,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from plamo_ref.kernels.errors import require
+from plamo_ref.kernels.errors import KernelError
 from plamo_ref.kernels.sample import KNOBS, UNIT
 from plamo_ref.kernels.triton_launch import Config, launch, pick, with_unit_stride
 
@@ -201,11 +201,11 @@ def sample(logits: Tensor, knobs: Tensor, truncated: bool = True) -> Tensor:
     """logits [B, V], knobs [B, 5] float64 → [B] int64. As the twin; each row sees for itself
     whether it is truncated."""
     rows, size = logits.shape
-    require(
-        knobs.shape == (rows, len(KNOBS)) and knobs.dtype == torch.float64,
-        f"sample: logits {list(logits.shape)} need knobs [{rows}, {len(KNOBS)}] in float64, not "
-        f"{list(knobs.shape)} in {knobs.dtype}",
-    )
+    if not (knobs.shape == (rows, len(KNOBS)) and knobs.dtype == torch.float64):
+        raise KernelError(
+            f"sample: logits {list(logits.shape)} need knobs [{rows}, {len(KNOBS)}] in float64, "
+            f"not {list(knobs.shape)} in {knobs.dtype}"
+        )
     config = pick(SAMPLE_CONFIGS, size)
     logits = with_unit_stride(logits)
     out = torch.empty(rows, dtype=torch.int64, device=logits.device)

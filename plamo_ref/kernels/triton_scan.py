@@ -20,7 +20,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from plamo_ref.kernels.errors import require
+from plamo_ref.kernels.errors import KernelError
 from plamo_ref.kernels.scan_plan import Plan, plan_scan
 from plamo_ref.kernels.ssm import ScanInputs, ScanParams
 from plamo_ref.kernels.triton_decay import chunk_decays
@@ -177,11 +177,11 @@ def scan_prefill(
     inputs, params = check_scan("scan_prefill", inputs, params, cache, slots)
     (tokens, heads, size), state = inputs.u.shape, cache.shape[3]
     requests = slots.shape[0]
-    require(
-        query_start_loc.shape == (requests + 1,) and has_past.shape == (requests,),
-        f"scan_prefill: query_start_loc {list(query_start_loc.shape)} and has_past "
-        f"{list(has_past.shape)} do not fit {requests} requests",
-    )
+    if not (query_start_loc.shape == (requests + 1,) and has_past.shape == (requests,)):
+        raise KernelError(
+            f"scan_prefill: query_start_loc {list(query_start_loc.shape)} and has_past "
+            f"{list(has_past.shape)} do not fit {requests} requests"
+        )
     plan = plan or plan_scan(inputs.u, requests)
     y = torch.empty((tokens, heads, size), dtype=inputs.z.dtype, device=cache.device)
     memory = (cache, slots, query_start_loc, has_past)

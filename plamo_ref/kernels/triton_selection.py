@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from plamo_ref.kernels.errors import require
+from plamo_ref.kernels.errors import KernelError
 from plamo_ref.kernels.selection import SelectionParams
 from plamo_ref.kernels.triton_launch import Config, launch, pick, power_of_two, precision, ready
 from plamo_ref.kernels.triton_norm import load_parts, normalise
@@ -85,13 +85,15 @@ def selection(
     parts = bcdt if bcdt.dim() == 3 else bcdt[None]
     (heads, rank), state = params.dt_weight.shape, params.B_gain.shape[0]
     tokens = parts.shape[1]
-    require(
+    if not (
         parts.shape[2] == 2 * state + rank
         and params.C_gain.shape == (state,)
         and params.dt_gain.shape == (rank,)
-        and parts.stride(2) == 1,
-        f"selection: bcdt {list(bcdt.shape)} does not hold B and C of {state} and dt of {rank}",
-    )
+        and parts.stride(2) == 1
+    ):
+        raise KernelError(
+            f"selection: bcdt {list(bcdt.shape)} does not hold B and C of {state} and dt of {rank}"
+        )
     dtype, device = params.dt_weight.dtype, bcdt.device
     B, C = (torch.empty((tokens, state), dtype=dtype, device=device) for _ in range(2))
     dt = torch.empty((tokens, heads), dtype=dtype, device=device)

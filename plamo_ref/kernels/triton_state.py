@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from plamo_ref.kernels.errors import require
+from plamo_ref.kernels.errors import KernelError
 from plamo_ref.kernels.ssm import ScanInputs, ScanParams
 from plamo_ref.kernels.triton_launch import (
     Config,
@@ -100,7 +100,8 @@ def state_update(
     """One token a request: cache [S, H, P, N] changed in place at slots [R] → y [R, H, P]."""
     inputs, params = check_scan("state_update", inputs, params, cache, slots)
     (requests, heads, size), state = inputs.u.shape, cache.shape[3]
-    require(slots.shape == (requests,), f"state_update: {requests} tokens, but slots {slots.shape}")
+    if slots.shape != (requests,):
+        raise KernelError(f"state_update: {requests} tokens, but slots {slots.shape}")
     y = torch.empty((requests, heads, size), dtype=inputs.z.dtype, device=cache.device)
     config = pick(STATE_CONFIGS, requests)
     block = min(config.block, power_of_two(size))
@@ -129,18 +130,22 @@ def check_scan(
     """The same tensors with the layout that the kernels ask for: last dimensions contiguous."""
     tokens, heads, size = inputs.u.shape
     state = cache.shape[-1]
-    require(
+    if not (
         inputs.z.shape == inputs.u.shape
         and inputs.dt.shape == (tokens, heads)
         and inputs.B.shape == inputs.C.shape == (tokens, state)
-        and cache.shape[1:] == (heads, size, state),
-        f"{name}: u {list(inputs.u.shape)}, z {list(inputs.z.shape)}, dt {list(inputs.dt.shape)}, "
-        f"B {list(inputs.B.shape)}, C {list(inputs.C.shape)} and cache {list(cache.shape)} do not "
-        "fit together",
-    )
+        and cache.shape[1:] == (heads, size, state)
+    ):
+        raise KernelError(
+            f"{name}: u {list(inputs.u.shape)}, z {list(inputs.z.shape)}, "
+            f"dt {list(inputs.dt.shape)}, B {list(inputs.B.shape)}, C {list(inputs.C.shape)} and "
+            f"cache {list(cache.shape)} do not fit together"
+        )
     wrong = [n for n in ("A", "D", "dt_bias") if getattr(params, n).shape != (heads,)]
-    require(not wrong, f"{name}: {', '.join(wrong)} must be [{heads}], one value a head")
-    require(cache.is_contiguous() and slots.dim() == 1, f"{name}: the cache must be contiguous")
+    if wrong:
+        raise KernelError(f"{name}: {', '.join(wrong)} must be [{heads}], one value a head")
+    if not (cache.is_contiguous() and slots.dim() == 1):
+        raise KernelError(f"{name}: the cache must be contiguous")
     fields = (inputs.u, inputs.z, inputs.dt, inputs.B, inputs.C)
     return ScanInputs(*map(with_unit_stride, fields)), params
 
