@@ -121,7 +121,8 @@ class ForwardBatch:
     @classmethod
     def empty(cls, room: Room, device: torch.device) -> "ForwardBatch":
         """A batch of padding, to be written over."""
-        return cls.over(room, torch.zeros(room.size, dtype=torch.int64, device=device))
+        with torch.inference_mode(False):  # steps are written into it wherever it was made
+            return cls.over(room, torch.zeros(room.size, dtype=torch.int64, device=device))
 
     @property
     def num_decodes(self) -> int:

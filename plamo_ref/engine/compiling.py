@@ -181,6 +181,7 @@ def _with_compiled_attention(layer: Layer, ops: Kernels, graphs: Graphs) -> Laye
     return replace(layer, mixer=CompiledAttention(**vars(mixer), graphs=graphs))
 
 
+@torch.inference_mode()
 def warm_up(model: Plamo2Model, caches: Sequence[LayerCache], sizes: Sequence[int]) -> None:
     """Compile every graph of a compiled model, by steps over nothing but padding."""
     if not isinstance(model, CompiledModel):
@@ -191,8 +192,7 @@ def warm_up(model: Plamo2Model, caches: Sequence[LayerCache], sizes: Sequence[in
     for size in (*sorted(listed), unlisted):
         room = Room(size, prompts=0, tokens=0, widths=widths)
         batch = ForwardBatch.empty(room, model.embedding.device)
-        with torch.inference_mode():
-            model.forward(batch, caches)
+        model.forward(batch, caches)
 
 
 def _require_compiler(device: torch.device) -> None:
