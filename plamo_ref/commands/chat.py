@@ -82,7 +82,8 @@ def _answer(
 ) -> str:
     """Print the model's answer as it comes, and return it; the oldest turns go if room is short."""
     ids = _prompt_ids(llm, template, messages)
-    while len(ids) + params.max_tokens > llm.core.max_model_len and len(messages) > kept + 1:
+    wanted = params.max_tokens or 1
+    while len(ids) + wanted > llm.core.max_model_len and len(messages) > kept + 1:
         del messages[kept : kept + 2]
         ids = _prompt_ids(llm, template, messages)
     params = template.with_stops(params, llm.tokenizer)

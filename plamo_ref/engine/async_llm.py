@@ -14,9 +14,11 @@ import itertools
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing, suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from plamo_ref.compat import MODEL, speaks_vllm
 from plamo_ref.engine.calls import (
     Call,
     Delta,
@@ -26,6 +28,7 @@ from plamo_ref.engine.calls import (
     Job,
     RequestRefusedError,
     Stream,
+    checked,
 )
 from plamo_ref.engine.config import EngineConfig, EngineError
 from plamo_ref.engine.messages import (
@@ -39,10 +42,11 @@ from plamo_ref.engine.messages import (
     ToFront,
     Token,
 )
+from plamo_ref.engine.source import locate
 from plamo_ref.engine.supervisor import State, Supervisor
-from plamo_ref.hub import find
 from plamo_ref.text_stream import TextStream
 from plamo_ref.tokenizer import Plamo2Tokenizer
+from plamo_ref.values import Whole, read
 
 Observer = Callable[[Sequence[Delta]], None]  # called with all that a step has given
 
@@ -62,6 +66,7 @@ class AsyncLLM:
         PlamoRefError: the model or a setting cannot be used; the message says what to change.
     """
 
+    @speaks_vllm(MODEL, EngineError)
     def __init__(
         self,
         model: str | Path = "tiny",
@@ -74,16 +79,16 @@ class AsyncLLM:
         max_restarts: int = 3,
         **engine: Any,
     ) -> None:
-        try:
-            EngineConfig(**engine)
-        except TypeError as error:
-            raise EngineError(f"AsyncLLM: {error}") from None
-        self.folder = find(model, revision=revision, cache_dir=cache_dir, offline=offline)
+        config = EngineConfig(**engine)
+        self.folder = locate(model, revision=revision, cache_dir=cache_dir, offline=offline)
         self.tokenizer = Plamo2Tokenizer.from_folder(self.folder)
-        self.max_requests, self.max_unread = max_requests, max_unread
+        some, any_number = Whole("an integer, 1 or more", least=1), Whole("an integer, 0 or more")
+        self.max_requests = read(EngineError, "max_requests", max_requests, some)
+        self.max_unread = read(EngineError, "max_unread", max_unread, some)
+        restarts = read(EngineError, "max_restarts", max_restarts, any_number)
         self.stats = Stats()
         self.observers: list[Observer] = []
-        self._life = Supervisor(self.folder, engine, max_restarts, self._hear, self._lost)
+        self._life = Supervisor(self.folder, asdict(config), restarts, self._hear, self._lost)
         self._streams: dict[str, Stream] = {}
         self._audits: dict[int, asyncio.Future[Audited]] = {}
         self._numbers = itertools.count()
@@ -144,10 +149,11 @@ class AsyncLLM:
 
         Raises:
             EngineUnavailableError, EngineBusyError: nothing was started.
-            RequestRefusedError: a job can never run, or there are too many for any time.
+            RequestRefusedError: a job can never run, is none, or there are too many for any time.
             EngineDiedError: the engine ended meanwhile.
             SlowReaderError: too many tokens were not fetched.
         """
+        jobs = [checked(job) for job in jobs]
         call = Call(len(jobs), None if whole else self.max_unread * len(jobs))
         ids: list[str] = []
         try:
@@ -210,7 +216,8 @@ class AsyncLLM:
             request_id = str(next(self._numbers))
             try:
                 child.send(Add(request_id, list(job.prompt_ids), job.params))
-            except (UnicodeEncodeError, OverflowError) as error:  # half a character, 65 bits
+            except (TypeError, ValueError, OverflowError, RecursionError) as error:
+                # Half a character, 65 bits, an object of the user's own: mostly in a JSON schema.
                 kind = GrammarRefusedError if job.params.guided else RequestRefusedError
                 raise kind(f"the engine cannot be told this: {error}") from None
             self._streams[request_id] = Stream(call, index, TextStream(self.tokenizer, job.params))

@@ -10,11 +10,14 @@ from dataclasses import dataclass, field
 
 import msgspec
 
+from plamo_ref.engine.config import EngineError
 from plamo_ref.engine.messages import Token
+from plamo_ref.engine.prompts import read_ids
 from plamo_ref.engine.request import FinishReason
 from plamo_ref.errors import PlamoRefError
 from plamo_ref.sampling import SamplingParams, TokenLogprobs
 from plamo_ref.text_stream import TextStream
+from plamo_ref.values import shown
 
 
 class EngineDiedError(PlamoRefError, RuntimeError):
@@ -47,6 +50,20 @@ class Job:
 
     prompt_ids: Sequence[int]
     params: SamplingParams
+
+
+def checked(job: Job) -> Job:
+    """A job with values that can be sent to the engine.
+
+    Raises:
+        RequestRefusedError: it is none, or something in it is of another type.
+    """
+    if not isinstance(job, Job) or not isinstance(job.params, SamplingParams):
+        raise RequestRefusedError(f"{shown(job)} is no Job of token ids and SamplingParams")
+    try:
+        return Job(read_ids(job.prompt_ids), job.params)
+    except EngineError as error:
+        raise RequestRefusedError(str(error)) from None
 
 
 class Delta(msgspec.Struct, frozen=True):
@@ -116,7 +133,8 @@ class Stream:
         waited, self.since = now - self.since, now
         first, self.first = self.first, False
         reason = token.finish_reason
-        text = self.text.push(token.token_id) if token.is_text else ""
+        push = self.text.push if token.is_text else self.text.push_stop
+        text = push(token.token_id)
         if reason is not None or self.text.stopped_by is not None:
             text += self.text.finish()
         stop_reason: str | int | None = None if token.is_text else token.token_id

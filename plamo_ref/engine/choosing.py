@@ -122,5 +122,6 @@ def finish_reason(request: Request, max_model_len: int) -> FinishReason | None:
 
 def is_full(request: Request, num_outputs: int, max_model_len: int) -> bool:
     """Whether a request with so many output tokens gets no more, whatever they are."""
+    most = request.params.max_tokens
     full = len(request.prompt_ids) + num_outputs >= max_model_len
-    return full or num_outputs >= request.params.max_tokens
+    return full or (most is not None and num_outputs >= most)

@@ -39,8 +39,9 @@ class Completion:
         Returns whether the core has to finish the request, because a stop string has appeared.
         """
         request, token = self.request, self.request.output_ids[-1]
-        # A stop token has no text; what the detokenizer still holds comes out with it.
-        text = "" if token in request.stop_ids else self.text.push(token)
+        # With a stop token comes out what the detokenizer still holds.
+        ended = token in request.stop_ids
+        text = self.text.push_stop(token) if ended else self.text.push(token)
         if self.finished:
             text += self.text.finish()
         stopped = self.text.stopped_by is not None

@@ -1,17 +1,30 @@
 """Every knob of the engine, in one frozen place.
 
 Invariant: a config that exists is valid on its own; whether it fits a model and a machine is for
-the planner to say.
+the planner to say. Its values are Python's own, so it can be sent to another process.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, get_args
 
 import torch
 
+from plamo_ref.compat import ENGINE, speaks_vllm
 from plamo_ref.errors import PlamoRefError
 from plamo_ref.kernels.choice import KernelChoice
+from plamo_ref.values import (
+    Flag,
+    Kind,
+    Listed,
+    NoneFor,
+    Number,
+    OneOf,
+    Seed,
+    Text,
+    Whole,
+    read_fields,
+)
 
 DTYPES = {
     "float32": torch.float32,
@@ -54,26 +67,7 @@ class EngineConfig:
     record: bool = False  # keep a record of every step
 
     def __post_init__(self) -> None:
-        for name in ("block_size", "max_num_seqs", "max_num_batched_tokens"):
-            _require(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
-        for name in ("chunk_size", "memory_bytes", "max_model_len"):
-            value = getattr(self, name)
-            _require(value is None or value >= 1, name, value, "1 or more, or None")
-        tokens = self.graph_tokens
-        _require(tokens >= 0, "graph_tokens", tokens, "0 (record decode steps only) or more")
-        share = self.gpu_memory_utilization
-        _require(0 < share <= 1, "gpu_memory_utilization", share, "above 0 and at most 1")
-        _require(self.scheduler in ("v0", "v1"), "scheduler", self.scheduler, '"v1" or "v0"')
-        parts = ("none", "attention", "all")
-        _require(self.compile in parts, "compile", self.compile, f"one of {parts}")
-        sizes = all(isinstance(n, int) and n >= 1 for n in self.compile_sizes)
-        _require(sizes, "compile_sizes", self.compile_sizes, "numbers of tokens, 1 or more each")
-        formats = ("auto", "dummy")
-        _require(self.load_format in formats, "load_format", self.load_format, f"one of {formats}")
-        dtypes = ("auto", *DTYPES)
-        hint = " (float16 overflows in this model)"
-        _require(self.dtype in dtypes, "dtype", self.dtype, f"one of {dtypes}{hint}")
-        _require(self.state_dtype in dtypes, "state_dtype", self.state_dtype, f"one of {dtypes}")
+        read_fields(self, _KINDS, EngineError)
         if (self.chunk_size or 0) > self.max_num_batched_tokens:
             raise EngineError(
                 f"chunk_size ({self.chunk_size}) must not exceed max_num_batched_tokens "
@@ -92,8 +86,13 @@ class EngineConfig:
             device = torch.device(self.device)
         except RuntimeError:
             raise EngineError(f"device={self.device!r} is not a device; try 'cpu'") from None
+        if device.type not in ("cpu", "cuda"):
+            raise EngineError(f"device={self.device!r}: this engine runs on 'cpu' or 'cuda'")
         if device.type == "cuda" and not torch.cuda.is_available():
             raise EngineError(f"device={self.device!r}: no CUDA GPU can be used; try device='cpu'")
+        if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+            count = torch.cuda.device_count()
+            raise EngineError(f"device={self.device!r}: there are {count}, counted from 0")
         return device
 
     def resolve_overlap(self, device: torch.device) -> bool:
@@ -110,6 +109,48 @@ class EngineConfig:
         return DTYPES[self.state_dtype]
 
 
-def _require(ok: bool, name: str, value: object, wanted: str) -> None:
-    if not ok:
-        raise EngineError(f"{name} must be {wanted}, not {value!r}")
+@dataclass(frozen=True)
+class _Torchs:
+    """A name, or torch's own object of that name."""
+
+    kind: Kind
+
+    @property
+    def wanted(self) -> str:
+        return self.kind.wanted
+
+    def read(self, value: Any) -> Any:
+        if isinstance(value, (torch.dtype, torch.device)):
+            value = str(value).removeprefix("torch.")
+        return self.kind.read(value)
+
+
+# Which values a field may have. None, where vLLM has it, is our default.
+_POSITIVE = Whole("an integer, 1 or more", least=1)
+_DTYPES = ("auto", *DTYPES)
+_NO_HALF = " (float16 overflows in this model; a GPU without bfloat16, as the T4, takes float32)"
+_KINDS: Mapping[str, Kind] = {
+    "load_format": OneOf(("auto", "dummy"), other_names={"safetensors": "auto"}),
+    "dtype": _Torchs(OneOf(_DTYPES, _NO_HALF, {"float": "float32"})),
+    "device": _Torchs(Text("'auto', 'cpu', 'cuda' or 'cuda:1'")),
+    "block_size": NoneFor(_POSITIVE, EngineConfig.block_size),
+    "max_num_seqs": NoneFor(_POSITIVE, EngineConfig.max_num_seqs),
+    "max_num_batched_tokens": NoneFor(_POSITIVE, EngineConfig.max_num_batched_tokens),
+    "scheduler": OneOf(("v1", "v0")),
+    "chunk_size": NoneFor(_POSITIVE),
+    "memory_bytes": NoneFor(_POSITIVE),
+    "gpu_memory_utilization": Number("a number above 0 and at most 1", lambda x: 0 < x <= 1),
+    "max_model_len": NoneFor(_POSITIVE),
+    "state_dtype": _Torchs(OneOf(_DTYPES)),
+    "seed": NoneFor(Seed(), EngineConfig.seed),
+    "kernels": OneOf(get_args(KernelChoice)),
+    "compile": OneOf(("none", "attention", "all")),
+    "compile_sizes": Listed("numbers of tokens, 1 or more each", _POSITIVE),
+    "pdl": Flag(),
+    "overlap": NoneFor(Flag()),
+    "cuda_graphs": Flag(),
+    "graph_tokens": Whole("an integer, 0 (record decode steps only) or more"),
+    "precompile": Flag(),
+    "record": Flag(),
+}
+EngineConfig.__init__ = speaks_vllm(ENGINE, EngineError)(EngineConfig.__init__)  # type: ignore[method-assign]

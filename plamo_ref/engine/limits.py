@@ -1,6 +1,7 @@
 """What a request must be so that it can run: known tokens, and not too many of them.
 
-Invariant: a request that passes can always be finished by this engine, alone if need be.
+Invariant: a request that passes can always be finished by this engine, alone if need be, and
+nothing in it is of a type that a step could stumble over.
 """
 
 from collections.abc import Sequence
@@ -8,6 +9,7 @@ from collections.abc import Sequence
 from plamo_ref.engine.cache import HybridCache
 from plamo_ref.engine.config import EngineConfig, EngineError
 from plamo_ref.sampling import SamplingParams
+from plamo_ref.values import shown
 
 
 def longest_request(config: EngineConfig, cache: HybridCache, max_positions: int) -> int:
@@ -41,22 +43,23 @@ def check_request(
     """Refuse what could never run.
 
     Raises:
-        EngineError: the request is empty, too long, or not made of known tokens.
+        EngineError: the request is empty, too long, or not made of known tokens; the message
+            names the field and the value.
     """
-    if not prompt_ids:
+    if not isinstance(params, SamplingParams):
+        raise EngineError(f"request {request_id}: {shown(params)} is no SamplingParams")
+    if not len(prompt_ids):
         raise EngineError(f"request {request_id}: the prompt has no tokens")
+    known = f"the vocabulary has ids 0 to {vocab_size - 1}"
     for place, token in enumerate(prompt_ids):
-        if not 0 <= token < vocab_size:
+        if type(token) is not int or not 0 <= token < vocab_size:
             raise EngineError(
-                f"request {request_id}: prompt token {place} is {token}; "
-                f"the vocabulary has ids 0 to {vocab_size - 1}"
+                f"request {request_id}: prompt token {place} is {shown(token)}; {known}"
             )
-    for token in (*params.logit_bias, *params.stop_token_ids):
-        if not 0 <= token < vocab_size:
-            raise EngineError(
-                f"request {request_id}: logit_bias or stop_token_ids names token {token}; "
-                f"the vocabulary has ids 0 to {vocab_size - 1}"
-            )
+    for field in ("logit_bias", "stop_token_ids"):
+        for token in getattr(params, field):
+            if not 0 <= token < vocab_size:
+                raise EngineError(f"request {request_id}: {field} names token {token}; {known}")
     if len(prompt_ids) >= max_model_len:
         cure = "give the cache more memory or raise max_model_len"
         if config.scheduler == "v0" and config.chunk_size is None:

@@ -11,22 +11,21 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
+from plamo_ref.compat import CALL, MODEL, speaks_vllm
 from plamo_ref.engine.build import build_core
 from plamo_ref.engine.completion import Completion, gather
 from plamo_ref.engine.config import EngineConfig, EngineError
 from plamo_ref.engine.outputs import RequestOutput, StreamPiece
+from plamo_ref.engine.prompts import ParamsLike, Prompt, PromptsLike, read_params, read_prompts
 from plamo_ref.engine.record import StepRecord
-from plamo_ref.engine.source import open_source
-from plamo_ref.hub import find
+from plamo_ref.engine.source import locate, open_source
 from plamo_ref.sampling import GuideMaker, SamplingParams
 from plamo_ref.text_stream import TextStream
 from plamo_ref.tokenizer import Plamo2Tokenizer
 
-Prompt = str | Sequence[int]
-
 
 class LLM:
-    """An engine with a model in it.
+    """An engine with a model in it. It takes vLLM's keywords: see `plamo_ref.compat`.
 
     Args:
         model: "tiny", a checkpoint folder, or a hub id.
@@ -37,6 +36,7 @@ class LLM:
         PlamoRefError: the model or a setting cannot be used; the message says what to change.
     """
 
+    @speaks_vllm(MODEL, EngineError)
     def __init__(
         self,
         model: str | Path = "tiny",
@@ -46,11 +46,8 @@ class LLM:
         offline: bool = False,
         **engine: Any,
     ) -> None:
-        try:
-            self.config = EngineConfig(**engine)
-        except TypeError as error:
-            raise EngineError(f"LLM: {error}") from None
-        folder = find(model, revision=revision, cache_dir=cache_dir, offline=offline)
+        self.config = EngineConfig(**engine)
+        folder = locate(model, revision=revision, cache_dir=cache_dir, offline=offline)
         source = open_source(folder, self.config.load_format)
         self.model_config = source.config
         self.tokenizer = Plamo2Tokenizer.from_folder(folder)
@@ -64,13 +61,19 @@ class LLM:
 
     # --- the two ways to call it ---------------------------------------------------------------
 
+    @speaks_vllm(CALL, EngineError)
     def generate(
         self,
-        prompts: Prompt | Sequence[Prompt],
-        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        prompts: PromptsLike | None = None,
+        sampling_params: ParamsLike = None,
         use_tqdm: bool = True,
     ) -> list[RequestOutput]:
         """Complete all prompts together; results are in the order of the prompts.
+
+        Args:
+            prompts: one or many: a text, token ids (a flat list or a 1-D array is one prompt), or
+                vLLM's `{"prompt": text}` and `{"prompt_token_ids": ids}`.
+            sampling_params: one for all, one for each, or None: the defaults.
 
         Raises:
             PlamoRefError: a prompt can never run; nothing was started.
@@ -87,10 +90,9 @@ class LLM:
         finally:
             self._close(completions)
 
+    @speaks_vllm(CALL, EngineError)
     def stream(
-        self,
-        prompts: Prompt | Sequence[Prompt],
-        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        self, prompts: PromptsLike | None = None, sampling_params: ParamsLike = None
     ) -> Iterator[StreamPiece]:
         """Yield every token as it comes, of all prompts together.
 
@@ -116,22 +118,14 @@ class LLM:
         return GuideMaker(self.tokenizer, self.model_config.vocab_size, self.stop_token_ids)
 
     def _submit(
-        self,
-        prompts: Prompt | Sequence[Prompt],
-        sampling_params: SamplingParams | Sequence[SamplingParams] | None,
+        self, prompts: PromptsLike | None, sampling_params: ParamsLike
     ) -> list[list[Completion]]:
         """Queue all prompts, or none. Returns the completions of each prompt."""
-        listed = _as_list(prompts)
-        if sampling_params is None or isinstance(sampling_params, SamplingParams):
-            sampling_params = [sampling_params or SamplingParams()] * len(listed)
-        if len(sampling_params) != len(listed):
-            raise EngineError(
-                f"{len(listed)} prompts but {len(sampling_params)} sampling parameters: "
-                "give one for all, or one for each"
-            )
+        listed = read_prompts(prompts)
+        wanted = read_params(sampling_params, len(listed))
         groups: list[list[Completion]] = []
         try:
-            for index, (prompt, params) in enumerate(zip(listed, sampling_params, strict=True)):
+            for index, (prompt, params) in enumerate(zip(listed, wanted, strict=True)):
                 groups.append([])
                 self._submit_one(prompt, index, params, groups[-1])
         except Exception:
@@ -143,8 +137,9 @@ class LLM:
         self, prompt: Prompt, index: int, params: SamplingParams, group: list[Completion]
     ) -> None:
         """Queue the completions of one prompt, adding them to `group` one by one."""
-        text = prompt if isinstance(prompt, str) else None
-        ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
+        text, ids = prompt.text, prompt.token_ids
+        if ids is None:
+            ids = tuple(self.tokenizer.encode(text or ""))
         base, self._count = str(self._count), self._count + 1
         for number in range(params.n):
             one = params.completion(number)
@@ -177,12 +172,3 @@ class LLM:
         for completion in completions:
             self.core.finish(completion.request.request_id, "abort")
             self._completions.pop(completion.request.request_id, None)
-
-
-def _as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
-    """One prompt or many → many. A flat list of integers is one prompt."""
-    if isinstance(prompts, str):
-        return [prompts]
-    if prompts and all(isinstance(item, int) for item in prompts):
-        return [prompts]  # type: ignore[list-item]
-    return list(prompts)  # type: ignore[arg-type]

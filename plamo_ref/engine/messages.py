@@ -40,6 +40,12 @@ class Add(Message, frozen=True):
     params: SamplingParams
 
 
+class AddHead(Message, frozen=True, tag="Add"):
+    """What can be read of an Add whatever the rest of it is."""
+
+    request_id: str
+
+
 class Abort(Message, frozen=True):
     """End these requests now. Unknown ones are ignored: they may have ended meanwhile."""
 
@@ -88,7 +94,7 @@ class Token(msgspec.Struct, frozen=True, array_like=True):
     request_id: str
     token_id: int
     finish_reason: FinishReason | None = None
-    is_text: bool = True  # False: a stop token, which ends the text and is no part of it
+    is_text: bool = True  # False: a stop token, part of the text only where that is asked for
     logprobs: TokenLogprobs | None = None  # where the request asked for them
     # With the first token, where asked for: of the prompt, from its second token on.
     prompt_logprobs: list[TokenLogprobs] | None = None
@@ -132,6 +138,7 @@ class Codec:
     def __init__(self) -> None:
         self._encoder = msgspec.msgpack.Encoder()
         self._to_engine = msgspec.msgpack.Decoder(ToEngine)
+        self._add_head = msgspec.msgpack.Decoder(AddHead)
         self._to_front = msgspec.msgpack.Decoder(ToFront)
 
     def encode(self, message: ToEngine | ToFront) -> bytes:
@@ -139,6 +146,14 @@ class Codec:
 
     def for_engine(self, data: bytes) -> ToEngine:
         return self._to_engine.decode(data)
+
+    def id_of_add(self, data: bytes) -> str:
+        """The request that an ill-typed Add wants to queue.
+
+        Raises:
+            msgspec.DecodeError: it is no Add at all.
+        """
+        return self._add_head.decode(data).request_id
 
     def for_front(self, data: bytes) -> ToFront:
         return self._to_front.decode(data)

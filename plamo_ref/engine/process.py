@@ -20,7 +20,7 @@ import zmq
 
 from plamo_ref.engine.build import build_core
 from plamo_ref.engine.cache import IntegrityError
-from plamo_ref.engine.config import EngineConfig, EngineError
+from plamo_ref.engine.config import EngineConfig
 from plamo_ref.engine.core import EngineCore
 from plamo_ref.engine.messages import (
     Abort,
@@ -56,10 +56,7 @@ def load_core(spec: EngineSpec) -> tuple[EngineCore, ModelSource]:
     Raises:
         PlamoRefError: the model or a setting cannot be used.
     """
-    try:
-        config = EngineConfig(**spec.engine)
-    except TypeError as error:
-        raise EngineError(f"engine settings: {error}") from None
+    config = EngineConfig(**spec.engine)
     source = open_source(spec.folder, config.load_format)
     core, _ = build_core(source.config, config, source.load)
     return core, source
@@ -107,7 +104,12 @@ class EngineLoop:
                 data = self._inbox.recv(zmq.NOBLOCK)
             except zmq.Again:
                 return
-            self._handle(self._codec.for_engine(data))
+            try:
+                message = self._codec.for_engine(data)
+            except msgspec.ValidationError as error:  # a value of another type
+                self._send(Refused(self._codec.id_of_add(data), f"the request's {error}"))
+            else:
+                self._handle(message)
 
     def _handle(self, message: ToEngine) -> None:
         match message:

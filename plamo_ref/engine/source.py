@@ -4,14 +4,19 @@ Invariant: whatever the weights are, the shape and the ids that end a text are t
 """
 
 from dataclasses import dataclass
+from os import PathLike, fspath
 from pathlib import Path
+from typing import Any
 
 from plamo_ref.checkpoint import Checkpoint
 from plamo_ref.checkpoint_files import CONFIG_FILE
 from plamo_ref.config import Plamo2Config
 from plamo_ref.engine.build import ModelLoader
+from plamo_ref.engine.config import EngineError
+from plamo_ref.hub import find
 from plamo_ref.loading import load_model
 from plamo_ref.random_weights import random_model
+from plamo_ref.values import Flag, NoneFor, Text, read
 
 
 @dataclass(frozen=True)
@@ -22,6 +27,31 @@ class ModelSource:
     config: Plamo2Config
     stop_token_ids: tuple[int, ...]
     load: ModelLoader
+
+
+class _Location:
+    """A text or a path. A path stays one: "tiny" is the embedded model, Path("tiny") a folder."""
+
+    wanted = "a text or a path"
+
+    def read(self, value: Any) -> str | Path:
+        text = Text().read(fspath(value) if isinstance(value, PathLike) else value)
+        return Path(text) if isinstance(value, PathLike) else text
+
+
+def locate(model: Any, *, revision: Any, cache_dir: Any, offline: Any) -> Path:
+    """The folder of a model that a user has named, with `plamo_ref.hub.find`.
+
+    Raises:
+        EngineError: an argument of another type.
+        PlamoRefError: there is no such model.
+    """
+    return find(
+        read(EngineError, "model", model, _Location()),
+        revision=read(EngineError, "revision", revision, NoneFor(Text())),
+        cache_dir=read(EngineError, "cache_dir", cache_dir, NoneFor(_Location())),
+        offline=read(EngineError, "offline", offline, Flag()),
+    )
 
 
 def open_source(folder: str | Path, load_format: str = "auto") -> ModelSource:

@@ -41,6 +41,8 @@ def generate_ids(
 ) -> Iterator[int]:
     """Token ids after `prompt_ids`, one by one, up to `max_tokens` or a stop token (included).
 
+    With `max_tokens=None` they go on to the longest text that the model is made for.
+
     `cached=False` feeds the whole sequence again for every token: slow, and obviously right.
 
     Raises:
@@ -52,7 +54,9 @@ def generate_ids(
     state: SequenceState | None = None
     ids = list(prompt_ids)
     fed = 0
-    for index in range(params.max_tokens):
+    most = params.max_tokens
+    room = model.config.max_position_embeddings - len(ids)
+    for index in range(room if most is None else most):
         with torch.inference_mode():  # inside the loop: a generator must not leave it switched on
             output = model.run(torch.tensor(ids[fed:], device=device), state)
             context = RowContext(params, prompt_ids, ids[len(prompt_ids) :], stop_ids, guide)
@@ -81,7 +85,7 @@ def generate_text(
     stream = TextStream(tokenizer, params)
     for count, token in enumerate(generate_ids(model, prompt_ids, params, stops), start=1):
         ended = token in stops
-        text = "" if ended else stream.push(token)  # a stop token has no text
+        text = stream.push_stop(token) if ended else stream.push(token)
         if ended or stream.stopped_by is not None:
             yield Piece(token, text + stream.finish(), "stop")
             return

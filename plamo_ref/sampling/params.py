@@ -1,18 +1,34 @@
 """What a user can ask of a generation. Names and defaults follow vLLM's offline API.
 
-Invariant: parameters that exist are possible ones.
+Invariant: parameters that exist are possible ones, of Python's own types. None is a value where it
+is one in vLLM: it stands for the default, or for "not asked for".
 """
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from plamo_ref.compat import SAMPLING, speaks_vllm
 from plamo_ref.errors import PlamoRefError
 from plamo_ref.sampling.guided import GuidedParams
 from plamo_ref.sampling.random import child_seed
+from plamo_ref.values import (
+    Flag,
+    Kind,
+    Listed,
+    Made,
+    Mapped,
+    NoneFor,
+    Number,
+    Seed,
+    Text,
+    Whole,
+    read_fields,
+)
 
 GREEDY_TEMPERATURE = 1e-5  # below it the distribution is an argmax for every float32 logit
 MAX_LOGPROBS = 100  # alternatives reported for one token
+MAX_COMPLETIONS = 16_384  # of one prompt
 
 
 class SamplingError(PlamoRefError, ValueError):
@@ -33,7 +49,7 @@ class SamplingParams:
     frequency_penalty: float = 0.0  # subtracted for each time a token is in the output
     logit_bias: Mapping[int, float] = field(default_factory=dict)  # token id → added to its logit
     seed: int | None = None  # None: derived from the engine's seed and the request
-    max_tokens: int = 16
+    max_tokens: int | None = 16  # None: as many as fit
     min_tokens: int = 0  # no stop token, and no end by a stop string, before so many
     stop: Sequence[str] = ()  # a plain string means a list of one
     stop_token_ids: Sequence[int] = ()  # besides the checkpoint's own
@@ -45,28 +61,12 @@ class SamplingParams:
     guided: GuidedParams | None = None  # a grammar to follow; once done, it overrules min_tokens
 
     def __post_init__(self) -> None:
-        stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
-        object.__setattr__(self, "stop", stop)
-        object.__setattr__(self, "stop_token_ids", tuple(self.stop_token_ids))
-        object.__setattr__(self, "logit_bias", dict(self.logit_bias))
-        for name, ok, wanted in (
-            ("n", self.n >= 1, "1 or more"),
-            ("temperature", 0 <= self.temperature < math.inf, "0 or more"),
-            ("top_k", self.top_k >= -1, "-1, 0 (both: all tokens) or more"),
-            ("top_p", 0 < self.top_p <= 1, "above 0 and at most 1"),
-            ("min_p", 0 <= self.min_p <= 1, "between 0 and 1"),
-            ("repetition_penalty", 0 < self.repetition_penalty < math.inf, "above 0"),
-            ("presence_penalty", -2 <= self.presence_penalty <= 2, "between -2 and 2"),
-            ("frequency_penalty", -2 <= self.frequency_penalty <= 2, "between -2 and 2"),
-            ("logit_bias", all(b < math.inf for b in self.logit_bias.values()), "below infinity"),
-            ("max_tokens", self.max_tokens >= 1, "1 or more"),
-            ("min_tokens", 0 <= self.min_tokens <= self.max_tokens, "between 0 and max_tokens"),
-            ("stop", all(isinstance(s, str) and s for s in stop), "strings, none of them empty"),
-            ("logprobs", _countable(self.logprobs), f"0 to {MAX_LOGPROBS}, or None"),
-            ("prompt_logprobs", _countable(self.prompt_logprobs), f"0 to {MAX_LOGPROBS}, or None"),
-        ):
-            if not ok:
-                raise SamplingError(f"{name} must be {wanted}, not {getattr(self, name)!r}")
+        read_fields(self, _KINDS, SamplingError)
+        if self.max_tokens is not None and self.min_tokens > self.max_tokens:
+            raise SamplingError(
+                f"min_tokens must be between 0 and max_tokens, not {self.min_tokens}: "
+                f"max_tokens is {self.max_tokens}"
+            )
 
     @property
     def greedy(self) -> bool:
@@ -80,9 +80,44 @@ class SamplingParams:
 
     def completion(self, index: int) -> "SamplingParams":
         """The parameters of completion `index` of `n`, on its own."""
+        if self.n == 1:
+            return self
         seed = None if self.seed is None else child_seed(self.seed, index)
         return replace(self, n=1, seed=seed)
 
 
-def _countable(count: int | None) -> bool:
-    return count is None or 0 <= count <= MAX_LOGPROBS
+# Which values a field may have. Counts that are as good as endless are clipped, not refused.
+_PENALTY = Number("between -2 and 2", lambda x: -2 <= x <= 2)
+_COUNT = Whole(f"an integer, 0 to {MAX_LOGPROBS}", most=MAX_LOGPROBS)
+_TOKEN = Whole("a token id")
+_KINDS: Mapping[str, Kind] = {
+    "n": Whole(f"an integer, 1 to {MAX_COMPLETIONS:,}", least=1, most=MAX_COMPLETIONS),
+    "temperature": Number("a number, 0 or more", lambda x: 0 <= x < math.inf),
+    "top_k": Whole("an integer: -1, 0 (both: all tokens) or more", least=-1, clipped=True),
+    "top_p": Number("a number above 0 and at most 1", lambda x: 0 < x <= 1),
+    "min_p": Number("a number between 0 and 1", lambda x: 0 <= x <= 1),
+    "repetition_penalty": Number("a number above 0", lambda x: 0 < x < math.inf),
+    "presence_penalty": _PENALTY,
+    "frequency_penalty": _PENALTY,
+    "logit_bias": NoneFor(
+        Mapped(
+            "a mapping from token ids (integers) to numbers below infinity",
+            _TOKEN,
+            Number("", lambda x: x < math.inf),
+        ),
+        meaning={},
+    ),
+    "seed": NoneFor(Seed()),
+    "max_tokens": NoneFor(Whole("an integer, 1 or more", least=1, clipped=True)),
+    "min_tokens": Whole("an integer, 0 or more", clipped=True),
+    "stop": NoneFor(Listed("texts, none of them empty", Text(), alone=True), meaning=()),
+    "stop_token_ids": NoneFor(Listed("a list of token ids (integers)", _TOKEN), meaning=()),
+    "ignore_eos": Flag(),
+    "include_stop_str_in_output": Flag(),
+    "skip_special_tokens": Flag(),
+    "logprobs": NoneFor(_COUNT),
+    "prompt_logprobs": NoneFor(_COUNT),
+    "guided": NoneFor(Made("GuidedParams(json=…) or the like", GuidedParams)),
+}
+# Around what dataclass has made: copies, `replace` and decoding go their own way.
+SamplingParams.__init__ = speaks_vllm(SAMPLING, SamplingError)(SamplingParams.__init__)  # type: ignore[method-assign]

@@ -31,8 +31,8 @@ def check_text(token_ids: Sequence[int], params: SamplingParams, tokenizer: Plam
             break
     sent += stream.finish()
     text = tokenizer.decode(list(token_ids), skip_special_tokens=params.skip_special_tokens)
-    ends = [text.find(stop) for stop in params.stop if stop in text]
-    expected = text[: min(ends, default=len(text))]
+    ends = [(text.find(stop) + len(stop), -len(stop)) for stop in params.stop if stop in text]
+    expected = text[: sum(min(ends))] if ends else text
     if sent != expected:
         raise TextError(f"sent {sent!r}, the text is {expected!r}")
     return sent

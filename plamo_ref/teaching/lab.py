@@ -163,7 +163,7 @@ def draw_trace(pick: Pick, config: Plamo2Config) -> Trace:
     longest_prompt = budget - 1 if scheduler == "v0" and chunk is None else 30
     requests = tuple(_draw_request(pick, config, longest_prompt) for _ in range(pick(1, 6)))
     # Room for every prompt and at least one token more; sometimes a request is cut by that.
-    longest = max(len(r.prompt) + 1 + pick(0, r.params.max_tokens) for r in requests)
+    longest = max(len(r.prompt) + 1 + pick(0, r.params.max_tokens or 0) for r in requests)
     least = least_blocks(config, block_size, longest)
     plan = lab_plan(
         config,

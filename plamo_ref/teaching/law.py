@@ -88,7 +88,7 @@ def run_trace(trace: Trace, pair: Pair) -> TraceResult:
 def _most_steps(trace: Trace) -> int:
     """Each step, somebody computes a token; a token is computed again only after a preemption,
     which needs somebody older to have got one."""
-    tokens = sum(len(r.prompt) + r.params.max_tokens for r in trace.requests)
+    tokens = sum(len(r.prompt) + (r.params.max_tokens or 0) for r in trace.requests)
     last = max(request.arrival for request in trace.requests)
     return last + 2 + tokens * (1 + len(trace.requests) + len(trace.preemptions))
 
