@@ -18,6 +18,10 @@ MOST = 2**63 - 1  # a larger count does not fit into a message, and means no mor
 SHOWN = 80  # characters of a wrong value in a message
 
 
+class OutOfRangeError(ValueError):
+    """A value of the right type; the message is what is wanted."""
+
+
 class Kind(Protocol):
     """What a field may be."""
 
@@ -43,6 +47,8 @@ def read(error: type[PlamoRefError], name: str, value: Any, kind: Kind) -> Any:
     """
     try:
         return kind.read(value)
+    except OutOfRangeError as out:
+        raise error(f"{name} must be {out}, not {shown(value)}") from None
     except (TypeError, ValueError, OverflowError):
         cure = ": leave it out for the default" if value is None else ""
         raise error(f"{name} must be {kind.wanted}, not {shown(value)}{cure}") from None
@@ -97,15 +103,19 @@ def listed(value: Any) -> list[Any]:
 class Whole:
     """An integer. One above `most` is refused, or counts as `most`."""
 
-    wanted: str
+    range: str
     least: int = 0
     most: int = MOST
     clipped: bool = False
 
+    @property
+    def wanted(self) -> str:
+        return f"an integer, {self.range}"
+
     def read(self, value: Any) -> int:
         number = whole(value)
         if number < self.least or (number > self.most and not self.clipped):
-            raise ValueError("out of range")
+            raise OutOfRangeError(self.range)
         return min(number, self.most)
 
 
@@ -124,8 +134,12 @@ class Seed:
 class Number:
     """A real number that `fits`."""
 
-    wanted: str
+    range: str
     fits: Callable[[float], bool]
+
+    @property
+    def wanted(self) -> str:
+        return f"a number, {self.range}"
 
     def read(self, value: Any) -> float:
         value = plain(value)
@@ -133,7 +147,7 @@ class Number:
             raise TypeError("no number")
         number = float(value)
         if math.isnan(number) or not self.fits(number):
-            raise ValueError("out of range")
+            raise OutOfRangeError(self.range)
         return number
 
 
@@ -175,7 +189,8 @@ class OneOf:
 
     @property
     def wanted(self) -> str:
-        return f"one of {', '.join(map(repr, self.texts))}{self.hint}"
+        *most, last = [f'"{text}"' for text in self.texts]
+        return f"{', '.join(most)} or {last}{self.hint}"
 
     def read(self, value: Any) -> str:
         text = self.other_names.get(value, value) if isinstance(value, str) else value
@@ -194,7 +209,10 @@ class Listed:
 
     def read(self, value: Any) -> tuple[Any, ...]:
         items = [value] if self.alone and isinstance(value, str) else listed(value)
-        return tuple(self.kind.read(item) for item in items)
+        try:
+            return tuple(self.kind.read(item) for item in items)
+        except OutOfRangeError:
+            raise OutOfRangeError(self.wanted) from None
 
 
 @dataclass(frozen=True)
@@ -208,7 +226,10 @@ class Mapped:
     def read(self, value: Any) -> dict[Any, Any]:
         if not isinstance(value, Mapping):
             raise TypeError("no mapping")
-        return {self.key.read(k): self.value.read(v) for k, v in value.items()}
+        try:
+            return {self.key.read(k): self.value.read(v) for k, v in value.items()}
+        except OutOfRangeError:
+            raise OutOfRangeError(self.wanted) from None
 
 
 @dataclass(frozen=True)
@@ -233,7 +254,13 @@ class NoneFor:
 
     @property
     def wanted(self) -> str:
-        return f"{self.kind.wanted}, or None"
+        return self._or_none(self.kind.wanted)
 
     def read(self, value: Any) -> Any:
-        return self.meaning if value is None else self.kind.read(value)
+        try:
+            return self.meaning if value is None else self.kind.read(value)
+        except OutOfRangeError as out:
+            raise OutOfRangeError(self._or_none(str(out))) from None
+
+    def _or_none(self, wanted: str) -> str:
+        return wanted if self.meaning is not None else f"{wanted}, or None"

@@ -12,11 +12,13 @@ import sys
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
+import torch
 import zmq
 import zmq.asyncio
 
@@ -95,8 +97,18 @@ def test_tokens_texts_and_reasons_are_those_of_the_offline_engine(engine):
         SamplingParams(temperature=0.8, top_k=20, top_p=0.9, seed=3, max_tokens=1),
         SamplingParams(temperature=1, seed=5, max_tokens=24, stop=["。", "the"]),
         SamplingParams(temperature=1, seed=5, max_tokens=6, logit_bias={11: 3.0}, logprobs=2),
+        SamplingParams(
+            logit_bias={97: 999.0, 98: 999.0},  # a, b
+            seed=1,
+            max_tokens=40,
+            stop="aab",
+            stop_token_ids=[99],
+            min_tokens=4,
+        ),
+        SamplingParams(stop_token_ids=[97], logit_bias={97: 999}, include_stop_str_in_output=True),
+        SamplingParams(seed=2**70, max_tokens=None, stop="。"),
     ]
-    prompts = ["吾輩は", "To be, or", "🙂", "名前は", "x"]
+    prompts = ["吾輩は", "To be, or", "🙂", "名前は", "x", "y", "z", "w"]
     offline = LLM("tiny", **ENGINE)
     ids = [offline.tokenizer.encode(prompt) for prompt in prompts]
     wanted = [output.outputs[0] for output in offline.generate(ids, params, use_tqdm=False)]
@@ -113,6 +125,7 @@ def test_tokens_texts_and_reasons_are_those_of_the_offline_engine(engine):
             assert got[-1].stop_reason == want.stop_reason
         assert all(isinstance(d.logprobs, TokenLogprobs) for d in deltas[4])
         assert {d.logprobs for d in deltas[0]} == {None}
+        assert [d.text for d in deltas[6]] == ["a"], "a stop token whose text was asked for"
 
     engine.run(test)
 
@@ -343,15 +356,81 @@ def test_messages_survive_the_wire():
     assert token == Codec().for_front(codec.encode(Step([token]))).tokens[0]
 
 
+def nested(depth: int) -> dict:
+    schema: dict = {}
+    for _ in range(depth):
+        schema = {"items": schema}
+    return schema
+
+
 @pytest.mark.parametrize(
-    "params",
-    [SamplingParams(stop=["\ud800"]), SamplingParams(guided=GuidedParams(json={"maximum": 2**70}))],
-    ids=["half a character", "a number of more than 64 bits"],
+    "schema",
+    [{"maximum": 2**70}, {"const": object()}, {"const": "\ud800"}, nested(50_000)],
+    ids=["a number of more than 64 bits", "an object", "half a character", "depth"],
 )
-def test_what_cannot_be_told_to_the_engine_is_refused_and_leaves_nothing(engine, params):
+def test_what_cannot_be_told_to_the_engine_is_refused_and_leaves_nothing(engine, schema):
+    params = SamplingParams(guided=GuidedParams(json=schema))
+
     async def test(llm: AsyncLLM) -> None:
         with pytest.raises(RequestRefusedError, match="cannot be told"):
             await collect(llm, [Job([1, 50], LONG), Job([1, 50], params)])
+
+    engine.run(test)
+
+
+@pytest.mark.parametrize(
+    ("job", "reason"),
+    [
+        (Job([1, 5.0], LONG), "token 1 is 5.0"),
+        (Job([1, True], LONG), "token 1 is True"),
+        (Job("text", LONG), "'text' is of no use"),
+        (Job(None, LONG), "None is of no use"),
+        (Job([1, 50], {"max_tokens": 3}), "is no Job of"),
+        (Job([1, 50], None), "is no Job of"),
+        (([1, 50], LONG), "is no Job of"),
+        (Job([1, 2**70], LONG), "cannot be told|vocabulary"),
+        (Job([], LONG), "the prompt has no tokens"),
+        (Job([1, 50], SamplingParams(stop_token_ids=[5120])), "stop_token_ids names token 5120"),
+    ],
+    ids=str,
+)
+def test_a_job_of_other_types_is_refused_and_leaves_nothing(engine, job, reason):
+    async def test(llm: AsyncLLM) -> None:
+        with pytest.raises(RequestRefusedError, match=reason):
+            await collect(llm, [Job([1, 50], LONG), job])
+        arrays = [Job(np.array([1, 50]), short(3)), Job(torch.tensor([1, 50]), short(3))]
+        first, second = (await collect(llm, arrays)).values()
+        assert [d.token_id for d in first] == [d.token_id for d in second]
+
+    engine.run(test)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    {
+        "temperature": "hot",
+        "n": True,
+        "stop": [5],
+        "seed": 1.5,
+        "top_p": 7.0,
+        "stop_token_ids": ["a"],
+        "logit_bias": {"x": 1},
+        "guided": {"regex": 5},
+    }.items(),
+)
+def test_an_ill_typed_request_that_reaches_the_engine_ends_that_request_alone(engine, field, value):
+    """Whoever writes past all checks gets a refusal, and his neighbour goes on."""
+    params = replace(LONG)
+    object.__setattr__(params, field, value)
+
+    async def test(llm: AsyncLLM) -> None:
+        pid = llm.engine_pid
+        async with aclosing(llm.generate([Job([1, 50], LONG)])) as deltas:
+            await anext(deltas)
+            with pytest.raises(RequestRefusedError):
+                await collect(llm, [Job([1, 50], params)])
+            await anext(deltas)
+        assert (llm.engine_pid, llm.num_restarts) == (pid, 0)
 
     engine.run(test)
 

@@ -4,7 +4,9 @@ Invariant tested: whatever happens during a call, its results are in order and t
 after it.
 """
 
+import numpy as np
 import pytest
+import torch
 from engines import GREEDY
 
 from plamo_ref import LLM, SamplingParams
@@ -158,6 +160,47 @@ def test_a_stop_token_ends_the_request_and_has_no_text(llm):
     assert (output.finish_reason, output.stop_reason) == ("stop", stop)
 
 
+@pytest.mark.parametrize("skip", [True, False])
+def test_the_text_of_a_stop_token_is_included_when_asked_for(llm, skip):
+    (free,) = llm.generate("吾輩は", GREEDY, use_tqdm=False)
+    ids = free.outputs[0].token_ids
+    asked = {"include_stop_str_in_output": True, "skip_special_tokens": skip, "temperature": 0}
+    params = [
+        SamplingParams(stop_token_ids=[ids[2]], **asked),
+        SamplingParams(logit_bias={llm.stop_token_ids[0]: 1000.0}, **asked),
+    ]
+    own, eos = (r.outputs[0] for r in llm.generate(["吾輩は"] * 2, params, use_tqdm=False))
+    assert (own.text, own.stop_reason) == (llm.tokenizer.decode(ids[:3]), ids[2])
+    end = llm.tokenizer.decode(llm.stop_token_ids[:1])
+    assert (eos.text, eos.finish_reason) == ("" if skip else end, "stop")
+    assert end, "the token has a text of its own"
+    joined = ["", ""]
+    for piece in llm.stream(["吾輩は"] * 2, params):
+        joined[piece.index] += piece.text
+    assert joined == [own.text, eos.text]
+
+
+def test_a_stop_string_across_the_border_of_min_tokens_is_found(llm):
+    free = llm.generate("吾輩は", SamplingParams(temperature=0, max_tokens=12), use_tqdm=False)
+    ids = free[0].outputs[0].token_ids
+    stop = llm.tokenizer.decode(ids[1:3])
+    for least in range(4):
+        params = SamplingParams(temperature=0, max_tokens=12, stop=stop, min_tokens=least)
+        (result,) = llm.generate("吾輩は", params, use_tqdm=False)
+        stopped = result.outputs[0].finish_reason == "stop"
+        assert stopped == (least < 3)
+        if stopped:
+            assert result.outputs[0].text == llm.tokenizer.decode(ids[:1])
+
+
+def test_without_a_largest_number_of_tokens_a_text_goes_on_to_the_longest_length():
+    short = LLM("tiny", device="cpu", max_model_len=20, memory_bytes=2_000_000)
+    params = SamplingParams(temperature=0, max_tokens=None, ignore_eos=True)
+    (result,) = short.generate("吾輩は", params, use_tqdm=False)
+    assert len(result.prompt_token_ids) + len(result.outputs[0].token_ids) == 20
+    assert result.outputs[0].finish_reason == "length"
+
+
 def test_a_request_ends_where_the_longest_length_is_reached():
     short = LLM("tiny", device="cpu", max_model_len=12, memory_bytes=2_000_000)
     ids = short.tokenizer.encode("吾輩は猫である")
@@ -177,7 +220,10 @@ def test_a_request_ends_where_the_longest_length_is_reached():
         (["吾輩は", [1, 99999]], GREEDY, "prompt token 1 is 99999"),
         (["吾輩は", [5] * 500_000], GREEDY, "the prompt has 500,000 tokens"),
         (["吾輩は"], [GREEDY, GREEDY], "1 prompts but 2 sampling parameters"),
-        (["吾輩は"], SamplingParams(stop_token_ids=[99999]), "names token 99999"),
+        (["吾輩は"], SamplingParams(stop_token_ids=[99999]), "stop_token_ids names token 99999"),
+        (["吾輩は"], SamplingParams(logit_bias={5120: 1.0}), "logit_bias names token 5120"),
+        (["吾輩は", b"x"], GREEDY, "prompt 1: b'x' is bytes"),
+        (["吾輩は"], [{"n": 1}], "is no SamplingParams"),
     ],
 )
 @pytest.mark.parametrize("call", ["generate", "stream"])
@@ -187,6 +233,25 @@ def test_a_refused_prompt_starts_nothing(llm, call, prompts, params, reason):
         getattr(llm, call)(prompts, params)
     assert_clean(llm)
     assert llm.core.num_steps == steps
+
+
+@pytest.mark.parametrize("ids", [[1, True], [1, 5.0], [1, np.int64(5)], [1, "5"], [1, -1]])
+def test_the_core_itself_refuses_ids_of_another_type(llm, ids):
+    """Who comes past `LLM` must not be able to end a step for everybody."""
+    with pytest.raises(EngineError, match="request odd: prompt token 1 is "):
+        llm.core.add(ids, GREEDY, request_id="odd")
+    with pytest.raises(EngineError, match=r"request odd: {'n': 1} is no SamplingParams"):
+        llm.core.add([1, 5], {"n": 1}, request_id="odd")
+
+
+def test_arrays_and_generators_are_prompts_and_their_results_are_those_of_lists(llm):
+    ids = llm.tokenizer.encode(PROMPTS[0])
+    for prompts in ([ids], np.array(ids), torch.tensor([ids]), iter([PROMPTS[0]])):
+        assert texts(llm, prompts) == texts(llm, [ids])
+    assert texts(llm, (p for p in PROMPTS)) == texts(llm, PROMPTS)
+    both = {"prompt": "shown", "prompt_token_ids": ids}
+    (result,) = llm.generate(both, GREEDY, use_tqdm=False)
+    assert (result.prompt, result.prompt_token_ids) == ("shown", tuple(ids))
 
 
 def test_unknown_settings_are_refused_by_name():

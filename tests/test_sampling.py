@@ -5,6 +5,7 @@ Invariant tested: a token depends on its logits, parameters, seed and number alo
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -301,11 +302,58 @@ def test_uniform_is_splitmix64_of_the_index_after_the_seed():
         ("prompt_logprobs", -1),
         ("stop", ["a", ""]),
         ("stop", [3]),
+        ("stop", {"a": 1}),
+        ("stop", ["\ud800"]),
+        ("n", True),
+        ("n", 2.0),
+        ("n", 10**6),
+        ("temperature", "0.5"),
+        ("temperature", None),
+        ("top_k", 2.5),
+        ("seed", 1.5),
+        ("seed", "x"),
+        ("max_tokens", 3.7),
+        ("logprobs", True),
+        ("stop_token_ids", 5),
+        ("stop_token_ids", [-1]),
+        ("logit_bias", {"5": 1.0}),
+        ("logit_bias", {5: None}),
+        ("ignore_eos", "no"),
+        ("guided", {"regex": "a"}),
     ],
 )
 def test_impossible_parameters_are_refused_by_name(field, value):
-    with pytest.raises(SamplingError, match=f"{field} must be "):
+    with pytest.raises(SamplingError, match=f"^{field} must be "):
         SamplingParams(**{field: value})
+
+
+def test_none_is_a_value_where_vllm_has_it():
+    names = ("stop", "stop_token_ids", "logit_bias", "seed", "logprobs", "prompt_logprobs")
+    assert SamplingParams(**dict.fromkeys(names)) == SamplingParams()
+    assert SamplingParams(max_tokens=None, min_tokens=999).max_tokens is None
+
+
+def test_numbers_of_numpy_and_torch_are_python_s_from_here_on():
+    params = SamplingParams(
+        n=np.int64(2),
+        temperature=torch.tensor(0.5),
+        seed=np.uint64(7),
+        top_k=torch.tensor(3),
+        stop_token_ids=np.array([3, 4]),
+        logit_bias={np.int32(5): np.float64(1)},
+        ignore_eos=np.bool_(True),
+    )
+    assert params == SamplingParams(
+        n=2,
+        temperature=0.5,
+        seed=7,
+        top_k=3,
+        stop_token_ids=(3, 4),
+        logit_bias={5: 1.0},
+        ignore_eos=True,
+    )
+    values = [*vars(params).values(), *params.stop_token_ids, *params.logit_bias]
+    assert {type(v).__module__ for v in values} == {"builtins"}
 
 
 def test_a_plain_stop_string_is_a_list_of_one():

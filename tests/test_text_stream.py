@@ -4,7 +4,9 @@ Invariant tested: the pieces, joined, are the final text; nothing that could sti
 string comes out before that is decided.
 """
 
+import itertools
 import random
+from dataclasses import dataclass
 
 import pytest
 from engines import GREEDY
@@ -111,7 +113,92 @@ def test_special_tokens_are_not_text_unless_asked_for():
     assert stream([special], skip_special_tokens=False)[0].text == TOKENIZER.decode([special])
 
 
-@pytest.mark.parametrize("free", [0, 1, 3, 4])
-def test_the_first_tokens_are_not_looked_at_for_stop_strings(free):
+@pytest.mark.parametrize("free", [0, 1, 2, 3, 4])
+def test_no_stop_string_ends_in_the_first_tokens_but_it_may_begin_there(free):
     made, pieces = stream(letters("abab"), stop="ab", min_tokens=free)
-    assert "".join(pieces) == made.text == {0: "", 1: "ab", 3: "abab", 4: "abab"}[free]
+    assert "".join(pieces) == made.text == {0: "", 1: "", 2: "ab", 3: "ab", 4: "abab"}[free]
+
+
+# --- any cut -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class AnyTokens:
+    """A tokenizer whose tokens are given: token i is the i-th piece of a text's bytes."""
+
+    pieces: list[bytes]
+    special_ids: frozenset[int] = frozenset()
+
+    def token_bytes(self, token: int) -> bytes:
+        return self.pieces[token]
+
+
+def cut(data: bytes, places: list[int]) -> list[bytes]:
+    """`data` in pieces, cut anywhere, in the middle of characters too; a piece may be empty."""
+    edges = [0, *sorted(place % (len(data) + 1) for place in places), len(data)]
+    return [data[a:b] for a, b in itertools.pairwise(edges)]
+
+
+def first_complete(text: str, stops: list[str], after: int) -> tuple[str, int, int] | None:
+    """Which stop string is complete first (begins first, of several), and where it lies."""
+    for end in range(after + 1, len(text) + 1):
+        complete = [stop for stop in stops if text[:end].endswith(stop)]
+        if complete:
+            longest = max(complete, key=len)
+            return longest, end - len(longest), end
+    return None
+
+
+@given(
+    text=st.text("aあb🦙", max_size=16),
+    stops=st.lists(st.text("aあb🦙", min_size=1, max_size=5), max_size=4),
+    places=st.lists(st.integers(0, 60), max_size=8),
+    free=st.integers(0, 5),
+    include=st.booleans(),
+)
+def test_where_a_text_ends_does_not_depend_on_how_it_was_cut_into_tokens(
+    text, stops, places, free, include
+):
+    pieces = cut(text.encode(), places)
+    params = SamplingParams(
+        stop=stops, include_stop_str_in_output=include, min_tokens=free, max_tokens=99
+    )
+    made, came = TextStream(AnyTokens(pieces), params), []  # type: ignore[arg-type]
+    for token in range(len(pieces)):
+        came.append(made.push(token))
+        if made.stopped_by is not None:
+            break
+    came.append(made.finish())
+    assert "".join(came) == made.text
+    protected = len(b"".join(pieces[:free]).decode(errors="ignore"))
+    found = first_complete(text, stops, protected)
+    if found is None:
+        assert (made.text, made.stopped_by) == (text, None)
+    else:
+        stop, start, end = found
+        assert (made.text, made.stopped_by) == (text[: end if include else start], stop)
+
+
+@pytest.mark.parametrize("ids", [[TOKENIZER.id_of("ている")], letters("ている")], ids=["1", "3"])
+def test_one_token_with_two_stop_strings_ends_where_three_would(ids):
+    made, _ = stream(ids, stop=["ている", "い"])
+    assert (made.text, made.stopped_by) == ("て", "い")
+
+
+# --- stop tokens ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("include", "text"), [(False, "xa"), (True, "xab")])
+def test_a_stop_token_has_text_only_where_that_is_asked_for(include, text):
+    made = TextStream(TOKENIZER, SamplingParams(stop="ac", include_stop_str_in_output=include))
+    *before, last = letters("xab")
+    pieces = [made.push(token) for token in before]
+    assert pieces == ["x", ""], "a could become a stop string"
+    assert "".join([*pieces, made.push_stop(last), made.finish()]) == made.text == text
+
+
+def test_a_special_stop_token_has_text_only_where_special_tokens_have():
+    special = min(TOKENIZER.special_ids)
+    for skip, text in ((True, ""), (False, TOKENIZER.decode([special]))):
+        params = SamplingParams(include_stop_str_in_output=True, skip_special_tokens=skip)
+        assert TextStream(TOKENIZER, params).push_stop(special) == text

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from plamo_ref.commands import _options as options
+from plamo_ref.commands import _vllm_options as vllm
 
 ENGINE = (
     "load_format",
@@ -109,6 +110,7 @@ def server_options(command: options.Command) -> options.Command:
 @options.model_options
 @server_options
 @engine_options
+@vllm.options
 def serve(model: str, host: str, port: int, **given: Any) -> None:
     """Serve a model over HTTP, to clients made for OpenAI's API.
 
@@ -118,14 +120,22 @@ def serve(model: str, host: str, port: int, **given: Any) -> None:
     from plamo_ref.server import run
     from plamo_ref.server.config import ServerConfig
 
+    translated, notice = vllm.translated(given | {"model": model})
     config = ServerConfig(
         model_name=given["served_model_name"] or model, **{name: given[name] for name in LIMITS}
     )
     llm = AsyncLLM(
         model,
         max_restarts=given["engine_restarts"],
-        **{name: given[name] for name in (*ENGINE, "revision", "offline", "max_requests")},
+        **{name: given[name] for name in (*ENGINE, "revision", "offline", "max_requests")}
+        | translated,
     )
+
+    def listening(address: str) -> None:
+        click.echo(f"listening on {address}", err=True)
+        if notice:
+            click.echo(notice, err=True)
+
     serving = run.serve(
         llm,
         config,
@@ -133,6 +143,6 @@ def serve(model: str, host: str, port: int, **given: Any) -> None:
         port=port,
         chat_template=given["chat_template"],
         drain_seconds=given["drain_seconds"],
-        listening=lambda address: click.echo(f"listening on {address}", err=True),
+        listening=listening,
     )
     run.until_done(serving)

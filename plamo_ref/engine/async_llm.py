@@ -82,7 +82,7 @@ class AsyncLLM:
         config = EngineConfig(**engine)
         self.folder = locate(model, revision=revision, cache_dir=cache_dir, offline=offline)
         self.tokenizer = Plamo2Tokenizer.from_folder(self.folder)
-        some, any_number = Whole("an integer, 1 or more", least=1), Whole("an integer, 0 or more")
+        some, any_number = Whole("1 or more", least=1), Whole("0 or more")
         self.max_requests = read(EngineError, "max_requests", max_requests, some)
         self.max_unread = read(EngineError, "max_unread", max_unread, some)
         restarts = read(EngineError, "max_restarts", max_restarts, any_number)

@@ -126,7 +126,7 @@ class _Torchs:
 
 
 # Which values a field may have. None, where vLLM has it, is our default.
-_POSITIVE = Whole("an integer, 1 or more", least=1)
+_POSITIVE = Whole("1 or more", least=1)
 _DTYPES = ("auto", *DTYPES)
 _NO_HALF = " (float16 overflows in this model; a GPU without bfloat16, as the T4, takes float32)"
 _KINDS: Mapping[str, Kind] = {
@@ -139,7 +139,7 @@ _KINDS: Mapping[str, Kind] = {
     "scheduler": OneOf(("v1", "v0")),
     "chunk_size": NoneFor(_POSITIVE),
     "memory_bytes": NoneFor(_POSITIVE),
-    "gpu_memory_utilization": Number("a number above 0 and at most 1", lambda x: 0 < x <= 1),
+    "gpu_memory_utilization": Number("above 0 and at most 1", lambda x: 0 < x <= 1),
     "max_model_len": NoneFor(_POSITIVE),
     "state_dtype": _Torchs(OneOf(_DTYPES)),
     "seed": NoneFor(Seed(), EngineConfig.seed),
@@ -149,7 +149,7 @@ _KINDS: Mapping[str, Kind] = {
     "pdl": Flag(),
     "overlap": NoneFor(Flag()),
     "cuda_graphs": Flag(),
-    "graph_tokens": Whole("an integer, 0 (record decode steps only) or more"),
+    "graph_tokens": Whole("0 (record decode steps only) or more"),
     "precompile": Flag(),
     "record": Flag(),
 }

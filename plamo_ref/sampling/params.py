@@ -88,28 +88,28 @@ class SamplingParams:
 
 # Which values a field may have. Counts that are as good as endless are clipped, not refused.
 _PENALTY = Number("between -2 and 2", lambda x: -2 <= x <= 2)
-_COUNT = Whole(f"an integer, 0 to {MAX_LOGPROBS}", most=MAX_LOGPROBS)
-_TOKEN = Whole("a token id")
+_COUNT = Whole(f"0 to {MAX_LOGPROBS}", most=MAX_LOGPROBS)
+_TOKEN = Whole("0 or more")
 _KINDS: Mapping[str, Kind] = {
-    "n": Whole(f"an integer, 1 to {MAX_COMPLETIONS:,}", least=1, most=MAX_COMPLETIONS),
-    "temperature": Number("a number, 0 or more", lambda x: 0 <= x < math.inf),
-    "top_k": Whole("an integer: -1, 0 (both: all tokens) or more", least=-1, clipped=True),
-    "top_p": Number("a number above 0 and at most 1", lambda x: 0 < x <= 1),
-    "min_p": Number("a number between 0 and 1", lambda x: 0 <= x <= 1),
-    "repetition_penalty": Number("a number above 0", lambda x: 0 < x < math.inf),
+    "n": Whole(f"1 to {MAX_COMPLETIONS:,}", least=1, most=MAX_COMPLETIONS),
+    "temperature": Number("0 or more", lambda x: 0 <= x < math.inf),
+    "top_k": Whole("-1, 0 (both: all tokens) or more", least=-1, clipped=True),
+    "top_p": Number("above 0 and at most 1", lambda x: 0 < x <= 1),
+    "min_p": Number("between 0 and 1", lambda x: 0 <= x <= 1),
+    "repetition_penalty": Number("above 0", lambda x: 0 < x < math.inf),
     "presence_penalty": _PENALTY,
     "frequency_penalty": _PENALTY,
     "logit_bias": NoneFor(
         Mapped(
             "a mapping from token ids (integers) to numbers below infinity",
             _TOKEN,
-            Number("", lambda x: x < math.inf),
+            Number("below infinity", lambda x: x < math.inf),
         ),
         meaning={},
     ),
     "seed": NoneFor(Seed()),
-    "max_tokens": NoneFor(Whole("an integer, 1 or more", least=1, clipped=True)),
-    "min_tokens": Whole("an integer, 0 or more", clipped=True),
+    "max_tokens": NoneFor(Whole("1 or more", least=1, clipped=True)),
+    "min_tokens": Whole("0 or more", clipped=True),
     "stop": NoneFor(Listed("texts, none of them empty", Text(), alone=True), meaning=()),
     "stop_token_ids": NoneFor(Listed("a list of token ids (integers)", _TOKEN), meaning=()),
     "ignore_eos": Flag(),
