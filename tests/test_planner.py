@@ -13,6 +13,7 @@ from engines import CONFIGS, random_pair
 from hypothesis import given
 from hypothesis import strategies as st
 
+from plamo_ref import LLM
 from plamo_ref.config import Plamo2Config
 from plamo_ref.engine.cache import AttentionGroup
 from plamo_ref.engine.config import EngineConfig, EngineError
@@ -166,3 +167,8 @@ def test_the_budget_is_the_users_or_one_gib_without_a_gpu():
     cpu = torch.device("cpu")
     assert cache_budget(EngineConfig(memory_bytes=12345), cpu, SHAPE_1B, 4) == 12345
     assert cache_budget(EngineConfig(), cpu, SHAPE_1B, 4) == CPU_CACHE_BYTES
+
+
+def test_a_cache_that_the_machine_cannot_hold_is_refused_by_name():
+    with pytest.raises(EngineError, match=r"cpu has no 4,611,.* bytes .*: lower memory_bytes"):
+        LLM("tiny", device="cpu", memory_bytes=2**62)

@@ -42,8 +42,9 @@ from plamo_ref.engine.messages import (
     ToFront,
     Token,
 )
-from plamo_ref.engine.source import locate
+from plamo_ref.engine.source import checked_model, checked_source
 from plamo_ref.engine.supervisor import State, Supervisor
+from plamo_ref.hub import find
 from plamo_ref.text_stream import TextStream
 from plamo_ref.tokenizer import Plamo2Tokenizer
 from plamo_ref.values import Whole, read
@@ -80,7 +81,8 @@ class AsyncLLM:
         **engine: Any,
     ) -> None:
         config = EngineConfig(**engine)
-        self.folder = locate(model, revision=revision, cache_dir=cache_dir, offline=offline)
+        where = checked_source(revision=revision, cache_dir=cache_dir, offline=offline)
+        self.folder = find(checked_model(model), **where)
         self.tokenizer = Plamo2Tokenizer.from_folder(self.folder)
         some, any_number = Whole("1 or more", least=1), Whole("0 or more")
         self.max_requests = read(EngineError, "max_requests", max_requests, some)

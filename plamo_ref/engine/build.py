@@ -12,7 +12,7 @@ import torch
 
 from plamo_ref.config import Plamo2Config
 from plamo_ref.engine.compiling import compile_model, warm_up
-from plamo_ref.engine.config import EngineConfig
+from plamo_ref.engine.config import EngineConfig, EngineError
 from plamo_ref.engine.core import EngineCore
 from plamo_ref.engine.dry_run import dry_run
 from plamo_ref.engine.graphs import Graphs
@@ -47,7 +47,13 @@ def build_core(
     budget = cache_budget(engine, device, model, dtype.itemsize)
     plan = plan_memory(model, engine, budget, dtype=dtype, state_dtype=state_dtype)
     loaded = compile_model(loaded, engine.compile, engine.compile_sizes)
-    runner = ModelRunner(loaded, plan, state_dtype)
+    try:
+        runner = ModelRunner(loaded, plan, state_dtype)
+    except RuntimeError as error:  # torch.OutOfMemoryError is one; on a CPU it has no own class
+        if "memory" not in str(error):
+            raise
+        message = f"{device} has no {budget:,} bytes for the cache: lower memory_bytes"
+        raise EngineError(message) from error
     # The torch twins read lengths back to the host, which no graph can record.
     if engine.cuda_graphs and device.type == "cuda" and ops.name != "torch":
         runner.recordings = Graphs(loaded, runner.caches, plan, engine.graph_tokens)

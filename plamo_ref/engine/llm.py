@@ -18,7 +18,8 @@ from plamo_ref.engine.config import EngineConfig, EngineError
 from plamo_ref.engine.outputs import RequestOutput, StreamPiece
 from plamo_ref.engine.prompts import ParamsLike, Prompt, PromptsLike, read_params, read_prompts
 from plamo_ref.engine.record import StepRecord
-from plamo_ref.engine.source import locate, open_source
+from plamo_ref.engine.source import checked_model, checked_source, open_source
+from plamo_ref.hub import find
 from plamo_ref.sampling import GuideMaker, SamplingParams
 from plamo_ref.text_stream import TextStream
 from plamo_ref.tokenizer import Plamo2Tokenizer
@@ -47,7 +48,8 @@ class LLM:
         **engine: Any,
     ) -> None:
         self.config = EngineConfig(**engine)
-        folder = locate(model, revision=revision, cache_dir=cache_dir, offline=offline)
+        where = checked_source(revision=revision, cache_dir=cache_dir, offline=offline)
+        folder = find(checked_model(model), **where)
         source = open_source(folder, self.config.load_format)
         self.model_config = source.config
         self.tokenizer = Plamo2Tokenizer.from_folder(folder)

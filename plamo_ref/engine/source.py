@@ -6,14 +6,13 @@ Invariant: whatever the weights are, the shape and the ids that end a text are t
 from dataclasses import dataclass
 from os import PathLike, fspath
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from plamo_ref.checkpoint import Checkpoint
 from plamo_ref.checkpoint_files import CONFIG_FILE
 from plamo_ref.config import Plamo2Config
 from plamo_ref.engine.build import ModelLoader
 from plamo_ref.engine.config import EngineError
-from plamo_ref.hub import find
 from plamo_ref.loading import load_model
 from plamo_ref.random_weights import random_model
 from plamo_ref.values import Flag, NoneFor, Text, read
@@ -39,19 +38,26 @@ class _Location:
         return Path(text) if isinstance(value, PathLike) else text
 
 
-def locate(model: Any, *, revision: Any, cache_dir: Any, offline: Any) -> Path:
-    """The folder of a model that a user has named, with `plamo_ref.hub.find`.
+def checked_model(model: Any) -> str | Path:
+    """What names a model, for `plamo_ref.hub.find`.
+
+    Raises:
+        EngineError: it is neither a text nor a path.
+    """
+    return cast(str | Path, read(EngineError, "model", model, _Location()))
+
+
+def checked_source(*, revision: Any, cache_dir: Any, offline: Any) -> dict[str, Any]:
+    """Where to look for it, likewise.
 
     Raises:
         EngineError: an argument of another type.
-        PlamoRefError: there is no such model.
     """
-    return find(
-        read(EngineError, "model", model, _Location()),
-        revision=read(EngineError, "revision", revision, NoneFor(Text())),
-        cache_dir=read(EngineError, "cache_dir", cache_dir, NoneFor(_Location())),
-        offline=read(EngineError, "offline", offline, Flag()),
-    )
+    return {
+        "revision": read(EngineError, "revision", revision, NoneFor(Text())),
+        "cache_dir": read(EngineError, "cache_dir", cache_dir, NoneFor(_Location())),
+        "offline": read(EngineError, "offline", offline, Flag()),
+    }
 
 
 def open_source(folder: str | Path, load_format: str = "auto") -> ModelSource:
