@@ -8,7 +8,12 @@ schemathesis, as SCHEMATHESIS_HOOKS says.
 import schemathesis
 from schemathesis.specs.openapi.checks import positive_data_acceptance
 
-BEYOND_A_SCHEMA = {"context_length_exceeded", "invalid_combination", "unsupported_grammar"}
+BEYOND_A_SCHEMA = {
+    "context_length_exceeded",
+    "invalid_combination",
+    "unsupported_grammar",
+    "unsupported_tools",
+}
 
 
 @schemathesis.check

@@ -9,6 +9,7 @@ import click
 
 from plamo_ref.commands import _options as options
 from plamo_ref.commands import _vllm_options as vllm
+from plamo_ref.server.tool_forms import FORMS
 
 ENGINE = (
     "load_format",
@@ -31,6 +32,7 @@ LIMITS = (
     "max_prompts",
     "max_choices",
     "max_logprobs",
+    "tool_call_parser",
 )
 shown: dict[str, Any] = {"show_default": True}
 positive = click.IntRange(1)
@@ -87,6 +89,11 @@ def server_options(command: options.Command) -> options.Command:
             default=3,
             help="In a row, when the engine dies; 0: the server exits.",
             **shown,
+        ),
+        click.option(
+            "--tool-call-parser",
+            type=click.Choice(list(FORMS)),
+            help="How the model writes calls of tools. Default: as its chat template shows.",
         ),
         click.option("--chat-template", metavar="NAME", help="plain, translate, or a Jinja file."),
         click.option("--cors-origin", "cors_origins", multiple=True, help="Repeatable."),

@@ -66,12 +66,28 @@ class CompletionAnswer(BaseModel):
     usage: Usage
 
 
+class CalledFunction(BaseModel):
+    """A function, and its arguments in JSON."""
+
+    name: str
+    arguments: str
+
+
+class ToolCall(BaseModel):
+    """A call that the assistant wants to be made."""
+
+    id: str
+    type: str
+    function: CalledFunction
+
+
 class AssistantMessage(BaseModel):
-    """What the assistant says."""
+    """What the assistant says, and calls."""
 
     role: str
-    content: str
+    content: str | None
     refusal: str | None
+    tool_calls: list[ToolCall] = []
 
 
 class TopToken(BaseModel):

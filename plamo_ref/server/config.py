@@ -22,4 +22,5 @@ class ServerConfig:
     max_logprobs: int = 20
     max_stops: int = 16
     max_stop_length: int = 256  # characters of a stop string
+    tool_call_parser: str | None = None  # a name of tool_forms.FORMS; None: as the template shows
     default_max_tokens: int = 16  # of a completion, as OpenAI's; a chat goes on to the limit

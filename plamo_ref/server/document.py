@@ -6,6 +6,7 @@ refused for one of these reasons only, which no schema can say, each with its ow
     context_length_exceeded   prompt and output do not fit into the model together
     invalid_combination       fields that exclude or need each other
     unsupported_grammar       a schema, regex or grammar that cannot be followed
+    unsupported_tools         tools, or calls of them, that the chat template does not know
 """
 
 from collections.abc import Mapping

@@ -84,16 +84,19 @@ def completion_params(
     )
 
 
-def chat_params(request: ChatRequest, config: ServerConfig, max_tokens: int) -> SamplingParams:
-    """For /v1/chat/completions."""
-    for name in ("tools", "functions", "documents"):
+def chat_params(
+    request: ChatRequest, config: ServerConfig, max_tokens: int, calls: GuidedParams | None = None
+) -> SamplingParams:
+    """For /v1/chat/completions. `calls` is the grammar of tool calls, where one is needed."""
+    for name, instead in (("functions", "use tools"), ("documents", "write them into a message")):
         if getattr(request, name):
-            raise bad(f"{name} are not supported by this model", name)
+            raise bad(f"{name} are not supported: {instead}", name)
     if request.top_logprobs and not request.logprobs:
         raise conflict("top_logprobs needs logprobs to be true", "top_logprobs")
     limit_logprobs("top_logprobs", request.top_logprobs, config)
     logprobs = (request.top_logprobs or 0) if request.logprobs else None
-    return common_params(request, config, max_tokens, logprobs=logprobs)
+    more = {} if calls is None else {"guided": calls}
+    return common_params(request, config, max_tokens, logprobs=logprobs, **more)
 
 
 def limit_logprobs(name: str, value: int | None, config: ServerConfig) -> None:

@@ -9,7 +9,9 @@ here, or, where it depends on the model and the settings, in `document.py`.
 from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BeforeValidator, Field
+
+from plamo_ref.server.tool_schemas import Strict, Tool, ToolCall, ToolChoice
 
 SAFE = 2**53 - 1  # up to it every reader of JSON sees the same integers
 
@@ -70,12 +72,6 @@ No = Annotated[bool, Field(json_schema_extra={"const": False}), AfterValidator(_
 Yes = Annotated[bool, Field(json_schema_extra={"const": True}), AfterValidator(_only(True))]
 NoText = Annotated[str, Field(json_schema_extra={"maxLength": 0})]
 NoList = Annotated[list[Any], Field(json_schema_extra={"maxItems": 0})]
-
-
-class Strict(BaseModel):
-    """A part of a request."""
-
-    model_config = ConfigDict(strict=True, extra="ignore", protected_namespaces=())
 
 
 class StreamOptions(Strict):
@@ -180,6 +176,9 @@ class ChatMessage(Strict):
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
     content: str | list[TextPart] | None = None
     name: str | None = None
+    tool_calls: list[ToolCall] | None = None  # of an assistant
+    tool_call_id: str | None = None  # of a tool's message
+    function_call: Unsupported = None  # older than tool_calls
 
 
 class ChatRequest(Sampling):
@@ -190,9 +189,10 @@ class ChatRequest(Sampling):
     max_completion_tokens: Positive | None = None
     logprobs: bool | None = None
     top_logprobs: Count | None = None
-    tools: NoList | None = None
-    functions: NoList | None = None
-    tool_choice: Literal["none", "auto"] | None = None
+    tools: list[Tool] | None = None
+    tool_choice: ToolChoice | None = None
+    parallel_tool_calls: bool | None = None
+    functions: NoList | None = None  # older than tools
     function_call: Literal["none", "auto"] | None = None
     modalities: list[Literal["text"]] | None = None
     audio: Unsupported = None

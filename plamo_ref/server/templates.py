@@ -6,7 +6,7 @@ change what it is given. A base model has none, and then a chat is refused, not 
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -17,6 +17,7 @@ from plamo_ref.errors import PlamoRefError
 from plamo_ref.hub import EMBEDDED, find
 from plamo_ref.sampling import SamplingParams
 from plamo_ref.server.errors import bad
+from plamo_ref.server.template_tools import TemplateTools
 from plamo_ref.tokenizer import Plamo2Tokenizer
 
 # What a template can do wrong with what a client sent.
@@ -60,8 +61,14 @@ class ChatTemplate:
     template: Template
     names: Mapping[str, Any]  # what every rendering sees: bos_token …
     stops: Sequence[str] = ()
+    tools: TemplateTools = field(default_factory=TemplateTools)
 
-    def render(self, messages: Sequence[Mapping[str, Any]], extra: Mapping[str, Any]) -> str:
+    def render(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        extra: Mapping[str, Any],
+        tools: Sequence[Mapping[str, Any]] | None = None,
+    ) -> str:
         """The prompt, up to where the assistant speaks.
 
         Raises:
@@ -69,7 +76,9 @@ class ChatTemplate:
         """
         known = {**extra, **self.names}
         try:
-            return self.template.render(known, messages=messages, add_generation_prompt=True)
+            return self.template.render(
+                known, messages=messages, tools=tools, add_generation_prompt=True
+            )
         except TEMPLATE_ERRORS as error:
             raise bad(f"the chat template refuses the messages: {error}", "messages") from None
 
@@ -158,6 +167,7 @@ def _compile(
     environment.globals["raise_exception"] = raise_exception
     names = {name: text for name, text in tokenizer.special_tokens.items() if text is not None}
     try:
-        return ChatTemplate(environment.from_string(source), names, tuple(stops))
+        template = environment.from_string(source)
+        return ChatTemplate(template, names, tuple(stops), TemplateTools.of(source, environment))
     except TemplateError as error:
         raise TemplateLoadError(f"chat template of {where}: {error}") from None

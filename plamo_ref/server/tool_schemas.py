@@ -1,0 +1,64 @@
+"""What clients say of tools: functions that the model may call, which of them, and earlier calls.
+
+Invariant: a function has a name that needs no escape in any form; its parameters are a JSON schema,
+which is checked where it is used.
+"""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+FunctionName = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_.\-]{1,128}$")]
+
+
+class Strict(BaseModel):
+    """A part of a request."""
+
+    model_config = ConfigDict(strict=True, extra="ignore", protected_namespaces=())
+
+
+class Function(Strict):
+    """What the model may call."""
+
+    name: FunctionName
+    description: str | None = None
+    parameters: dict[str, Any] | None = None  # a JSON schema; none: it has no parameters
+    strict: bool | None = None  # calls follow the schema, also those that nobody asked for
+
+
+class Tool(Strict):
+    """A function, wrapped as the API wraps it."""
+
+    type: Literal["function"]
+    function: Function
+
+
+class FunctionNamed(Strict):
+    """A function's name, where only that is given."""
+
+    name: FunctionName
+
+
+class NamedTool(Strict):
+    """The tool to be called."""
+
+    type: Literal["function"]
+    function: FunctionNamed
+
+
+ToolChoice = Literal["none", "auto", "required"] | NamedTool
+
+
+class CalledFunction(Strict):
+    """A function that was called."""
+
+    name: str
+    arguments: str  # JSON
+
+
+class ToolCall(Strict):
+    """A call that an assistant made earlier."""
+
+    id: str
+    type: Literal["function"] = "function"
+    function: CalledFunction
