@@ -30,7 +30,8 @@ MESSAGES = [{"role": "user", "content": "猫は"}]
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
     # Small limits: a client that is made to try everything shall not wait for long texts.
     limits = ("--max-model-len", "256", "--max-choices", "4", "--max-prompts", "4")
-    with running_server(tmp_path_factory.mktemp("server"), *limits) as running:
+    template = ("--chat-template", str(Path(__file__).parent / "tools.jinja"))
+    with running_server(tmp_path_factory.mktemp("server"), *limits, *template) as running:
         yield running
         running.wait_until_idle()
 

@@ -131,6 +131,22 @@ class ChatAnswer(BaseModel):
     usage: Usage
 
 
+class ResponseAnswer(BaseModel):
+    """Of POST /v1/responses. Its items are messages and calls of functions."""
+
+    id: str
+    object: str
+    created_at: int
+    status: str
+    model: str
+    error: dict[str, str] | None
+    incomplete_details: dict[str, str] | None
+    output: list[dict[str, Any]]
+    usage: dict[str, Any] | None
+    store: bool
+    tools: list[dict[str, Any]]
+
+
 class ModelCard(BaseModel):
     """A model that is served."""
 
@@ -195,6 +211,7 @@ _EVENT = {"type": "object", "required": ["data"], "properties": {"data": {"type"
 _STREAM = {"text/event-stream": {"schema": _EVENT}}
 COMPLETION = _ok(CompletionAnswer, _STREAM)
 CHAT = _ok(ChatAnswer, _STREAM)
+RESPONSE = _ok(ResponseAnswer, _STREAM)
 MODELS = _ok(ModelList)
 MODEL = _ok(ModelCard)
 TOKENIZED = _ok(Tokenized)

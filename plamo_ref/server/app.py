@@ -18,6 +18,8 @@ from plamo_ref.server.errors import conflict
 from plamo_ref.server.gate import Gate
 from plamo_ref.server.metrics import CONTENT_TYPE
 from plamo_ref.server.params import check_model
+from plamo_ref.server.responses import Responding
+from plamo_ref.server.responses_schemas import ResponsesRequest
 from plamo_ref.server.schemas import (
     ChatRequest,
     CompletionRequest,
@@ -67,6 +69,13 @@ def _generation_routes(app: FastAPI, service: Service) -> None:
         if body.stream:
             return EventStream(prepared.events())
         return await answer(request.receive, prepared.whole())
+
+    @app.post("/v1/responses", responses=answers.RESPONSE)
+    async def responses(body: ResponsesRequest, request: Request) -> Response:
+        responding = await Responding.prepare(service, body)
+        if body.stream:
+            return EventStream(responding.events(), named=True)
+        return await answer(request.receive, responding.whole())
 
 
 def _text_routes(app: FastAPI, service: Service) -> None:

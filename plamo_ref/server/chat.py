@@ -35,7 +35,7 @@ class Chat:
     ) -> None:
         self._service, self._request, self._params = service, request, params
         self._prompt_ids, self._plan = prompt_ids, plan
-        self._turns = [Turn(plan) for _ in range(params.n)]
+        self.turns = [Turn(plan) for _ in range(params.n)]
         self._num_generated = 0
         self._head = {
             "id": f"chatcmpl-{uuid.uuid4().hex}",
@@ -76,7 +76,7 @@ class Chat:
         return {**body, "usage": self.usage()}
 
     def _choice(self, parts: Sequence[Delta]) -> dict[str, Any]:
-        turn = self._turns[parts[0].index]
+        turn = self.turns[parts[0].index]
         for part in parts:
             turn.read(part)
         return {
@@ -100,7 +100,7 @@ class Chat:
             yield [{**head, "choices": [], "usage": self.usage()}]
 
     def _chunks(self, delta: Delta) -> Iterator[dict[str, Any]]:
-        turn = self._turns[delta.index]
+        turn = self.turns[delta.index]
         if delta.first:
             yield _chunk(delta.index, {"role": "assistant", "content": ""})
         scores = self.logprobs([delta])

@@ -17,7 +17,8 @@ from fastapi import FastAPI
 from plamo_ref.server.config import ServerConfig
 from plamo_ref.server.service import Service
 
-MODEL_USERS = ("CompletionRequest", "ChatRequest", "TokenizeRequest", "DetokenizeRequest")
+GENERATORS = ("CompletionRequest", "ChatRequest", "ResponsesRequest")
+MODEL_USERS = (*GENERATORS, "TokenizeRequest", "DetokenizeRequest")
 
 
 def describe(app: FastAPI, service: Service) -> None:
@@ -39,14 +40,16 @@ def _limit(schemas: Mapping[str, Any], service: Service) -> None:
     longest = service.llm.max_model_len - 1
     for named in fields.values():
         _narrow(named["model"], "string", enum=[service.config.model_name])
-    for name in ("CompletionRequest", "ChatRequest"):
+    for name in GENERATORS:
         _limit_sampling(fields[name], service.config)
         _narrow(fields[name]["max_tokens"], "integer", maximum=longest)
         _narrow_items(fields[name]["stop_token_ids"], **ids)
         bias = _options(fields[name]["logit_bias"], "object")
         bias[0]["propertyNames"] = {"pattern": below(service.llm.vocab_size)}
     _narrow(fields["ChatRequest"]["max_completion_tokens"], "integer", maximum=longest)
-    _narrow(fields["ChatRequest"]["top_logprobs"], "integer", maximum=service.config.max_logprobs)
+    _narrow(fields["ResponsesRequest"]["max_output_tokens"], "integer", maximum=longest)
+    for name in ("ChatRequest", "ResponsesRequest"):
+        _narrow(fields[name]["top_logprobs"], "integer", maximum=service.config.max_logprobs)
     _narrow(fields["TokenizeRequest"]["prompt"], "string", **text)
     _narrow_items(fields["DetokenizeRequest"]["tokens"], **ids)
     logprobs = fields["CompletionRequest"]["logprobs"]
@@ -64,7 +67,8 @@ def _limit(schemas: Mapping[str, Any], service: Service) -> None:
 
 
 def _limit_sampling(fields: Mapping[str, Any], config: ServerConfig) -> None:
-    _narrow(fields["n"], "integer", maximum=config.max_choices)
+    for option in _options(fields["n"], "integer"):
+        option["maximum"] = min(option["maximum"], config.max_choices)
     _narrow(fields["stop"], "string", maxLength=config.max_stop_length)
     _narrow(fields["stop"], "array", maxItems=config.max_stops)
     _narrow_items(fields["stop"], maxLength=config.max_stop_length)

@@ -38,6 +38,11 @@ def event(body: Mapping[str, Any]) -> bytes:
     return b"data: " + msgspec.json.encode(body) + b"\n\n"
 
 
+def named_event(body: Mapping[str, Any]) -> bytes:
+    """The same, with its `type` as the event's name."""
+    return b"event: " + body["type"].encode() + b"\n" + event(body)
+
+
 async def unless_hung_up(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
     """Do `work`; cancel it if the client goes away meanwhile.
 
@@ -71,14 +76,16 @@ async def answer(receive: Receive, work: Coroutine[Any, Any, Mapping[str, Any]])
 
 
 class EventStream(Response):
-    """Sends `events` as they come, those that come together in one piece, then `[DONE]`."""
+    """Sends `events` as they come, those that come together in one piece, then `[DONE]`; or, where
+    they are `named`, nothing more: their last one says that it is the last."""
 
     media_type = "text/event-stream"
 
-    def __init__(self, events: Events) -> None:
+    def __init__(self, events: Events, *, named: bool = False) -> None:
         super().__init__(headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
         del self.headers["content-length"]
         self._events = events
+        self._event, self._done = (named_event, b"") if named else (event, DONE)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         with suppress(HungUpError):
@@ -94,8 +101,8 @@ class EventStream(Response):
                     if not started:
                         await self._begin(send)
                         started = True
-                    await self._send_part(send, b"".join(map(event, bodies)))
-                last = DONE
+                    await self._send_part(send, b"".join(map(self._event, bodies)))
+                last = self._done
             except Exception as error:
                 said = as_api_error(error)
                 if said.status >= 500:

@@ -1,0 +1,124 @@
+"""What clients may send to /v1/responses: what OpenAI's has for a text model without a memory.
+
+Invariant: as in `schemas.py`. `store` changes nothing in an answer, which says that it is not
+stored; whatever would need something that is stored is refused by name.
+"""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field
+
+from plamo_ref.server.schemas import No, Positive, Sampling, Unsupported
+from plamo_ref.server.tool_schemas import Function, FunctionNamed, Strict
+
+
+def _nothing_stored(value: Any) -> None:
+    if value is not None:
+        raise ValueError("this server stores nothing; send the whole conversation as input")
+
+
+NothingStored = Annotated[None, BeforeValidator(_nothing_stored)]
+
+
+class InputText(Strict):
+    """A part of a message: the user's, or the assistant's own."""
+
+    type: Literal["input_text", "output_text"]
+    text: str
+
+
+Content = str | list[InputText]
+
+
+class InputMessage(Strict):
+    """A turn of the conversation."""
+
+    type: Literal["message"] = "message"
+    role: Literal["user", "assistant", "system", "developer"]
+    content: Content
+
+
+class CallItem(Strict):
+    """A call that the assistant made."""
+
+    type: Literal["function_call"]
+    call_id: str
+    name: str
+    arguments: str
+
+
+class CallOutputItem(Strict):
+    """What came of a call."""
+
+    type: Literal["function_call_output"]
+    call_id: str
+    output: Content
+
+
+Item = InputMessage | CallItem | CallOutputItem
+
+
+class ResponseTool(Function):
+    """A function that may be called."""
+
+    type: Literal["function"]
+
+
+class ResponseNamedTool(FunctionNamed):
+    """The function to be called."""
+
+    type: Literal["function"]
+
+
+class PlainFormat(Strict):
+    """Any text, or any JSON object."""
+
+    type: Literal["text", "json_object"]
+
+
+class SchemaFormat(Strict):
+    """A JSON text that follows a schema."""
+
+    type: Literal["json_schema"]
+    name: str | None = None
+    schema_: dict[str, Any] = Field(alias="schema")
+    strict: bool | None = None
+
+
+class TextConfig(Strict):
+    """How the text of the answer shall be."""
+
+    format: PlainFormat | SchemaFormat | None = Field(None, discriminator="type")
+    verbosity: Unsupported = None
+
+
+# There is no reasoning here that could be left out.
+Included = Literal["message.output_text.logprobs", "reasoning.encrypted_content"]
+
+
+class ResponsesRequest(Sampling):
+    """POST /v1/responses"""
+
+    input: str | Annotated[list[Item], Field(min_length=1)]
+    instructions: str | None = None
+    max_output_tokens: Positive | None = None
+    metadata: dict[str, str] | None = None
+    parallel_tool_calls: bool | None = None
+    store: bool | None = None
+    text: TextConfig | None = None
+    tools: list[ResponseTool] | None = None
+    tool_choice: Literal["none", "auto", "required"] | ResponseNamedTool | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    include: list[Included] | None = None
+    truncation: Literal["disabled"] | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+    # What would need something that is stored, or is not there.
+    previous_response_id: NothingStored = None
+    conversation: NothingStored = None
+    prompt: NothingStored = None
+    background: No | None = None
+    reasoning: Unsupported = None
+    # Of the other APIs.
+    n: Annotated[int, Field(ge=1, le=1)] | None = None
+    max_tokens: Unsupported = None
+    response_format: Unsupported = None
