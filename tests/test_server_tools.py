@@ -7,7 +7,7 @@ cannot honour is refused by name.
 
 import asyncio
 import json
-from collections.abc import Iterator
+from collections.abc import AsyncGenerator, Iterator
 from pathlib import Path
 from typing import Literal
 
@@ -22,6 +22,11 @@ from pydantic_ai import Agent, UsageLimits
 from pydantic_ai.models.openai import OpenAIChatModel, OpenAIResponsesModel
 from pydantic_ai.providers.openai import OpenAIProvider
 from servers import RunningServer, running_server
+
+from plamo_ref.engine.calls import Delta, EngineDiedError
+from plamo_ref.server.responses import Responding
+from plamo_ref.server.responses_schemas import ResponsesRequest
+from plamo_ref.server.turn import Turn
 
 TEMPLATE = Path(__file__).parent / "tools.jinja"
 MESSAGES = [{"role": "user", "content": "How will the weather be?"}]
@@ -191,12 +196,14 @@ def test_arguments_that_are_no_object_are_shown_as_they_are(http):
         assert f'"arguments": {shown}}}' in said
 
 
-def test_tools_are_shown_to_the_model_unless_it_may_call_none(client):
+def test_tools_are_shown_to_the_model_unless_it_may_call_none(client, http):
     def size(**fields: object) -> int:
         return client.chat.completions.create(
             **{**CHAT, "max_tokens": 1, **fields}
         ).usage.prompt_tokens
 
+    told = {"messages": MESSAGES, "tools": TOOLS}
+    assert http.post("/tokenize", json=told).json()["count"] == size()
     assert size() > size(tools=[]) + 50
     assert size() == size(tool_choice=NAMED, max_tokens=9)
     assert size(tool_choice="none") == size(tools=[])
@@ -212,6 +219,7 @@ def test_tools_are_shown_to_the_model_unless_it_may_call_none(client):
         ({"tools": [{"type": "function", "function": {"name": "a b"}}]}, "tools", None),
         ({"tools": [{"type": "function", "function": {}}]}, "tools", None),
         ({"tools": [{"type": "retrieval"}]}, "tools", None),
+        ({"tools": [TOOLS[1]] * 129}, "tools", None),
         ({"tool_choice": "always"}, "tool_choice", None),
         ({"tool_choice": NAMED, "guided_regex": "a"}, "tools", "invalid_combination"),
         ({"parallel_tool_calls": False, "guided_regex": "a"}, "tools", "invalid_combination"),
@@ -544,3 +552,47 @@ def test_a_stream_of_responses_is_framed_with_names(http):
         name, data = block.split("\n")
         assert json.loads(data.removeprefix("data: "))["type"] == name.removeprefix("event: ")
     assert http.post("/v1/responses", json=fields | {"guided_regex": "("}).status_code == 400
+
+
+class BrokenChat:
+    """A chat whose engine ends, after so many batches."""
+
+    def __init__(self, num_batches: int) -> None:
+        self.turns, self._num_batches = [Turn(None)], num_batches
+
+    async def deltas(self, *, whole: bool) -> AsyncGenerator[list[Delta], None]:
+        for _ in range(self._num_batches):
+            yield [Delta(0, 1, "a", first=True)]
+        raise EngineDiedError("the engine is gone")
+
+    def logprobs(self, parts: list[Delta]) -> None:
+        return None
+
+    def usage(self) -> dict[str, int]:
+        return {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2}
+
+
+def test_a_response_that_breaks_off_ends_with_the_reason():
+    async def events(num_batches: int) -> list[dict]:
+        request = ResponsesRequest(model="tiny", input="Hm?")
+        responding = Responding(request, BrokenChat(num_batches))  # type: ignore[arg-type]
+        return [dict(event) async for batch in responding.events() for event in batch]
+
+    made = asyncio.run(events(1))
+    last = made[-1]
+    assert [event["type"].removeprefix("response.") for event in made[4:]] == [
+        "output_text.delta",
+        "output_text.done",
+        "content_part.done",
+        "output_item.done",
+        "failed",
+    ]
+    (item,) = last["response"]["output"]
+    assert (item["status"], item["content"][0]["text"]) == ("incomplete", "a")
+    assert last["response"]["error"]["message"] == "the engine is gone"
+    assert (last["response"]["status"], last["sequence_number"]) == (
+        "failed",
+        len(made) - 1,
+    )
+    with pytest.raises(EngineDiedError):  # an ordinary answer can still say it
+        asyncio.run(events(0))

@@ -11,7 +11,7 @@ from starlette.responses import Response
 
 import plamo_ref
 from plamo_ref.server import answers, errors
-from plamo_ref.server.chat import Chat, chat_ids
+from plamo_ref.server.chat import Chat, chat_ids, chat_template
 from plamo_ref.server.completions import Completion
 from plamo_ref.server.document import describe
 from plamo_ref.server.errors import conflict
@@ -27,6 +27,7 @@ from plamo_ref.server.schemas import (
     TokenizeRequest,
 )
 from plamo_ref.server.service import Service
+from plamo_ref.server.tools import for_template
 from plamo_ref.server.wire import EventStream, answer, json_response
 
 
@@ -87,8 +88,12 @@ def _text_routes(app: FastAPI, service: Service) -> None:
             check_model(body.model, service.config)
         if (body.prompt is None) == (body.messages is None):
             raise conflict("give either prompt or messages", "prompt")
+        if body.tools and body.messages is None:
+            raise conflict("tools are of a conversation: give messages", "tools")
         if body.messages is not None:
-            ids = await chat_ids(service, body.messages)
+            template = chat_template(service)
+            tools = for_template(body.tools, template.tools) if body.tools else None
+            ids = await chat_ids(service, body.messages, None, tools)
         else:
             add_bos = False if body.add_special_tokens is False else None
             ids = await service.encode(body.prompt or "", add_bos=add_bos)

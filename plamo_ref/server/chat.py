@@ -3,6 +3,7 @@
 Invariant: an unstreamed answer is the streamed one, joined: both are made of the same deltas.
 """
 
+import asyncio
 import time
 import uuid
 from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
@@ -52,8 +53,12 @@ class Chat:
         """
         check_model(request.model, service.config)
         template = chat_template(service)
-        plan = plan_tools(request, template.tools, service.config)
-        ids = await chat_ids(service, request.messages, request.chat_template_kwargs, plan)
+        plan = None
+        if request.tools or request.tool_choice is not None:
+            # Schemas can be long, and so can be making a grammar of them.
+            plan = await asyncio.to_thread(plan_tools, request, template.tools, service.config)
+        shown = None if plan is None else plan.shown
+        ids = await chat_ids(service, request.messages, request.chat_template_kwargs, shown)
         # The newer name decides, but the older one beside it must not be nonsense.
         most = service.max_tokens(ids, request.max_tokens)
         if request.max_completion_tokens is not None:
@@ -172,7 +177,7 @@ async def chat_ids(
     service: Service,
     messages: Sequence[ChatMessage],
     extra: Mapping[str, Any] | None = None,
-    plan: ToolPlan | None = None,
+    tools: Sequence[Mapping[str, Any]] | None = None,
 ) -> list[int]:
     """The conversation as the model sees it.
 
@@ -182,5 +187,5 @@ async def chat_ids(
     template = chat_template(service)
     check_calls(messages, template.tools)
     plain = [for_template(message) for message in messages]
-    text = template.render(plain, extra or {}, None if plan is None else plan.for_template())
+    text = template.render(plain, extra or {}, tools)
     return await service.encode(text, add_bos=template.add_bos(text))

@@ -77,7 +77,7 @@ class Responding:
         except Exception as error:
             if not begun:
                 raise
-            yield self._numbered([self._failed(error)])
+            yield self._numbered([*self._output.close("incomplete"), self._failed(error)])
             return
         yield self._numbered([self._state(f"response.{self._ended['status']}")])
 

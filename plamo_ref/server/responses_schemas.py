@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field
 
 from plamo_ref.server.schemas import No, Positive, Sampling, Unsupported
-from plamo_ref.server.tool_schemas import Function, FunctionNamed, Strict
+from plamo_ref.server.tool_schemas import MAX_TOOLS, Function, FunctionNamed, Strict
 
 
 def _nothing_stored(value: Any) -> None:
@@ -106,7 +106,7 @@ class ResponsesRequest(Sampling):
     parallel_tool_calls: bool | None = None
     store: bool | None = None
     text: TextConfig | None = None
-    tools: list[ResponseTool] | None = None
+    tools: Annotated[list[ResponseTool], Field(max_length=MAX_TOOLS)] | None = None
     tool_choice: Literal["none", "auto", "required"] | ResponseNamedTool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     include: list[Included] | None = None

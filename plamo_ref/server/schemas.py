@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
-from plamo_ref.server.tool_schemas import Strict, Tool, ToolCall, ToolChoice
+from plamo_ref.server.tool_schemas import Strict, ToolCall, ToolChoice, Tools
 
 SAFE = 2**53 - 1  # up to it every reader of JSON sees the same integers
 
@@ -189,7 +189,7 @@ class ChatRequest(Sampling):
     max_completion_tokens: Positive | None = None
     logprobs: bool | None = None
     top_logprobs: Count | None = None
-    tools: list[Tool] | None = None
+    tools: Tools | None = None
     tool_choice: ToolChoice | None = None
     parallel_tool_calls: bool | None = None
     functions: NoList | None = None  # older than tools
@@ -210,6 +210,7 @@ class TokenizeRequest(Strict):
     model: str | None = None
     prompt: str | None = None
     messages: list[ChatMessage] | None = None
+    tools: Tools | None = None
     add_special_tokens: bool | None = None
     return_token_strs: bool | None = None
 

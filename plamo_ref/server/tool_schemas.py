@@ -33,6 +33,10 @@ class Tool(Strict):
     function: Function
 
 
+MAX_TOOLS = 128  # as OpenAI's
+Tools = Annotated[list[Tool], Field(max_length=MAX_TOOLS)]
+
+
 class FunctionNamed(Strict):
     """A function's name, where only that is given."""
 

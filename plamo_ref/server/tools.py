@@ -5,7 +5,7 @@ and no tools at all, mean that nobody looks for calls. What a template cannot sh
 calls, is refused by name.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,7 +18,7 @@ from plamo_ref.server.schemas import ChatMessage, ChatRequest
 from plamo_ref.server.template_tools import TemplateTools
 from plamo_ref.server.tool_forms import FORMS, JSON, ToolForm
 from plamo_ref.server.tool_reader import ToolReader
-from plamo_ref.server.tool_schemas import Function, NamedTool
+from plamo_ref.server.tool_schemas import Function, NamedTool, Tool
 from plamo_ref.tokenizer import Plamo2Tokenizer
 
 CURE = "start the server with a --chat-template that knows them"
@@ -30,22 +30,18 @@ class ToolPlan:
     """The tools that the model sees, and the calls that it may, or must, make.
 
     Attributes:
-        shown: in the prompt.
-        callable: of them, those that may be called.
+        shown: in the prompt, as templates expect them.
+        callable: those that may be called.
         grammar: of the calls, where they are enforced.
     """
 
     form: ToolForm
-    shown: Sequence[Function]
+    shown: Sequence[Mapping[str, Any]]
     callable: Sequence[Function]
     grammar: GuidedParams | None
 
     def reader(self) -> ToolReader:
         return ToolReader(self.form, [function.name for function in self.callable])
-
-    def for_template(self) -> list[dict[str, Any]]:
-        """As templates expect tools."""
-        return [{"type": "function", "function": _plain(function)} for function in self.shown]
 
     def with_marks(self, params: SamplingParams, tokenizer: Plamo2Tokenizer) -> SamplingParams:
         """Where control tokens mark the calls, the text must have them."""
@@ -70,23 +66,33 @@ def plan_tools(
         return None
     if choice == "none":
         return None
-    if not template.shows_tools:
-        raise bad(f"this model's chat template does not know tools: {CURE}", "tools", CODE)
-    shown = [tool.function for tool in request.tools]
-    if len({function.name for function in shown}) < len(shown):
+    shown = for_template(request.tools, template)
+    functions = [tool.function for tool in request.tools]
+    if len({function.name for function in functions}) < len(functions):
         raise conflict("tools: two have the same name", "tools")
     form = template.form if config.tool_call_parser is None else FORMS[config.tool_call_parser]
     if form is None and choice in (None, "auto"):
         message = "how this chat template's model writes calls is not known: start the server with "
         raise bad(f"{message}--tool-call-parser, or ask for a call", "tool_choice", CODE)
     form = form or JSON
-    callable = _callable(shown, choice)
+    callable = _callable(functions, choice)
     try:
         grammar = _grammar(request, form, callable)
     except RecursionError:
         message = "tools: the parameters are nested too deeply"
         raise bad(message, "tools", "unsupported_grammar") from None
     return ToolPlan(form, shown, callable, grammar)
+
+
+def for_template(tools: Sequence[Tool], template: TemplateTools) -> list[dict[str, Any]]:
+    """Tools as templates expect them.
+
+    Raises:
+        ApiError: the template does not show them.
+    """
+    if not template.shows_tools:
+        raise bad(f"this model's chat template does not know tools: {CURE}", "tools", CODE)
+    return [{"type": "function", "function": _plain(tool.function)} for tool in tools]
 
 
 def check_calls(messages: Sequence[ChatMessage], template: TemplateTools) -> None:
@@ -105,10 +111,10 @@ def refused_grammar(error: Exception) -> ApiError:
     return bad(f"tools: a schema that cannot be followed: {error}", "tools", "unsupported_grammar")
 
 
-def _callable(shown: Sequence[Function], choice: Any) -> Sequence[Function]:
+def _callable(functions: Sequence[Function], choice: Any) -> Sequence[Function]:
     if not isinstance(choice, NamedTool):
-        return shown
-    named = [function for function in shown if function.name == choice.function.name]
+        return functions
+    named = [function for function in functions if function.name == choice.function.name]
     if not named:
         message = f"tool_choice names {choice.function.name!r}, which is none of the tools"
         raise conflict(message, "tool_choice")
