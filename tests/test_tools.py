@@ -143,6 +143,13 @@ def test_what_is_no_call_of_an_offered_function_is_text(form):
         assert read(form, [text])[:2] == (text, [])
 
 
+def test_a_beginning_that_cannot_be_a_call_any_more_is_not_held_back():
+    form = FORMS["plamo3"]
+    for text in (form.sign + "x" * 2000, form.openers[0] + "x", "<tool_call"):
+        pieces = ToolReader(form, NAMES).push(text)
+        assert "".join(piece.text for piece in pieces if isinstance(piece, Text)) == text
+
+
 def test_members_in_another_order_are_a_call_too():
     for text, arguments in (
         ('{"arguments": {"a": {"b": "}"}}, "name": "now"}', '{"a": {"b": "}"}}'),
@@ -239,6 +246,13 @@ def test_in_a_free_text_whatever_begins_as_a_call_goes_on_as_one(form, maker, to
     one = written(form, [("now", "{}")])
     text = walk(maker, tokenizer, many, one + "\n" + one if form.joint else one)
     assert [name for name, _ in read(form, [text])[1]][:1] == ["now"]
+
+
+def test_a_free_text_has_no_call_behind_its_beginning_where_a_form_has_none_there(maker, tokenizer):
+    lark = free(FORMS["llama3_json"], FUNCTIONS, parallel=True)
+    assert walk(maker, tokenizer, lark, "So <|python_").startswith("So <|python_")
+    with pytest.raises(AssertionError, match=r"python_tag"):
+        walk(maker, tokenizer, lark, 'So <|python_tag|>{"name": "now", "parameters": {}}')
 
 
 def test_an_answer_in_json_may_come_instead_of_a_call(maker, tokenizer):
