@@ -22,7 +22,7 @@ BELOW_ENGINE = {BASE, "kernels", "sampling", *MODEL}
 TOP = {"server", "teaching", "models", "cli", "commands", "bench", "__init__", "__main__"}
 MAY_IMPORT = {
     BASE: {BASE, "sampling"},
-    "kernels": {"errors", "config"},
+    "kernels": {"errors", "config", "batch"},  # whole-batch operations take the batch
     "sampling": {BASE, "kernels"},
     **dict.fromkeys(MODEL, BELOW_ENGINE),
     **dict.fromkeys(ENGINE - MODEL, BELOW_ENGINE | ENGINE),
