@@ -23,6 +23,7 @@ from servers import RunningServer, running_server
 
 from plamo_ref.engine.async_llm import AsyncLLM
 from plamo_ref.server.config import ServerConfig
+from plamo_ref.server.listen import Address
 from plamo_ref.server.run import serve
 
 SCALE = int(os.environ.get("SCENARIO_SCALE", "1"))
@@ -155,7 +156,9 @@ def test_the_books_of_the_engine_are_right_after_clients_have_gone():
         llm = AsyncLLM("tiny", memory_bytes=64 << 20, max_num_seqs=4)
         address = asyncio.get_running_loop().create_future()
         config = ServerConfig(model_name="tiny")
-        server = asyncio.create_task(serve(llm, config, port=0, listening=address.set_result))
+        server = asyncio.create_task(
+            serve(llm, config, address=Address(port=0), listening=address.set_result)
+        )
         for number in range(6):
             body = {**LONG, "n": 3, "stream": True}
             with await asyncio.to_thread(raw_request, await address, body) as connection:

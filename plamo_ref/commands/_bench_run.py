@@ -64,7 +64,7 @@ def keep(name: str, rows: Sequence[Row], options: dict[str, Any]) -> dict[str, A
 
     said = {"model": options.get("shape") or options.get("model")}
     said |= {k: v for k, v in options.items() if k not in ("model", "shape", "json_file")}
-    said = {k: v for k, v in said.items() if v not in (None, [])}
+    said = {k: v for k, v in said.items() if v not in (None, [], ())}
     result = report(name, [said | row for row in rows])
     if options["json_file"] is not None:
         write(result, options["json_file"])

@@ -10,14 +10,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-if TYPE_CHECKING:
-    import torch
+from plamo_ref.engine.config import DTYPES
 
+if TYPE_CHECKING:
     from plamo_ref.sampling import SamplingParams
 
 Command = TypeVar("Command", bound=Callable[..., Any])
-
-DTYPES = ("float32", "float64", "bfloat16")  # float16 overflows in this model
 
 
 def model_options(command: Command) -> Command:
@@ -53,25 +51,10 @@ def sampling_options(command: Command) -> Command:
     return command
 
 
-def compute_options(command: Command) -> Command:
-    """--dtype and --device: where and in what to compute."""
-    auto: dict[str, Any] = {"default": "auto", "show_default": True}
-    device = click.option("--device", help="cpu, cuda, cuda:1 …", **auto)
-    return device(click.option("--dtype", type=click.Choice(["auto", *DTYPES]), **auto)(command))
-
-
 def dtype_option(default: str, what: str) -> Callable[[Command], Command]:
     return click.option(
         "--dtype", type=click.Choice(DTYPES), default=default, show_default=True, help=what
     )
-
-
-def torch_dtype(name: str) -> "torch.dtype":
-    import torch
-
-    dtype = getattr(torch, name)
-    assert isinstance(dtype, torch.dtype)
-    return dtype
 
 
 def sampling_params(options: dict[str, Any]) -> "SamplingParams":

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from plamo_ref.commands._bench_options import engine_options, result_option
+from plamo_ref.commands._bench_options import bench_options, result_option
 from plamo_ref.commands._bench_run import (
     finish,
     keep,
@@ -39,7 +39,7 @@ def bench() -> None:
 
 
 @bench.command()
-@engine_options
+@bench_options
 @click.option(
     "--requests", type=POSITIVE, default=32, show_default=True, help="Requests, all at once."
 )
@@ -65,7 +65,7 @@ def throughput(requests: int, prompt_len: int, output_len: int, **options: Any) 
 
 
 @bench.command()
-@engine_options
+@bench_options
 @click.option("--prompt-len", default=64, show_default=True)
 @click.option("--output-len", default=64, show_default=True)
 @click.option(
@@ -90,7 +90,7 @@ def latency(prompt_len: int, output_len: int, repeat: int, **options: Any) -> No
 
 
 @bench.command()
-@engine_options
+@bench_options
 @click.option("--batches", default="1,32,128,256", show_default=True, help="Requests at a time.")
 @click.option("--prompt-len", default=128, show_default=True)
 @click.option("--output-len", default=256, show_default=True, callback=more_than_one)
@@ -110,7 +110,7 @@ def decode(
 
 
 @bench.command()
-@engine_options
+@bench_options
 @click.option("--batches", default="1", show_default=True, help="Prompts at a time.")
 @click.option("--lengths", default="2048,8192", show_default=True, help="Tokens of one prompt.")
 @repeat_option(5)
@@ -127,7 +127,7 @@ def prefill(batches: str, lengths: str, repeat: int, products: bool, **options: 
 
 
 @bench.command()
-@engine_options
+@bench_options
 @click.option("--requests", type=POSITIVE, default=256, show_default=True)
 @click.option("--scale", default=1.0, show_default=True, help="Of all prompt and output lengths.")
 @click.option("--both", is_flag=True, help="Run it with both schedulers.")
@@ -141,7 +141,7 @@ def mixed(requests: int, scale: float, both: bool, repeat: int, **options: Any) 
 
 
 @bench.command()
-@engine_options
+@bench_options
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option("--both", is_flag=True, help="Run it with both schedulers.")
 @repeat_option(1)
@@ -158,7 +158,7 @@ def trace(file: Path, both: bool, repeat: int, **options: Any) -> None:
 
 
 @bench.command()
-@engine_options
+@bench_options
 @click.option("--compare", is_flag=True, help="Also with kernels compiled when first launched.")
 @result_option
 def startup(compare: bool, **options: Any) -> None:
@@ -189,7 +189,7 @@ def kernels(shape: str | None, **options: Any) -> None:
 
 
 @bench.command()
-@engine_options
+@bench_options
 @click.option("--only", default="", help="Names, as in graphs,overlap; default: all.")
 @click.option("--batches", default="1,32,256", show_default=True, help="Requests at a time.")
 @click.option("--prompt-len", default=128, show_default=True)

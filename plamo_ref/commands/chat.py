@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from plamo_ref.commands import _options as options
+from plamo_ref.commands._engine_options import engine_options
 
 if TYPE_CHECKING:
     from plamo_ref.engine.llm import LLM
@@ -23,7 +24,7 @@ HELP = "/reset forgets the conversation, /quit or Ctrl-D ends it, Ctrl-C stops a
 @click.command()
 @options.model_options
 @options.sampling_options
-@options.compute_options
+@engine_options("dtype", "device")
 @click.option(
     "--chat-template",
     metavar="NAME|FILE",

@@ -10,13 +10,14 @@ from typing import Any
 import click
 
 from plamo_ref.commands import _options as options
+from plamo_ref.commands._engine_options import engine_options
 
 
 @click.command()
 @options.model_options
 @click.option("--prompt", required=True, metavar="TEXT", help="The text; - reads it from stdin.")
 @options.sampling_options
-@options.compute_options
+@engine_options("dtype", "device")
 @click.option("--echo", is_flag=True, help="Print the prompt before its continuation.")
 @click.option("--stats", is_flag=True, help="Print token counts and speeds on stderr.")
 def generate(

@@ -14,6 +14,7 @@ import click
 
 from plamo_ref.commands import _options as options
 from plamo_ref.config import LayerKind, Plamo2Config
+from plamo_ref.engine.config import DTYPES, torch_dtype
 
 LENGTHS = (1_000, 10_000, 100_000)
 KINDS: Mapping[LayerKind, tuple[str, str]] = {  # letter and colour in the strip
@@ -57,9 +58,9 @@ def stored_weights(path: Path, config: Plamo2Config) -> dict[str, Any]:
     if path.name != "config.json" or not any(path.parent.glob("*.safetensors")):
         data = json.loads(path.read_text(encoding="utf-8"))
         name = data.get("torch_dtype") or data.get("dtype")
-        if name not in options.DTYPES:
+        if name not in DTYPES:
             return {"dtype": None, "bytes": None, "source": "config.json names no dtype"}
-        nbytes = config.num_parameters * options.torch_dtype(name).itemsize
+        nbytes = config.num_parameters * torch_dtype(name).itemsize
         return {"dtype": name, "bytes": nbytes, "source": "dtype in config.json"}
     checkpoint = Checkpoint.open(path.parent)
     names = {str(checkpoint.dtype(n)).removeprefix("torch.") for n in checkpoint.names}
@@ -79,7 +80,7 @@ def describe(
     """
     from plamo_ref import budget
 
-    size = options.torch_dtype(dtype).itemsize
+    size = torch_dtype(dtype).itemsize
     groups = {
         kind: {
             "layers": list(config.layers_of(kind)),
@@ -167,7 +168,7 @@ def plan(
     engine = EngineConfig(
         dtype=dtype, max_num_seqs=max_num_seqs, max_num_batched_tokens=max_num_batched_tokens
     )
-    planned = plan_device(config, engine, memory, options.torch_dtype(dtype))
+    planned = plan_device(config, engine, memory, torch_dtype(dtype))
     return {
         "memory": memory,
         "budget": planned.budget,

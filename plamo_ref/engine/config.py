@@ -2,17 +2,18 @@
 
 Invariant: a config that exists is valid on its own; whether it fits a model and a machine is for
 the planner to say. Its values are Python's own, so it can be sent to another process.
+
+A field is declared once: its type, default and `--help` are the options of the commands
+(plamo_ref/commands/_engine_options.py), which must not wait for torch: nothing here does.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, get_args
-
-import torch
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
 
 from plamo_ref.compat import ENGINE, speaks_vllm
 from plamo_ref.errors import PlamoRefError
-from plamo_ref.kernels.choice import KernelChoice
+from plamo_ref.kernels.names import KernelChoice
 from plamo_ref.values import (
     Flag,
     Kind,
@@ -26,45 +27,81 @@ from plamo_ref.values import (
     read_fields,
 )
 
-DTYPES = {
-    "float32": torch.float32,
-    "float64": torch.float64,
-    "bfloat16": torch.bfloat16,
-}
+if TYPE_CHECKING:
+    import torch
+
+T = TypeVar("T")
+DTYPES = ("float32", "float64", "bfloat16")  # float16 overflows in this model
 
 
 class EngineError(PlamoRefError, ValueError):
     """An engine setting, or a request, that cannot work; the message says what to change."""
 
 
+def knob(default: T, text: str, *, choices: Sequence[str] = (), unit: str = "") -> T:
+    """A field, with what `--help` says of it; `unit` is "bytes" where 2GiB may be written."""
+    said = {"help": text, "choices": tuple(choices), "unit": unit}
+    return field(default=default, metadata=said)
+
+
 @dataclass(frozen=True, kw_only=True)
 class EngineConfig:
     """How the engine runs. Sizes are in tokens and bytes; names follow vLLM's."""
 
-    load_format: Literal["auto", "dummy"] = "auto"  # dummy: random weights, to measure with
-    dtype: str = "auto"  # of weights and activations: auto (bfloat16 on a GPU, else float32)
-    device: str = "auto"  # auto (a GPU if there is one), "cpu", "cuda", "cuda:1" …
-    block_size: int = 16  # tokens in a KV block
-    max_num_seqs: int = 64  # requests that run at the same time
-    max_num_batched_tokens: int = 2048  # tokens in a step
-    scheduler: Literal["v1", "v0"] = "v1"
-    chunk_size: int | None = None  # v0: cut prompts into chunks of this size (None: never cut)
-    memory_bytes: int | None = None  # for the cache; None: from gpu_memory_utilization
-    gpu_memory_utilization: float = 0.9  # share of the device's memory for weights and cache
-    max_model_len: int | None = None  # longest prompt + output; None: the longest that fits
-    state_dtype: str = "auto"  # of the SSM state: auto (at least float32, the faithful choice)
-    seed: int = 0  # for requests that bring none
-    kernels: KernelChoice = "auto"
-    compile: Literal["none", "attention", "all"] = "none"  # by torch.compile: which parts of layers
-    compile_sizes: Sequence[int] = ()  # numbers of tokens with a graph of their own, as 1 has
-    pdl: bool = True  # kernels of a decode step overlap at their ends (on a GPU that can, Hopper)
-    overlap: bool | None = (
-        None  # launch a step before the last one's tokens are read; None: on a GPU
+    load_format: Literal["auto", "dummy"] = knob(
+        "auto", "dummy: random weights, to measure with; the folder needs no others."
     )
-    cuda_graphs: bool = True  # record decode steps and replay them (on a GPU, Triton kernels)
-    graph_tokens: int = 1024  # likewise steps with prompts, of so many tokens at most; 0: none
-    precompile: bool = True  # compile kernels in parallel while weights load (as above)
-    record: bool = False  # keep a record of every step
+    dtype: str = knob(
+        "auto",
+        "Of weights and activations; auto: bfloat16 on a GPU, else float32.",
+        choices=("auto", *DTYPES),
+    )
+    device: str = knob("auto", "cpu, cuda, cuda:1 …; auto: a GPU if there is one.")
+    block_size: int = knob(16, "Tokens in a KV block.")
+    max_num_seqs: int = knob(64, "Requests that run at the same time.")
+    max_num_batched_tokens: int = knob(2048, "Tokens in a step.")
+    scheduler: Literal["v1", "v0"] = knob("v1", "v1: mixed steps; v0: prompts first.")
+    chunk_size: int | None = knob(
+        None, "v0: cut prompts into chunks of this many tokens; default: never cut."
+    )
+    memory_bytes: int | None = knob(
+        None, "For the cache; default: from gpu_memory_utilization.", unit="bytes"
+    )
+    gpu_memory_utilization: float = knob(0.9, "Share of the device's memory for weights and cache.")
+    max_model_len: int | None = knob(
+        None, "Longest prompt and output together; default: the longest that fits."
+    )
+    state_dtype: str = knob(
+        "auto",
+        "Of the SSM state; auto: at least float32, the faithful choice.",
+        choices=("auto", *DTYPES),
+    )
+    seed: int = knob(0, "For requests that bring none.")
+    kernels: KernelChoice = knob(  # noqa: RUF009
+        "auto", "cache: Triton for what touches the cache, torch for the rest."
+    )
+    compile: Literal["none", "attention", "all"] = knob(
+        "none", "Parts of each layer that torch.compile fuses."
+    )
+    compile_sizes: Sequence[int] = knob(
+        (), "Numbers of tokens that get a graph of their own, as 1 has."
+    )
+    pdl: bool = knob(
+        True, "Kernels of a decode step overlap at their ends (on a GPU that can, Hopper)."
+    )
+    overlap: bool | None = knob(
+        None, "Launch a step before the last one's tokens are read; default: on a GPU."
+    )
+    cuda_graphs: bool = knob(
+        True, "Record decode steps and replay them (on a GPU, Triton kernels)."
+    )
+    graph_tokens: int = knob(
+        1024, "Steps with so many prompt tokens at most are recorded too; 0: decode steps only."
+    )
+    precompile: bool = knob(
+        True, "Compile kernels in parallel while weights load (on a GPU, Triton kernels)."
+    )
+    record: bool = knob(False, "Keep a record of every step.")
 
     def __post_init__(self) -> None:
         read_fields(self, _KINDS, EngineError)
@@ -79,7 +116,9 @@ class EngineConfig:
                 "(max_num_batched_tokens)"
             )
 
-    def resolve_device(self) -> torch.device:
+    def resolve_device(self) -> "torch.device":
+        import torch
+
         if self.device == "auto":
             return torch.device("cuda" if torch.cuda.is_available() else "cpu")
         try:
@@ -95,18 +134,29 @@ class EngineConfig:
             raise EngineError(f"device={self.device!r}: there are {count}, counted from 0")
         return device
 
-    def resolve_overlap(self, device: torch.device) -> bool:
+    def resolve_overlap(self, device: "torch.device") -> bool:
         return device.type == "cuda" if self.overlap is None else self.overlap
 
-    def resolve_dtype(self, device: torch.device) -> torch.dtype:
+    def resolve_dtype(self, device: "torch.device") -> "torch.dtype":
         if self.dtype == "auto":
-            return torch.bfloat16 if device.type == "cuda" else torch.float32
-        return DTYPES[self.dtype]
+            return torch_dtype("bfloat16" if device.type == "cuda" else "float32")
+        return torch_dtype(self.dtype)
 
-    def resolve_state_dtype(self, dtype: torch.dtype) -> torch.dtype:
+    def resolve_state_dtype(self, dtype: "torch.dtype") -> "torch.dtype":
+        import torch
+
         if self.state_dtype == "auto":
             return torch.promote_types(dtype, torch.float32)
-        return DTYPES[self.state_dtype]
+        return torch_dtype(self.state_dtype)
+
+
+def torch_dtype(name: str) -> "torch.dtype":
+    """The dtype of one of `DTYPES`."""
+    import torch
+
+    dtype = getattr(torch, name)
+    assert isinstance(dtype, torch.dtype)
+    return dtype
 
 
 @dataclass(frozen=True)
@@ -120,7 +170,8 @@ class _Torchs:
         return self.kind.wanted
 
     def read(self, value: Any) -> Any:
-        if isinstance(value, (torch.dtype, torch.device)):
+        kind = type(value)
+        if kind.__module__ == "torch" and kind.__name__ in ("dtype", "device"):
             value = str(value).removeprefix("torch.")
         return self.kind.read(value)
 

@@ -6,7 +6,6 @@ the torch twins, which run everywhere.
 
 from functools import partial
 from importlib.util import find_spec
-from typing import Literal
 
 import torch
 
@@ -21,9 +20,8 @@ from plamo_ref.kernels import (
     ssm,
 )
 from plamo_ref.kernels.errors import KernelError
+from plamo_ref.kernels.names import KernelChoice
 from plamo_ref.kernels.table import Table
-
-KernelChoice = Literal["auto", "torch", "triton", "cache"]
 
 
 TORCH = Table(

@@ -10,7 +10,9 @@ from dataclasses import dataclass
 class ServerConfig:
     """How the server behaves. Sizes are in bytes and tokens."""
 
-    model_name: str  # what clients call the model
+    model_name: str  # what clients call the model, and what answers call it
+    aliases: tuple[str, ...] = ()  # what clients may call it as well
+    root_path: str = ""  # where a proxy that strips it puts this server: "/plamo"
     api_keys: tuple[str, ...] = ()  # any of them opens; none: the server is open
     cors_origins: tuple[str, ...] = ()  # none: no CORS headers at all
     max_body_bytes: int = 4 << 20
@@ -24,3 +26,7 @@ class ServerConfig:
     max_stop_length: int = 256  # characters of a stop string
     tool_call_parser: str | None = None  # a name of tool_forms.FORMS; None: as the template shows
     default_max_tokens: int = 16  # of a completion, as OpenAI's; a chat goes on to the limit
+
+    @property
+    def model_names(self) -> tuple[str, ...]:
+        return (self.model_name, *self.aliases)

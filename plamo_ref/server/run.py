@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 import importlib
 import signal
-import socket
+import ssl
 from collections.abc import Callable, Coroutine, Iterator
 
 import uvicorn
@@ -18,15 +18,10 @@ from plamo_ref.engine.async_llm import AsyncLLM
 from plamo_ref.errors import PlamoRefError
 from plamo_ref.server.app import create_app
 from plamo_ref.server.config import ServerConfig
+from plamo_ref.server.listen import BACKLOG, Address, listen
 from plamo_ref.server.patience import impatient
 from plamo_ref.server.service import Service
 from plamo_ref.server.templates import load_template
-
-BACKLOG = 2048
-
-
-class ServeError(PlamoRefError, OSError):
-    """The server cannot listen where it should."""
 
 
 class EngineGoneError(PlamoRefError, RuntimeError):
@@ -61,8 +56,7 @@ async def serve(
     llm: AsyncLLM,
     config: ServerConfig,
     *,
-    host: str = "127.0.0.1",
-    port: int = 8000,
+    address: Address,
     chat_template: str | None = None,
     drain_seconds: float = 30.0,
     listening: Callable[[str], None] = lambda address: None,
@@ -74,12 +68,12 @@ async def serve(
         EngineGoneError: the engine has ended and may not be started again.
     """
     template = load_template(llm.folder, chat_template, llm.tokenizer)
-    with _listen(host, port) as listener:
+    tls = address.context()
+    with listen(address) as listener:
         async with llm:
             app = create_app(Service(llm, config, template))
-            server = _Server(_settings(app, config, drain_seconds))
-            name = f"[{host}]" if ":" in host else host
-            listening(f"http://{name}:{listener.getsockname()[1]}")
+            server = _Server(_settings(app, config, tls, drain_seconds))
+            listening(address.name(listener))
             watch = asyncio.create_task(_until_dead(llm, server))
             try:
                 await server.serve(sockets=[listener])
@@ -89,7 +83,9 @@ async def serve(
                 raise EngineGoneError("the engine ended and is not started again: see above")
 
 
-def _settings(app: object, config: ServerConfig, drain_seconds: float) -> uvicorn.Config:
+def _settings(
+    app: object, config: ServerConfig, tls: ssl.SSLContext | None, drain_seconds: float
+) -> uvicorn.Config:
     return uvicorn.Config(
         app,  # type: ignore[arg-type]
         http=impatient(AutoHTTPProtocol, config),  # httptools where it is installed, else h11
@@ -99,6 +95,7 @@ def _settings(app: object, config: ServerConfig, drain_seconds: float) -> uvicor
         ws="none",
         server_header=False,
         backlog=BACKLOG,
+        ssl_context_factory=None if tls is None else lambda *_: tls,
         timeout_graceful_shutdown=drain_seconds,  # type: ignore[arg-type]
     )
 
@@ -106,16 +103,3 @@ def _settings(app: object, config: ServerConfig, drain_seconds: float) -> uvicor
 async def _until_dead(llm: AsyncLLM, server: uvicorn.Server) -> None:
     await llm.dead.wait()
     server.should_exit = True
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind((host, port))
-        listener.listen(BACKLOG)
-    except OSError as error:
-        listener.close()
-        raise ServeError(f"cannot listen on {host} port {port}: {error.strerror}") from None
-    return listener

@@ -1,0 +1,79 @@
+"""The options of the commands, made from the fields of `EngineConfig`.
+
+Invariant: an option has its field's name, type, default and help; a value that cannot be is refused
+by `EngineConfig` itself. Nothing here imports torch, so `--help` is quick.
+"""
+
+from collections.abc import Callable, Collection
+from dataclasses import Field, fields
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+import click
+
+from plamo_ref.commands._options import ByteSize, Command
+from plamo_ref.engine.config import EngineConfig
+
+
+class Numbers(click.ParamType):
+    """ "8,32" → [8, 32]."""
+
+    name = "N,N,…"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> list[int]:
+        """Raises `click.BadParameter` for what is no list of numbers."""
+        if not isinstance(value, str):
+            return list(value)
+        try:
+            return [int(part) for part in value.split(",") if part]
+        except ValueError:
+            self.fail(f"{value!r}: expected numbers, as in 8,32,128", param, ctx)
+
+
+def names(*, but: Collection[str] = ()) -> tuple[str, ...]:
+    """The fields of `EngineConfig`, without those named."""
+    known = [field.name for field in fields(EngineConfig)]
+    assert set(but) <= set(known), f"{set(but) - set(known)}: no fields of EngineConfig"
+    return tuple(name for name in known if name not in but)
+
+
+def engine_options(*wanted: str, **defaults: Any) -> Callable[[Command], Command]:
+    """An option for each field in `wanted`, in the order of `EngineConfig`.
+
+    Args:
+        defaults: of this command, where they are not the field's.
+    """
+    kinds = get_type_hints(EngineConfig)
+    chosen = [field for field in fields(EngineConfig) if field.name in wanted]
+    assert {field.name for field in chosen} == set(wanted), f"{wanted}: no fields of EngineConfig"
+
+    def decorate(command: Command) -> Command:
+        for field in reversed(chosen):  # click lists the last decorator first
+            default = defaults.get(field.name, field.default)
+            command = _option(field, kinds[field.name], default)(command)
+        return command
+
+    return decorate
+
+
+def _option(field: Field[Any], kind: Any, default: Any) -> Callable[[Command], Command]:
+    flag = "--" + field.name.replace("_", "-")
+    said = {"default": default, "help": field.metadata["help"]}
+    said["show_default"] = default not in (None, ())
+    kind = _without_none(kind)
+    if kind is bool:
+        return click.option(f"{flag}/--no-{flag[2:]}", **said)
+    if get_origin(kind) is Literal:
+        return click.option(flag, type=click.Choice(get_args(kind)), **said)
+    if field.metadata["choices"]:
+        return click.option(flag, type=click.Choice(field.metadata["choices"]), **said)
+    if field.metadata["unit"] == "bytes":
+        return click.option(flag, type=ByteSize(), **said)
+    return click.option(flag, type=kind if kind in (int, float, str) else Numbers(), **said)
+
+
+def _without_none(kind: Any) -> Any:
+    """`int | None` → int."""
+    kinds = [one for one in get_args(kind) if one is not type(None)]
+    return kinds[0] if type(None) in get_args(kind) else kind
