@@ -11,6 +11,7 @@ from schemathesis.specs.openapi.checks import positive_data_acceptance
 BEYOND_A_SCHEMA = {
     "context_length_exceeded",
     "invalid_combination",
+    "template_refuses",
     "unsupported_grammar",
     "unsupported_tools",
 }

@@ -105,7 +105,7 @@ def _address(process: "subprocess.Popen[str]", log: Path) -> str:
     """Where the server says that it listens, once it does."""
     end = time.monotonic() + START_SECONDS
     while time.monotonic() < end:
-        found = re.search(r"listening on (http://\S+)", log.read_text())
+        found = re.search(r"listening on (\S+)", log.read_text())
         if found:
             return found[1]
         assert process.poll() is None, f"the server ended: {log.read_text()}"

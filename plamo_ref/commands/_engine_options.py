@@ -38,29 +38,24 @@ def names(*, but: Collection[str] = ()) -> tuple[str, ...]:
     return tuple(name for name in known if name not in but)
 
 
-def engine_options(*wanted: str, **defaults: Any) -> Callable[[Command], Command]:
-    """An option for each field in `wanted`, in the order of `EngineConfig`.
-
-    Args:
-        defaults: of this command, where they are not the field's.
-    """
+def engine_options(*wanted: str) -> Callable[[Command], Command]:
+    """An option for each field in `wanted`, in the order of `EngineConfig`."""
     kinds = get_type_hints(EngineConfig)
     chosen = [field for field in fields(EngineConfig) if field.name in wanted]
     assert {field.name for field in chosen} == set(wanted), f"{wanted}: no fields of EngineConfig"
 
     def decorate(command: Command) -> Command:
         for field in reversed(chosen):  # click lists the last decorator first
-            default = defaults.get(field.name, field.default)
-            command = _option(field, kinds[field.name], default)(command)
+            command = _option(field, kinds[field.name])(command)
         return command
 
     return decorate
 
 
-def _option(field: Field[Any], kind: Any, default: Any) -> Callable[[Command], Command]:
+def _option(field: Field[Any], kind: Any) -> Callable[[Command], Command]:
     flag = "--" + field.name.replace("_", "-")
-    said = {"default": default, "help": field.metadata["help"]}
-    said["show_default"] = default not in (None, ())
+    said = {"default": field.default, "help": field.metadata["help"]}
+    said["show_default"] = field.default not in (None, ())
     kind = _without_none(kind)
     if kind is bool:
         return click.option(f"{flag}/--no-{flag[2:]}", **said)

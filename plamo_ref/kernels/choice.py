@@ -23,7 +23,6 @@ from plamo_ref.kernels.errors import KernelError
 from plamo_ref.kernels.names import KernelChoice
 from plamo_ref.kernels.table import Table
 
-
 TORCH = Table(
     name="torch",
     rms_norm=norm.rms_norm,

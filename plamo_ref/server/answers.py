@@ -6,7 +6,7 @@ Invariant: what is served fits what is said here; a test reads the document and 
 from collections.abc import Mapping
 from typing import Any
 
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from plamo_ref.server.errors import ErrorBody
 
@@ -46,6 +46,17 @@ class Columns(BaseModel):
     text_offset: list[int]
 
 
+class Scored(BaseModel):
+    """A token that is, or could be, in a prompt."""
+
+    logprob: float
+    rank: int
+    decoded_token: str
+
+
+PromptToken = dict[str, Scored]  # by token id
+
+
 class CompletionChoice(BaseModel):
     """One continuation."""
 
@@ -53,6 +64,10 @@ class CompletionChoice(BaseModel):
     text: str
     logprobs: Columns | None
     finish_reason: str | None
+    stop_reason: str | int | None
+    prompt_token_ids: list[int] = Field(default=[], description="If return_token_ids is true.")
+    token_ids: list[int] = Field(default=[], description="If return_token_ids is true.")
+    prompt_logprobs: list[PromptToken | None] = Field(default=[], description="If asked for.")
 
 
 class CompletionAnswer(BaseModel):
@@ -118,6 +133,8 @@ class ChatChoice(BaseModel):
     message: AssistantMessage
     logprobs: ChatTokens | None
     finish_reason: str
+    stop_reason: str | int | None
+    token_ids: list[int] = Field(default=[], description="If return_token_ids is true.")
 
 
 class ChatAnswer(BaseModel):
@@ -129,6 +146,8 @@ class ChatAnswer(BaseModel):
     model: str
     choices: list[ChatChoice]
     usage: Usage
+    prompt_token_ids: list[int] = Field(default=[], description="If return_token_ids is true.")
+    prompt_logprobs: list[PromptToken | None] = Field(default=[], description="If asked for.")
 
 
 class ResponseAnswer(BaseModel):
@@ -154,6 +173,8 @@ class ModelCard(BaseModel):
     object: str
     created: int
     owned_by: str
+    root: str
+    max_model_len: int
 
 
 class ModelList(BaseModel):

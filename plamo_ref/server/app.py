@@ -17,7 +17,8 @@ from plamo_ref.server.document import describe
 from plamo_ref.server.errors import conflict
 from plamo_ref.server.gate import Gate
 from plamo_ref.server.metrics import CONTENT_TYPE
-from plamo_ref.server.params import check_model
+from plamo_ref.server.params import check_model, no_conversation
+from plamo_ref.server.request_ids import HEADER, RequestIds, request_id
 from plamo_ref.server.responses import Responding
 from plamo_ref.server.responses_schemas import ResponsesRequest
 from plamo_ref.server.schemas import (
@@ -38,6 +39,7 @@ def create_app(service: Service) -> FastAPI:
         version=plamo_ref.__version__,
         docs_url=None,  # its page loads scripts from elsewhere
         redoc_url=None,
+        root_path=service.config.root_path,
         responses=answers.ANSWERS,
     )
     errors.install(app)
@@ -52,28 +54,33 @@ def create_app(service: Service) -> FastAPI:
             allow_origins=list(service.config.cors_origins),
             allow_methods=["GET", "POST"],
             allow_headers=["*"],
+            expose_headers=[HEADER],
         )
+    app.add_middleware(RequestIds)  # outermost: refusals have one too
     return app
 
 
 def _generation_routes(app: FastAPI, service: Service) -> None:
     @app.post("/v1/completions", responses=answers.COMPLETION)
     async def completions(body: CompletionRequest, request: Request) -> Response:
-        completion = await Completion.prepare(service, body)
+        name = request_id(request, body.request_id)
+        completion = await Completion.prepare(service, body, name)
         if body.stream:
             return EventStream(completion.events())
         return await answer(request.receive, completion.whole())
 
     @app.post("/v1/chat/completions", responses=answers.CHAT)
     async def chat(body: ChatRequest, request: Request) -> Response:
-        prepared = await Chat.prepare(service, body)
+        name = request_id(request, body.request_id)
+        prepared = await Chat.prepare(service, body, name)
         if body.stream:
             return EventStream(prepared.events())
         return await answer(request.receive, prepared.whole())
 
     @app.post("/v1/responses", responses=answers.RESPONSE)
     async def responses(body: ResponsesRequest, request: Request) -> Response:
-        responding = await Responding.prepare(service, body)
+        name = request_id(request, body.request_id)
+        responding = await Responding.prepare(service, body, name)
         if body.stream:
             return EventStream(responding.events(), named=True)
         return await answer(request.receive, responding.whole())
@@ -84,17 +91,15 @@ def _text_routes(app: FastAPI, service: Service) -> None:
 
     @app.post("/tokenize", responses=answers.TOKENIZED)
     async def tokenize(body: TokenizeRequest) -> Response:
-        if body.model is not None:
-            check_model(body.model, service.config)
+        check_model(body.model, service.config)
         if (body.prompt is None) == (body.messages is None):
             raise conflict("give either prompt or messages", "prompt")
-        if body.tools and body.messages is None:
-            raise conflict("tools are of a conversation: give messages", "tools")
         if body.messages is not None:
             template = chat_template(service)
             tools = for_template(body.tools, template.tools) if body.tools else None
-            ids = await chat_ids(service, body.messages, None, tools)
+            ids = await chat_ids(service, body, tools)
         else:
+            no_conversation(body)
             add_bos = False if body.add_special_tokens is False else None
             ids = await service.encode(body.prompt or "", add_bos=add_bos)
         texts = [tokenizer.decode([i]) for i in ids] if body.return_token_strs else None
@@ -105,8 +110,7 @@ def _text_routes(app: FastAPI, service: Service) -> None:
 
     @app.post("/detokenize", responses=answers.DETOKENIZED)
     async def detokenize(body: DetokenizeRequest) -> Response:
-        if body.model is not None:
-            check_model(body.model, service.config)
+        check_model(body.model, service.config)
         service.check_ids(body.tokens, "tokens")
         return json_response({"prompt": tokenizer.decode(body.tokens)})
 
@@ -117,21 +121,25 @@ def _text_routes(app: FastAPI, service: Service) -> None:
 
 
 def _state_routes(app: FastAPI, service: Service) -> None:
-    card = {
-        "id": service.config.model_name,
-        "object": "model",
-        "created": service.started,
-        "owned_by": "plamo-ref",
-    }
+    def card(name: str) -> dict[str, Any]:
+        return {
+            "id": name,
+            "object": "model",
+            "created": service.started,
+            "owned_by": "plamo-ref",
+            "root": service.config.model_name,
+            "max_model_len": service.llm.max_model_len,
+        }
 
     @app.get("/v1/models", responses=answers.MODELS)
     async def models() -> Response:
-        return json_response({"object": "list", "data": [card]})
+        cards = [card(name) for name in service.config.model_names]
+        return json_response({"object": "list", "data": cards})
 
     @app.get("/v1/models/{model:path}", responses=answers.MODEL)
     async def model(model: str) -> Response:
         check_model(model, service.config)
-        return json_response(card)
+        return json_response(card(model))
 
     @app.get("/health", responses=answers.HEALTH)
     async def health() -> Response:

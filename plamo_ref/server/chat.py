@@ -5,7 +5,6 @@ Invariant: an unstreamed answer is the streamed one, joined: both are made of th
 
 import asyncio
 import time
-import uuid
 from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from contextlib import aclosing
 from typing import Any
@@ -14,13 +13,16 @@ from plamo_ref.engine.calls import Delta, GrammarRefusedError
 from plamo_ref.sampling import SamplingParams
 from plamo_ref.server.conversation import for_template
 from plamo_ref.server.errors import bad
-from plamo_ref.server.logprobs import chat_entry
-from plamo_ref.server.params import chat_params, check_model
-from plamo_ref.server.schemas import ChatMessage, ChatRequest
+from plamo_ref.server.logprobs import chat_entry, prompt_entries
+from plamo_ref.server.params import chat_params, check_model, stop_reason
+from plamo_ref.server.rendering import render
+from plamo_ref.server.schemas import ChatRequest, Conversation
 from plamo_ref.server.service import Service
 from plamo_ref.server.templates import ChatTemplate
+from plamo_ref.server.tool_reader import Piece
 from plamo_ref.server.tools import ToolPlan, check_calls, plan_tools, refused_grammar
 from plamo_ref.server.turn import Turn
+from plamo_ref.server.usage import Usage
 
 
 class Chat:
@@ -32,21 +34,25 @@ class Chat:
         request: ChatRequest,
         prompt_ids: Sequence[int],
         params: SamplingParams,
+        name: str,
         plan: ToolPlan | None = None,
     ) -> None:
         self._service, self._request, self._params = service, request, params
         self._prompt_ids, self._plan = prompt_ids, plan
         self.turns = [Turn(plan) for _ in range(params.n)]
-        self._num_generated = 0
+        self.usage = Usage(len(prompt_ids))
         self._head = {
-            "id": f"chatcmpl-{uuid.uuid4().hex}",
+            "id": f"chatcmpl-{name}",
             "created": int(time.time()),
-            "model": request.model,
+            "model": service.config.model_name,
         }
 
     @classmethod
-    async def prepare(cls, service: Service, request: ChatRequest) -> "Chat":
+    async def prepare(cls, service: Service, request: ChatRequest, name: str) -> "Chat":
         """Check everything that can be checked before the engine is asked.
+
+        Args:
+            name: of the request.
 
         Raises:
             ApiError, PlamoRefError: a client's mistake.
@@ -58,7 +64,7 @@ class Chat:
             # Schemas can be long, and so can be making a grammar of them.
             plan = await asyncio.to_thread(plan_tools, request, template.tools, service.config)
         shown = None if plan is None else plan.shown
-        ids = await chat_ids(service, request.messages, request.chat_template_kwargs, shown)
+        ids = await chat_ids(service, request, shown)
         # The newer name decides, but the older one beside it must not be nonsense.
         most = service.max_tokens(ids, request.max_tokens)
         if request.max_completion_tokens is not None:
@@ -67,7 +73,7 @@ class Chat:
         params = template.with_stops(params, service.llm.tokenizer)
         if plan is not None:
             params = plan.with_marks(params, service.llm.tokenizer)
-        return cls(service, request, ids, params, plan)
+        return cls(service, request, ids, params, name, plan)
 
     async def whole(self) -> Mapping[str, Any]:
         """The answer of an unstreamed request."""
@@ -76,47 +82,81 @@ class Chat:
             async for batch in coming:
                 for delta in batch:
                     deltas.setdefault(delta.index, []).append(delta)
-        choices = [self._choice(parts) for _, parts in sorted(deltas.items())]
-        body = {**self._head, "object": "chat.completion", "choices": choices}
-        return {**body, "usage": self.usage()}
+        first = next(iter(deltas.values()))[0]
+        return {
+            **self._head,
+            "object": "chat.completion",
+            "choices": [self._choice(parts) for _, parts in sorted(deltas.items())],
+            "usage": self.usage.so_far(),
+            **self._ids_of_prompt(),
+            **self._prompt_logprobs(first),
+        }
 
     def _choice(self, parts: Sequence[Delta]) -> dict[str, Any]:
         turn = self.turns[parts[0].index]
         for part in parts:
-            turn.read(part)
+            self.read(part)
         return {
             "index": parts[0].index,
             "message": turn.message(),
             "logprobs": self.logprobs(parts),
             "finish_reason": turn.finish_reason(parts[-1]),
+            "stop_reason": stop_reason(parts[-1], self._params),
+            **self._token_ids(parts),
         }
 
     async def events(self) -> AsyncGenerator[list[Mapping[str, Any]], None]:
-        """The events of a streamed request: a role first, then one for each token, then its end."""
+        """The events of a streamed request: a role first, then what each token has to show; the
+        last says why it ended."""
         options = self._request.stream_options
-        wants_usage = options is not None and options.include_usage
-        head = {**self._head, "object": "chat.completion.chunk"}
-        null = {"usage": None} if wants_usage else {}
         async with aclosing(self.deltas(whole=False)) as coming:
             async for batch in coming:
-                chunks = [chunk for delta in batch for chunk in self._chunks(delta)]
-                yield [{**head, "choices": [chunk], **null} for chunk in chunks]
-        if wants_usage:
-            yield [{**head, "choices": [], "usage": self.usage()}]
+                yield [event for delta in batch for event in self._events(delta)]
+        if options is not None and options.usage:
+            yield [self._event([], {"usage": self.usage.so_far()})]
 
-    def _chunks(self, delta: Delta) -> Iterator[dict[str, Any]]:
-        turn = self.turns[delta.index]
+    def _events(self, delta: Delta) -> Iterator[dict[str, Any]]:
+        turn, index, ended = self.turns[delta.index], delta.index, delta.finish_reason is not None
         if delta.first:
-            yield _chunk(delta.index, {"role": "assistant", "content": ""})
-        scores = self.logprobs([delta])
-        pieces = [turn.chunk(piece) for piece in turn.read(delta)]
-        if scores and not pieces:
-            pieces = [{"content": ""}]
-        for piece in pieces:
-            yield _chunk(delta.index, piece, scores)
-            scores = None
-        if delta.finish_reason is not None:
-            yield _chunk(delta.index, {}, None, turn.finish_reason(delta))
+            role = _chunk(index, {"role": "assistant", "content": ""})
+            yield self._event([role], self._ids_of_prompt())
+        pieces = [turn.chunk(piece) for piece in self.read(delta)]
+        scores, ids = self.logprobs([delta]), self._token_ids([delta])
+        if not pieces and (scores or ids or ended):
+            pieces = [{"content": ""} if scores else {}]
+        for left, piece in enumerate(pieces, start=1 - len(pieces)):  # 0: the last one
+            chunk = _chunk(index, piece, scores) | ids
+            scores, ids = None, {}
+            if ended and left == 0:
+                reasons = turn.finish_reason(delta), stop_reason(delta, self._params)
+                chunk["finish_reason"], chunk["stop_reason"] = reasons
+            yield self._event([chunk])
+
+    def _event(
+        self, choices: Sequence[Mapping[str, Any]], more: Mapping[str, Any] | None = None
+    ) -> dict[str, Any]:
+        usage = self.usage.in_chunk(self._request.stream_options)
+        head = {**self._head, "object": "chat.completion.chunk", "choices": choices}
+        return {**head, **usage, **(more or {})}
+
+    def _token_ids(self, parts: Sequence[Delta]) -> dict[str, list[int]]:
+        wanted = self._request.return_token_ids
+        return {"token_ids": [part.token_id for part in parts]} if wanted else {}
+
+    def _ids_of_prompt(self) -> dict[str, Sequence[int]]:
+        wanted = self._request.return_token_ids
+        return {"prompt_token_ids": self._prompt_ids} if wanted else {}
+
+    def _prompt_logprobs(self, first: Delta) -> dict[str, Any]:
+        scores = first.prompt_logprobs
+        if self._request.prompt_logprobs is None or scores is None:
+            return {}
+        return {"prompt_logprobs": prompt_entries(self._service.llm.tokenizer, scores)}
+
+    def read(self, delta: Delta) -> list[Piece]:
+        """What a delta adds to its turn. Each is to be read once."""
+        self.usage.completion_tokens += 1
+        return self.turns[delta.index].read(delta)
 
     async def deltas(self, *, whole: bool) -> AsyncGenerator[list[Delta], None]:
         """What the engine gives, to be read by the turns."""
@@ -124,7 +164,6 @@ class Chat:
         try:
             async with aclosing(run) as batches:
                 async for batch in batches:
-                    self._num_generated += len(batch)
                     yield batch
         except GrammarRefusedError as error:
             if self._plan is not None and self._plan.grammar is not None:
@@ -135,26 +174,17 @@ class Chat:
         """Of the tokens of these deltas, if they were asked for."""
         tokenizer = self._service.llm.tokenizer
         scores = [part.logprobs for part in parts if part.logprobs is not None]
-        entries = [chat_entry(tokenizer, score) for score in scores]
+        as_ids = bool(self._request.return_tokens_as_token_ids)
+        entries = [chat_entry(tokenizer, score, as_ids=as_ids) for score in scores]
         return {"content": entries, "refusal": None} if entries else None
-
-    def usage(self) -> dict[str, int]:
-        """Tokens so far."""
-        prompt = len(self._prompt_ids)
-        return {
-            "prompt_tokens": prompt,
-            "completion_tokens": self._num_generated,
-            "total_tokens": prompt + self._num_generated,
-        }
 
 
 def _chunk(
     index: int,
     delta: Mapping[str, Any],
     logprobs: Mapping[str, Any] | None = None,
-    finish_reason: str | None = None,
 ) -> dict[str, Any]:
-    return {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish_reason}
+    return {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": None}
 
 
 def chat_template(service: Service) -> ChatTemplate:
@@ -174,18 +204,16 @@ def chat_template(service: Service) -> ChatTemplate:
 
 
 async def chat_ids(
-    service: Service,
-    messages: Sequence[ChatMessage],
-    extra: Mapping[str, Any] | None = None,
-    tools: Sequence[Mapping[str, Any]] | None = None,
+    service: Service, asked: Conversation, tools: Sequence[Mapping[str, Any]] | None = None
 ) -> list[int]:
-    """The conversation as the model sees it.
+    """The conversation as the model sees it, with these tools.
 
     Raises:
-        ApiError: there is no template, or it refuses the messages.
+        ApiError: there is no template, or it refuses the messages, or would drop something.
     """
     template = chat_template(service)
-    check_calls(messages, template.tools)
-    plain = [for_template(message) for message in messages]
-    text = template.render(plain, extra or {}, tools)
-    return await service.encode(text, add_bos=template.add_bos(text))
+    check_calls(asked.messages, template.tools)
+    plain = [for_template(message) for message in asked.messages]
+    text = render(template, plain, asked, tools)
+    add_bos = False if asked.add_special_tokens is False else template.add_bos(text)
+    return await service.encode(text, add_bos=add_bos)

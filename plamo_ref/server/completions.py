@@ -4,7 +4,6 @@ Invariant: an unstreamed answer is the streamed one, joined: both are made of th
 """
 
 import time
-import uuid
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from typing import Any
@@ -14,10 +13,11 @@ import msgspec
 from plamo_ref.engine.calls import Delta
 from plamo_ref.sampling import SamplingParams
 from plamo_ref.server.errors import bad, conflict
-from plamo_ref.server.logprobs import CompletionLogprobs, join_columns
-from plamo_ref.server.params import check_model, completion_params
+from plamo_ref.server.logprobs import CompletionLogprobs, join_columns, prompt_entries
+from plamo_ref.server.params import check_model, completion_params, stop_reason
 from plamo_ref.server.schemas import CompletionRequest
 from plamo_ref.server.service import Service
+from plamo_ref.server.usage import Usage
 
 
 class Piece(msgspec.Struct, frozen=True):
@@ -27,6 +27,12 @@ class Piece(msgspec.Struct, frozen=True):
     text: str
     logprobs: dict[str, Any] | None
     finish_reason: str | None
+    # With a finish_reason: what ended it, None for EOS or the length.
+    stop_reason: str | int | msgspec.UnsetType | None = msgspec.UNSET
+    # Of those who ask: once for each choice, and of each token.
+    prompt_token_ids: Sequence[int] | msgspec.UnsetType = msgspec.UNSET
+    token_ids: list[int] | msgspec.UnsetType = msgspec.UNSET
+    prompt_logprobs: list[Any] | msgspec.UnsetType = msgspec.UNSET
 
 
 class Completion:
@@ -38,110 +44,144 @@ class Completion:
         request: CompletionRequest,
         prompts: Sequence[tuple[str | None, Sequence[int]]],
         params: SamplingParams,
+        name: str,
     ) -> None:
         self._service, self._request, self._params = service, request, params
         self._prompts = prompts
         self._tokenizer = service.llm.tokenizer
         self._columns: dict[int, CompletionLogprobs] = {}  # of choices that have begun
-        self._num_generated = 0
+        self._usage = Usage(sum(len(ids) for _, ids in prompts))
         self._head = {
-            "id": f"cmpl-{uuid.uuid4().hex}",
+            "id": f"cmpl-{name}",
             "object": "text_completion",
             "created": int(time.time()),
-            "model": request.model,
+            "model": service.config.model_name,
         }
 
     @classmethod
-    async def prepare(cls, service: Service, request: CompletionRequest) -> "Completion":
+    async def prepare(cls, service: Service, request: CompletionRequest, name: str) -> "Completion":
         """Check everything that can be checked before the engine is asked.
+
+        Args:
+            name: of the request.
 
         Raises:
             ApiError, PlamoRefError: a client's mistake.
         """
         check_model(request.model, service.config)
         prompts = await _prompts(service, request)
-        wanted = request.max_tokens
+        wanted = request.max_completion_tokens  # the newer name decides
+        wanted = request.max_tokens if wanted is None else wanted
         wanted = service.config.default_max_tokens if wanted is None else wanted
         if wanted == 0 and not request.echo:
             raise conflict("max_tokens: 0 makes sense only with echo", "max_tokens")
         most = max(service.max_tokens(ids, wanted) for _, ids in prompts)
-        return cls(service, request, prompts, completion_params(request, service.config, most))
+        params = completion_params(request, service.config, most)
+        return cls(service, request, prompts, params, name)
 
     async def whole(self) -> Mapping[str, Any]:
         """The answer of an unstreamed request."""
         pieces: dict[int, list[Piece]] = {}
-        async with aclosing(self._pieces(whole=True)) as coming:
+        async with aclosing(self._batches(whole=True)) as coming:
             async for batch in coming:
-                for piece in batch:
-                    pieces.setdefault(piece.index, []).append(piece)
+                for delta in batch:
+                    pieces.setdefault(delta.index, []).append(self._piece(delta))
         choices = [_join(parts) for _, parts in sorted(pieces.items())]
-        return {**self._head, "choices": choices, "usage": self._usage()}
+        return {**self._head, "choices": choices, "usage": self._usage.so_far()}
 
     async def events(self) -> AsyncGenerator[list[Mapping[str, Any]], None]:
         """The events of a streamed request: one for each token that has something to show."""
         options = self._request.stream_options
-        wants_usage = options is not None and options.include_usage
-        null = {"usage": None} if wants_usage else {}
-        async with aclosing(self._pieces(whole=False)) as coming:
+        async with aclosing(self._batches(whole=False)) as coming:
             async for batch in coming:
                 yield [
-                    {**self._head, "choices": [piece], **null}
-                    for piece in batch
-                    if piece.text or piece.logprobs or piece.finish_reason
+                    {**self._head, "choices": [piece], **self._usage.in_chunk(options)}
+                    for piece in map(self._piece, batch)  # one by one: each counts a token
+                    if piece.text or piece.logprobs or piece.finish_reason or self._shows_ids
                 ]
-        if wants_usage:
-            yield [{**self._head, "choices": [], "usage": self._usage()}]
+        if options is not None and options.usage:
+            yield [{**self._head, "choices": [], "usage": self._usage.so_far()}]
 
-    async def _pieces(self, *, whole: bool) -> AsyncGenerator[list[Piece], None]:
+    async def _batches(self, *, whole: bool) -> AsyncGenerator[list[Delta], None]:
         ids = [ids for _, ids in self._prompts]
         async with aclosing(self._service.run(ids, self._params, whole=whole)) as batches:
             async for batch in batches:
-                yield [self._piece(delta) for delta in batch]
+                yield batch
+
+    @property
+    def _shows_ids(self) -> bool:
+        return bool(self._request.return_token_ids)
 
     def _piece(self, delta: Delta) -> Piece:
-        if not delta.first or not self._request.echo:
+        if not delta.first:
             return self._new(delta)
-        echo = self._echo(delta)
-        return echo if self._request.max_tokens == 0 else _join([echo, self._new(delta)])
+        begun = self._begun(delta)
+        return begun if self._generates_nothing else _join([begun, self._new(delta)])
+
+    @property
+    def _generates_nothing(self) -> bool:
+        """The engine makes a token all the same, which nobody sees."""
+        return self._request.max_tokens == 0 and self._request.max_completion_tokens is None
 
     def _new(self, delta: Delta) -> Piece:
         """What the model has added."""
-        self._num_generated += 1
+        self._usage.completion_tokens += 1
         scores = None
         if delta.logprobs is not None:
             scores = self._columns_of(delta.index).columns([delta.token_id], [delta.logprobs])
-        return Piece(delta.index, delta.text, scores, delta.finish_reason)
+        return Piece(
+            delta.index,
+            delta.text,
+            scores,
+            delta.finish_reason,
+            stop_reason(delta, self._params) if delta.finish_reason else msgspec.UNSET,
+            token_ids=[delta.token_id] if self._shows_ids else msgspec.UNSET,
+        )
 
     def _columns_of(self, index: int) -> CompletionLogprobs:
-        return self._columns.setdefault(index, CompletionLogprobs(self._tokenizer))
+        as_ids = bool(self._request.return_tokens_as_token_ids)
+        return self._columns.setdefault(index, CompletionLogprobs(self._tokenizer, as_ids=as_ids))
 
-    def _echo(self, delta: Delta) -> Piece:
-        """The prompt as the first part of a choice."""
+    def _begun(self, delta: Delta) -> Piece:
+        """What a choice says before its first token: the prompt, as far as it was asked for."""
         text, ids = self._prompts[delta.index // self._params.n]
-        shown = self._tokenizer.decode(ids, self._params.skip_special_tokens)
-        scores = None
-        if delta.prompt_logprobs is not None:
-            columns = self._columns_of(delta.index)
-            scores = columns.columns(ids, [None, *delta.prompt_logprobs])
-        end = "length" if self._request.max_tokens == 0 else None
-        return Piece(delta.index, shown if text is None else text, scores, end)
-
-    def _usage(self) -> dict[str, int]:
-        prompt = sum(len(ids) for _, ids in self._prompts)
-        return {
-            "prompt_tokens": prompt,
-            "completion_tokens": self._num_generated,
-            "total_tokens": prompt + self._num_generated,
-        }
+        shown, scores = "", None
+        if self._request.echo:
+            shown = self._tokenizer.decode(ids, self._params.skip_special_tokens)
+            shown = shown if text is None else text
+            if self._request.logprobs is not None and delta.prompt_logprobs is not None:
+                columns = self._columns_of(delta.index)
+                scores = columns.columns(ids, [None, *delta.prompt_logprobs])
+        entries: list[Any] | msgspec.UnsetType = msgspec.UNSET
+        if self._request.prompt_logprobs is not None and delta.prompt_logprobs is not None:
+            entries = prompt_entries(self._tokenizer, delta.prompt_logprobs)
+        return Piece(
+            delta.index,
+            shown,
+            scores,
+            "length" if self._generates_nothing else None,
+            None if self._generates_nothing else msgspec.UNSET,
+            prompt_token_ids=ids if self._shows_ids else msgspec.UNSET,
+            token_ids=[] if self._shows_ids else msgspec.UNSET,
+            prompt_logprobs=entries,
+        )
 
 
 def _join(parts: Sequence[Piece]) -> Piece:
     columns = [part.logprobs for part in parts if part.logprobs is not None]
+    first, last = parts[0], parts[-1]
+    ids: list[int] | msgspec.UnsetType = msgspec.UNSET
+    if first.token_ids is not msgspec.UNSET:
+        ids = [token for part in parts for token in part.token_ids or ()]
     return Piece(
-        parts[0].index,
+        first.index,
         "".join([part.text for part in parts]),
         join_columns(columns) if columns else None,
-        parts[-1].finish_reason,
+        last.finish_reason,
+        last.stop_reason,
+        first.prompt_token_ids,
+        ids,
+        first.prompt_logprobs,
     )
 
 

@@ -5,6 +5,7 @@ refused for one of these reasons only, which no schema can say, each with its ow
 
     context_length_exceeded   prompt and output do not fit into the model together
     invalid_combination       fields that exclude or need each other
+    template_refuses          the chat template does not know a role, a name …
     unsupported_grammar       a schema, regex or grammar that cannot be followed
     unsupported_tools         tools, or calls of them, that the chat template does not know
 """
@@ -39,14 +40,14 @@ def _limit(schemas: Mapping[str, Any], service: Service) -> None:
     text = {"maxLength": service.max_characters}
     longest = service.llm.max_model_len - 1
     for named in fields.values():
-        _narrow(named["model"], "string", enum=[service.config.model_name])
+        _narrow(named["model"], "string", enum=list(service.config.model_names))
     for name in GENERATORS:
         _limit_sampling(fields[name], service.config)
         _narrow(fields[name]["max_tokens"], "integer", maximum=longest)
+        _narrow(fields[name]["max_completion_tokens"], "integer", maximum=longest)
         _narrow_items(fields[name]["stop_token_ids"], **ids)
         bias = _options(fields[name]["logit_bias"], "object")
         bias[0]["propertyNames"] = {"pattern": below(service.llm.vocab_size)}
-    _narrow(fields["ChatRequest"]["max_completion_tokens"], "integer", maximum=longest)
     _narrow(fields["ResponsesRequest"]["max_output_tokens"], "integer", maximum=longest)
     for name in ("ChatRequest", "ResponsesRequest"):
         _narrow(fields[name]["top_logprobs"], "integer", maximum=service.config.max_logprobs)
@@ -67,8 +68,8 @@ def _limit(schemas: Mapping[str, Any], service: Service) -> None:
 
 
 def _limit_sampling(fields: Mapping[str, Any], config: ServerConfig) -> None:
-    for option in _options(fields["n"], "integer"):
-        option["maximum"] = min(option["maximum"], config.max_choices)
+    _narrow(fields["n"], "integer", maximum=config.max_choices)
+    _narrow(fields["prompt_logprobs"], "integer", maximum=config.max_logprobs)
     _narrow(fields["stop"], "string", maxLength=config.max_stop_length)
     _narrow(fields["stop"], "array", maxItems=config.max_stops)
     _narrow_items(fields["stop"], maxLength=config.max_stop_length)

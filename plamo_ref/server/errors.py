@@ -23,6 +23,7 @@ from plamo_ref.engine.calls import (
 )
 from plamo_ref.errors import PlamoRefError
 from plamo_ref.sampling.guided import GuidedError
+from plamo_ref.server.complaints import complaint
 
 KINDS = {
     400: "invalid_request_error",
@@ -109,15 +110,13 @@ def response_of(error: ApiError, headers: dict[str, str] | None = None) -> Respo
 
 
 def _invalid(error: RequestValidationError) -> ApiError:
-    """The first complaint; where it is, without what was there."""
+    """What does not fit, and where, without what was there."""
     first = error.errors()[0]
     place = [str(part) for part in first["loc"][1:] if not isinstance(part, int)]
     if first["type"] in ("json_invalid", "model_attributes_type", "missing") and not place:
         message = "the body is no JSON object, or its Content-Type is not application/json"
         return bad(f"{message}: {first['msg']}", code="invalid_json")
-    param = ".".join(place[:1]) or None
-    where = ".".join(str(part) for part in first["loc"][1:])
-    return bad(f"{where}: {first['msg'].removeprefix('Value error, ')}", param)
+    return bad(*complaint(error.errors(), error.body))
 
 
 def install(app: FastAPI) -> None:
@@ -133,8 +132,10 @@ def install(app: FastAPI) -> None:
         status = 400 if error.status_code == 422 else error.status_code
         return response_of(ApiError(status, str(error.detail)), headers)
 
-    async def on_ours(_: Request, error: Exception) -> Response:
-        return response_of(as_api_error(error))
+    async def on_ours(request: Request, error: Exception) -> Response:
+        # What is no error of ours is answered outside of every middleware.
+        name = request.scope.get("state", {}).get("request_id")
+        return response_of(as_api_error(error), {"X-Request-Id": name} if name else None)
 
     app.add_exception_handler(RequestValidationError, on_validation)
     app.add_exception_handler(HTTPException, on_http)

@@ -47,7 +47,8 @@ class Gate:
 
     def _refusal(self, scope: Scope, headers: MutableMapping[bytes, bytes]) -> ApiError | None:
         preflight = scope["method"] == "OPTIONS"  # browsers send it without the key
-        if self._keys and scope["path"] not in OPEN_PATHS and not preflight:
+        path = scope["path"].removeprefix(self._config.root_path)  # a proxy may have left it
+        if self._keys and path not in OPEN_PATHS and not preflight:
             given = headers.get(b"authorization", b"")
             scheme, _, token = given.partition(b" ")
             # All keys are compared, each in constant time: how long it takes tells nothing.

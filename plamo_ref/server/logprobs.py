@@ -1,13 +1,16 @@
-"""Log probabilities in OpenAI's two shapes: columns for completions, a list for chats.
+"""Log probabilities in OpenAI's two shapes, columns for completions and a list for chats, and in
+vLLM's for prompts.
 
 Invariant: both name a token by the same text, and a token that is no whole character by its bytes;
 every number is one that JSON has.
 """
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 from plamo_ref.detokenizer import IncrementalDetokenizer
+from plamo_ref.engine.outputs import Logprob, readable_logprobs
 from plamo_ref.sampling import TokenLogprobs
 from plamo_ref.tokenizer import Plamo2Tokenizer
 
@@ -18,8 +21,11 @@ def finite(logprob: float) -> float:
     return max(logprob, IMPOSSIBLE)
 
 
-def token_text(tokenizer: Plamo2Tokenizer, token_id: int) -> str:
-    """The text of a token; `bytes:\\xe3` where it has only a part of a character."""
+def token_text(tokenizer: Plamo2Tokenizer, token_id: int, as_id: bool = False) -> str:
+    """The text of a token; `bytes:\\xe3` where it has only a part of a character; `token_id:7`
+    where ids are wanted."""
+    if as_id:
+        return f"token_id:{token_id}"
     data = tokenizer.token_bytes(token_id)
     try:
         return data.decode("utf-8")
@@ -33,8 +39,8 @@ class CompletionLogprobs:
     One object for each choice: an offset counts the characters before its token.
     """
 
-    def __init__(self, tokenizer: Plamo2Tokenizer) -> None:
-        self._tokenizer = tokenizer
+    def __init__(self, tokenizer: Plamo2Tokenizer, *, as_ids: bool = False) -> None:
+        self._tokenizer, self._as_ids = tokenizer, as_ids
         # The ids are complete, so special tokens have their place here even if the text drops them.
         self._detokenizer = IncrementalDetokenizer(tokenizer, skip_special_tokens=False)
         self._offset = 0
@@ -46,7 +52,7 @@ class CompletionLogprobs:
             offsets.append(self._offset)
             self._offset += len(self._detokenizer.push(token_id))
         return {
-            "tokens": [token_text(self._tokenizer, token_id) for token_id in ids],
+            "tokens": [self._text(token_id) for token_id in ids],
             "token_logprobs": [None if s is None else finite(s.logprob) for s in scores],
             "top_logprobs": [None if s is None else self._top(s) for s in scores],
             "text_offset": offsets,
@@ -56,8 +62,11 @@ class CompletionLogprobs:
         """By text. The token itself is always there; of equal texts the likeliest counts."""
         best: dict[str, float] = {}
         for token_id, logprob in (*score.top, (score.token_id, score.logprob)):
-            best.setdefault(token_text(self._tokenizer, token_id), finite(logprob))
+            best.setdefault(self._text(token_id), finite(logprob))
         return best
+
+    def _text(self, token_id: int) -> str:
+        return token_text(self._tokenizer, token_id, self._as_ids)
 
 
 def join_columns(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -66,15 +75,32 @@ def join_columns(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return {name: [value for part in parts for value in part[name]] for name in names}
 
 
-def chat_entry(tokenizer: Plamo2Tokenizer, score: TokenLogprobs) -> dict[str, Any]:
+def chat_entry(
+    tokenizer: Plamo2Tokenizer, score: TokenLogprobs, *, as_ids: bool = False
+) -> dict[str, Any]:
     """One token of a chat."""
-    top = [_entry(tokenizer, token_id, logprob) for token_id, logprob in score.top]
-    return {**_entry(tokenizer, score.token_id, score.logprob), "top_logprobs": top}
+    top = [_entry(tokenizer, token_id, logprob, as_ids) for token_id, logprob in score.top]
+    return {**_entry(tokenizer, score.token_id, score.logprob, as_ids), "top_logprobs": top}
 
 
-def _entry(tokenizer: Plamo2Tokenizer, token_id: int, logprob: float) -> dict[str, Any]:
+def _entry(
+    tokenizer: Plamo2Tokenizer, token_id: int, logprob: float, as_id: bool
+) -> dict[str, Any]:
     return {
-        "token": token_text(tokenizer, token_id),
+        "token": token_text(tokenizer, token_id, as_id),
         "logprob": finite(logprob),
         "bytes": list(tokenizer.token_bytes(token_id)),
     }
+
+
+def prompt_entries(
+    tokenizer: Plamo2Tokenizer, scores: Sequence[TokenLogprobs]
+) -> list[dict[str, Any] | None]:
+    """vLLM's shape for a prompt: of each token, itself and the likeliest by id; null for the
+    first, which nothing comes before."""
+    readable = readable_logprobs(scores, tokenizer)
+    return [None, *({str(t): _finite_entry(entry) for t, entry in of.items()} for of in readable)]
+
+
+def _finite_entry(entry: Logprob) -> dict[str, Any]:
+    return {**asdict(entry), "logprob": finite(entry.logprob)}

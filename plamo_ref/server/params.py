@@ -7,15 +7,18 @@ left out, or gave as null, has the default of `SamplingParams`.
 from dataclasses import fields
 from typing import Any
 
+from plamo_ref.engine.calls import Delta
 from plamo_ref.sampling import GuidedParams, SamplingParams
 from plamo_ref.server.config import ServerConfig
 from plamo_ref.server.errors import ApiError, bad, conflict
 from plamo_ref.server.schemas import (
     ChatRequest,
     CompletionRequest,
+    Conversation,
     Sampling,
     SchemaFormat,
     StructuredOutputs,
+    TokenizeRequest,
 )
 
 PLAIN = (
@@ -34,10 +37,23 @@ PLAIN = (
 )
 
 
-def check_model(name: str, config: ServerConfig) -> None:
-    if name != config.model_name:
-        message = f"the model {name!r} does not exist; this server has {config.model_name!r}"
+def check_model(name: str | None, config: ServerConfig) -> None:
+    """None is the model that is served."""
+    if name is not None and name not in config.model_names:
+        served = " and ".join(map(repr, config.model_names))
+        message = f"the model {name!r} does not exist; this server has {served}"
         raise ApiError(404, message, "model", "model_not_found")
+
+
+def no_conversation(request: TokenizeRequest) -> None:
+    """A text has no template.
+
+    Raises:
+        ApiError: fields that only a conversation has.
+    """
+    for name in (*Conversation.model_fields, "tools"):
+        if name != "add_special_tokens" and getattr(request, name) is not None:
+            raise conflict(f"{name} goes with messages, not with prompt", name)
 
 
 def common_params(
@@ -57,8 +73,14 @@ def common_params(
         "guided": guided(request),
         "max_tokens": max_tokens,
     }
-    if request.bad_words:
-        raise bad("bad_words are not supported: logit_bias -100 forbids a token", "bad_words")
+    if request.temperature is not None:
+        given["temperature"] = request.temperature + 0.0  # -0.0 is 0.0
+    if request.spaces_between_special_tokens and request.skip_special_tokens is False:
+        field = "spaces_between_special_tokens"
+        raise conflict(f"{field} is not supported: special tokens stand side by side", field)
+    limit_logprobs("prompt_logprobs", request.prompt_logprobs, config)
+    if request.prompt_logprobs is not None and request.stream:
+        raise conflict("prompt_logprobs need stream to be false", "prompt_logprobs")
     if request.stream_options is not None and not request.stream:
         raise conflict("stream_options is only allowed when stream is true", "stream_options")
     if (request.min_tokens or 0) > max_tokens:
@@ -73,14 +95,20 @@ def completion_params(
     request: CompletionRequest, config: ServerConfig, max_tokens: int
 ) -> SamplingParams:
     """For /v1/completions. `max_tokens` is at least 1 here, also where the client asked for 0."""
-    if request.suffix:
-        raise bad("suffix is not supported: the model continues, it does not insert", "suffix")
     if request.best_of not in (None, 0, request.n or 1):
         raise conflict("best_of other than n is not supported", "best_of")
     limit_logprobs("logprobs", request.logprobs, config)
-    prompt_logprobs = request.logprobs if request.echo else None
+    echoed = request.logprobs if request.echo else None
+    asked = request.prompt_logprobs
+    if None not in (echoed, asked) and echoed != asked:
+        message = "prompt_logprobs and the logprobs of an echo have to be equal"
+        raise conflict(message, "prompt_logprobs")
     return common_params(
-        request, config, max_tokens, logprobs=request.logprobs, prompt_logprobs=prompt_logprobs
+        request,
+        config,
+        max_tokens,
+        logprobs=request.logprobs,
+        prompt_logprobs=echoed if asked is None else asked,
     )
 
 
@@ -88,15 +116,20 @@ def chat_params(
     request: ChatRequest, config: ServerConfig, max_tokens: int, calls: GuidedParams | None = None
 ) -> SamplingParams:
     """For /v1/chat/completions. `calls` is the grammar of tool calls, where one is needed."""
-    for name, instead in (("functions", "use tools"), ("documents", "write them into a message")):
-        if getattr(request, name):
-            raise bad(f"{name} are not supported: {instead}", name)
     if request.top_logprobs and not request.logprobs:
         raise conflict("top_logprobs needs logprobs to be true", "top_logprobs")
     limit_logprobs("top_logprobs", request.top_logprobs, config)
     logprobs = (request.top_logprobs or 0) if request.logprobs else None
-    more = {} if calls is None else {"guided": calls}
-    return common_params(request, config, max_tokens, logprobs=logprobs, **more)
+    more: dict[str, Any] = {"logprobs": logprobs, "prompt_logprobs": request.prompt_logprobs}
+    if calls is not None:
+        more["guided"] = calls
+    return common_params(request, config, max_tokens, **more)
+
+
+def stop_reason(delta: Delta, params: SamplingParams) -> str | int | None:
+    """The stop string or the stop token that ended a choice; as vLLM has it, None for EOS."""
+    reason = delta.stop_reason
+    return reason if isinstance(reason, str) or reason in params.stop_token_ids else None
 
 
 def limit_logprobs(name: str, value: int | None, config: ServerConfig) -> None:

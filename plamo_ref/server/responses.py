@@ -6,7 +6,6 @@ streamed one.
 
 import logging
 import time
-import uuid
 from collections.abc import AsyncGenerator, Iterable, Mapping
 from contextlib import aclosing
 from typing import Any
@@ -28,32 +27,35 @@ logger = logging.getLogger(__name__)
 class Responding:
     """One request on its way. Make it with `prepare`."""
 
-    def __init__(self, request: ResponsesRequest, chat: Chat) -> None:
+    def __init__(self, request: ResponsesRequest, chat: Chat, head: dict[str, Any]) -> None:
         self._request, self._chat = request, chat
         (self._turn,) = chat.turns
         self._output = Output()
         self._scores: list[Any] = []  # of tokens whose text has not come out yet
         self._number = 0  # of events
         self._ended: dict[str, Any] = {"status": "in_progress"}
-        self._head = _head(request)
+        self._head = head
 
     @classmethod
-    async def prepare(cls, service: Service, request: ResponsesRequest) -> "Responding":
+    async def prepare(cls, service: Service, request: ResponsesRequest, name: str) -> "Responding":
         """Check everything that can be checked before the engine is asked.
+
+        Args:
+            name: of the request.
 
         Raises:
             ApiError, PlamoRefError: a client's mistake.
         """
         try:
-            chat = await Chat.prepare(service, as_chat(request))
+            chat = await Chat.prepare(service, as_chat(request), name)
         except ApiError as error:
             error.param = NAMES.get(error.param or "", error.param)
             raise
         except ValidationError as error:
             first = error.errors()[0]
-            name = str(first["loc"][0])
-            raise bad(f"{NAMES.get(name, name)}: {first['msg']}", NAMES.get(name, name)) from None
-        return cls(request, chat)
+            field = NAMES.get(str(first["loc"][0]), str(first["loc"][0]))
+            raise bad(f"{field}: {first['msg']}", field) from None
+        return cls(request, chat, _head(request, service.config.model_name, name))
 
     async def whole(self) -> Mapping[str, Any]:
         """The answer of an unstreamed request."""
@@ -86,7 +88,7 @@ class Responding:
         scores = self._chat.logprobs([delta])
         self._scores += scores["content"] if scores else []
         changes: list[Event] = []
-        for piece in self._turn.read(delta):
+        for piece in self._chat.read(delta):
             call_id = self._turn.calls[piece.index]["id"] if isinstance(piece, CallBegins) else ""
             changes += self._output.add(piece, call_id, self._scores)
             if isinstance(piece, Text):
@@ -127,7 +129,7 @@ class Responding:
         return {
             **self._head,
             "output": list(self._output.items) if done else [],
-            "usage": _usage(self._chat.usage()) if done else None,
+            "usage": _usage(self._chat.usage.so_far()) if done else None,
             **self._ended,
         }
 
@@ -142,14 +144,14 @@ def _usage(counts: Mapping[str, int]) -> dict[str, Any]:
     }
 
 
-def _head(request: ResponsesRequest) -> dict[str, Any]:
+def _head(request: ResponsesRequest, model: str, name: str) -> dict[str, Any]:
     """What is known from the beginning: mostly what was asked for."""
     asked = request.model_dump(by_alias=True, exclude_none=True)
     return {
-        "id": f"resp_{uuid.uuid4().hex}",
+        "id": f"resp_{name}",
         "object": "response",
         "created_at": int(time.time()),
-        "model": request.model,
+        "model": model,
         "error": None,
         "incomplete_details": None,
         "instructions": request.instructions,

@@ -20,8 +20,8 @@ from plamo_ref.server.responses_schemas import (
 from plamo_ref.server.schemas import ChatMessage, ChatRequest, Sampling
 from plamo_ref.server.tool_schemas import CalledFunction, Function, ToolCall
 
-# Fields of `Sampling` that have another name here, or no place.
-ELSEWHERE = {"n", "max_tokens", "response_format", "stream", "stream_options"}
+# Fields of `Sampling` that are not the chat's business.
+HERE = {"stream", "stream_options"}
 NAMES = {  # the chat's → here
     "messages": "input",
     "prompt": "input",
@@ -37,7 +37,7 @@ def as_chat(request: ResponsesRequest) -> ChatRequest:
     Raises:
         ValidationError: the chat has a limit that was not known here.
     """
-    fields = {name: getattr(request, name) for name in Sampling.model_fields.keys() - ELSEWHERE}
+    fields = {name: getattr(request, name) for name in Sampling.model_fields.keys() - HERE}
     with_logprobs = bool(request.top_logprobs) or "message.output_text.logprobs" in (
         request.include or []
     )

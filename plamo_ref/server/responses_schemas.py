@@ -6,23 +6,18 @@ stored; whatever would need something that is stored is refused by name.
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import Field
 
-from plamo_ref.server.schemas import No, Positive, Sampling, Unsupported
-from plamo_ref.server.tool_schemas import MAX_TOOLS, Function, FunctionNamed, Strict
-
-
-def _nothing_stored(value: Any) -> None:
-    if value is not None:
-        raise ValueError("this server stores nothing; send the whole conversation as input")
-
-
-NothingStored = Annotated[None, BeforeValidator(_nothing_stored)]
+from plamo_ref.server import elsewhere
+from plamo_ref.server.schemas import Positive, Sampling
+from plamo_ref.server.strict import Strict
+from plamo_ref.server.tool_schemas import MAX_TOOLS, Function, FunctionNamed
 
 
 class InputText(Strict):
     """A part of a message: the user's, or the assistant's own."""
 
+    ELSEWHERE = elsewhere.ITEM_PART
     type: Literal["input_text", "output_text"]
     text: str
 
@@ -33,6 +28,7 @@ Content = str | list[InputText]
 class InputMessage(Strict):
     """A turn of the conversation."""
 
+    ELSEWHERE = elsewhere.ITEM
     type: Literal["message"] = "message"
     role: Literal["user", "assistant", "system", "developer"]
     content: Content
@@ -41,6 +37,7 @@ class InputMessage(Strict):
 class CallItem(Strict):
     """A call that the assistant made."""
 
+    ELSEWHERE = elsewhere.ITEM
     type: Literal["function_call"]
     call_id: str
     name: str
@@ -50,6 +47,7 @@ class CallItem(Strict):
 class CallOutputItem(Strict):
     """What came of a call."""
 
+    ELSEWHERE = elsewhere.ITEM
     type: Literal["function_call_output"]
     call_id: str
     output: Content
@@ -88,8 +86,8 @@ class SchemaFormat(Strict):
 class TextConfig(Strict):
     """How the text of the answer shall be."""
 
+    ELSEWHERE = elsewhere.TEXT
     format: PlainFormat | SchemaFormat | None = Field(None, discriminator="type")
-    verbosity: Unsupported = None
 
 
 # There is no reasoning here that could be left out.
@@ -99,6 +97,7 @@ Included = Literal["message.output_text.logprobs", "reasoning.encrypted_content"
 class ResponsesRequest(Sampling):
     """POST /v1/responses"""
 
+    ELSEWHERE = elsewhere.RESPONSE
     input: str | Annotated[list[Item], Field(min_length=1)]
     instructions: str | None = None
     max_output_tokens: Positive | None = None
@@ -112,13 +111,3 @@ class ResponsesRequest(Sampling):
     include: list[Included] | None = None
     truncation: Literal["disabled"] | None = None
     chat_template_kwargs: dict[str, Any] | None = None
-    # What would need something that is stored, or is not there.
-    previous_response_id: NothingStored = None
-    conversation: NothingStored = None
-    prompt: NothingStored = None
-    background: No | None = None
-    reasoning: Unsupported = None
-    # Of the other APIs.
-    n: Annotated[int, Field(ge=1, le=1)] | None = None
-    max_tokens: Unsupported = None
-    response_format: Unsupported = None

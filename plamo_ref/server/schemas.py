@@ -1,17 +1,18 @@
 """What clients may send, in the words of OpenAI's API, and vLLM's where OpenAI has none.
 
-Invariant: types are strict, "1" is no number; fields that we do not know, and those that change
-nothing here (user, store, metadata …), are let through; fields that would change the answer and
-that we cannot honour are refused by name, in `params.py`. What a field may be on its own is said
-here, or, where it depends on the model and the settings, in `document.py`.
+Invariant: types are strict, "1" is no number; a field that is declared here has its effect, every
+other is refused by name or, as `elsewhere.py` says of it, changes nothing. What a field may be on
+its own is said here, or, where it depends on the model and the settings, in `document.py`.
 """
 
-from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import BeforeValidator, Field, model_validator
+from pydantic_core import PydanticCustomError
 
-from plamo_ref.server.tool_schemas import Strict, ToolCall, ToolChoice, Tools
+from plamo_ref.server import elsewhere
+from plamo_ref.server.strict import Strict
+from plamo_ref.server.tool_schemas import ToolCall, ToolChoice, Tools
 
 SAFE = 2**53 - 1  # up to it every reader of JSON sees the same integers
 
@@ -37,6 +38,7 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Factor = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Bias = Annotated[float, Field(ge=-100, le=100)]
 TokenId = Annotated[int, Field(ge=0, le=SAFE)]
+RequestId = Annotated[str, Field(pattern=r"^[A-Za-z0-9._:@/+=~-]{1,128}$")]
 Text = Annotated[str, Field(min_length=1)]
 AnyIds = Annotated[list[TokenId], BeforeValidator(_all_whole)]
 Ids = Annotated[AnyIds, Field(min_length=1)]
@@ -49,40 +51,25 @@ Prompt = (
 )
 
 
-def _refuse(value: Any) -> None:
-    if value is not None:
-        raise ValueError("not supported by this server; leave it out")
-
-
-def _only(wanted: bool) -> Callable[[bool], bool]:
-    """Of a switch that cannot be moved. (A Literal would take 0 for False, as Python does.)"""
-
-    def check(value: bool) -> bool:
-        if value is not wanted:
-            raise ValueError(f"only {str(wanted).lower()} is supported by this server")
-        return value
-
-    return check
-
-
-# What would change the answer and is not supported: null or nothing, and an empty list or text
-# where clients send one. (`params.py` says of some why not.)
-Unsupported = Annotated[None, BeforeValidator(_refuse)]
-No = Annotated[bool, Field(json_schema_extra={"const": False}), AfterValidator(_only(False))]
-Yes = Annotated[bool, Field(json_schema_extra={"const": True}), AfterValidator(_only(True))]
-NoText = Annotated[str, Field(json_schema_extra={"maxLength": 0})]
-NoList = Annotated[list[Any], Field(json_schema_extra={"maxItems": 0})]
-
-
 class StreamOptions(Strict):
     """What a stream has besides its text."""
 
+    ELSEWHERE = elsewhere.STREAM_OPTIONS
     include_usage: bool | None = None
+    continuous_usage_stats: bool | None = None  # vLLM's: with every chunk
+
+    @property
+    def usage(self) -> bool:
+        """Whether the stream ends with its usage."""
+        return bool(
+            self.continuous_usage_stats if self.include_usage is None else self.include_usage
+        )
 
 
 class JsonSchema(Strict):
     """The schema of a response format."""
 
+    ELSEWHERE = elsewhere.JSON_SCHEMA
     name: str | None = None
     schema_: dict[str, Any] = Field(alias="schema")
     strict: bool | None = None
@@ -104,22 +91,22 @@ class SchemaFormat(Strict):
 class StructuredOutputs(Strict):
     """vLLM's newer words for guided decoding; exactly one of them is given."""
 
+    ELSEWHERE = elsewhere.STRUCTURED_OUTPUTS
     json_: dict[str, Any] | str | None = Field(default=None, alias="json")
     json_object: bool | None = None
     regex: str | None = None
     choice: Annotated[list[Text], Field(min_length=1)] | None = None
     grammar: str | None = None
-    structural_tag: Unsupported = None
-    whitespace_pattern: Unsupported = None  # JSON is compact
 
 
 class Sampling(Strict):
     """What completions and chats have in common."""
 
-    model: str
+    model: str | None = None  # the one that is served
     frequency_penalty: Penalty | None = None
     logit_bias: dict[str, Bias] | None = None
     max_tokens: Count | None = None
+    max_completion_tokens: Positive | None = None  # the newer name
     n: Positive | None = None
     presence_penalty: Penalty | None = None
     response_format: PlainFormat | SchemaFormat | None = Field(None, discriminator="type")
@@ -137,81 +124,89 @@ class Sampling(Strict):
     ignore_eos: bool | None = None
     include_stop_str_in_output: bool | None = None
     skip_special_tokens: bool | None = None
+    spaces_between_special_tokens: bool | None = None
     stop_token_ids: AnyIds | None = None
     guided_json: dict[str, Any] | str | None = None
     guided_regex: str | None = None
     guided_choice: Annotated[list[Text], Field(min_length=1)] | None = None
     guided_grammar: str | None = None
-    guided_whitespace_pattern: Unsupported = None
     structured_outputs: StructuredOutputs | None = None
-    prompt_logprobs: Unsupported = None  # of a completion: echo and logprobs
-    use_beam_search: No | None = None
-    bad_words: NoList | None = None
-    allowed_token_ids: Unsupported = None
-    truncate_prompt_tokens: Unsupported = None
-    logits_processors: Unsupported = None
+    prompt_logprobs: Count | None = None
+    return_token_ids: bool | None = None
+    return_tokens_as_token_ids: bool | None = None  # in log probabilities: "token_id:7"
+    request_id: RequestId | None = None  # the header X-Request-Id decides
 
 
 class CompletionRequest(Sampling):
     """POST /v1/completions"""
 
+    ELSEWHERE = elsewhere.COMPLETION
     prompt: Prompt
     best_of: Count | None = None
     echo: bool | None = None
     logprobs: Count | None = None
-    suffix: NoText | None = None
     add_special_tokens: bool | None = None  # vLLM's: begin with BOS where the model does
 
 
 class TextPart(Strict):
     """A part of a message's content."""
 
+    ELSEWHERE = elsewhere.PART
     type: Literal["text"]
     text: str
+
+    @model_validator(mode="before")
+    @classmethod
+    def _is_text(cls, data: Any) -> Any:
+        """Images, sound and files are what people try."""
+        if isinstance(data, dict) and data.get("type", "text") != "text":
+            said = {"said": "the model reads text only", "field": "type"}
+            raise PydanticCustomError("unsupported_parameter", "{said}", said)
+        return data
 
 
 class ChatMessage(Strict):
     """One turn of a conversation."""
 
-    role: Literal["system", "developer", "user", "assistant", "tool", "function"]
+    ELSEWHERE = elsewhere.MESSAGE
+    role: Text  # whose, as the template knows it
     content: str | list[TextPart] | None = None
     name: str | None = None
     tool_calls: list[ToolCall] | None = None  # of an assistant
     tool_call_id: str | None = None  # of a tool's message
-    function_call: Unsupported = None  # older than tool_calls
 
 
-class ChatRequest(Sampling):
-    """POST /v1/chat/completions"""
+class Conversation(Strict):
+    """What a chat template makes a prompt of; its words beyond `messages` are vLLM's."""
 
     messages: Annotated[list[ChatMessage], Field(min_length=1)]
+    add_generation_prompt: bool | None = None  # end where the assistant begins to speak
+    continue_final_message: bool | None = None  # end within the last message
+    add_special_tokens: bool | None = None  # begin with BOS where the model does
+    chat_template_kwargs: dict[str, Any] | None = None  # more names for the template
+    documents: list[dict[str, Any]] | None = None  # for a template that knows them
+    reasoning_effort: str | None = None  # likewise
+
+
+class ChatRequest(Conversation, Sampling):
+    """POST /v1/chat/completions"""
+
+    ELSEWHERE = elsewhere.CHAT
     max_tokens: Positive | None = None
-    max_completion_tokens: Positive | None = None
     logprobs: bool | None = None
     top_logprobs: Count | None = None
     tools: Tools | None = None
     tool_choice: ToolChoice | None = None
     parallel_tool_calls: bool | None = None
-    functions: NoList | None = None  # older than tools
-    function_call: Literal["none", "auto"] | None = None
-    modalities: list[Literal["text"]] | None = None
-    audio: Unsupported = None
-    web_search_options: Unsupported = None
-    chat_template: Unsupported = None  # that would run in this process; see --chat-template
-    documents: NoList | None = None
-    add_generation_prompt: Yes | None = None
-    continue_final_message: No | None = None
-    chat_template_kwargs: dict[str, Any] | None = None  # vLLM's: more names for the template
 
 
-class TokenizeRequest(Strict):
+class TokenizeRequest(Conversation):
     """POST /tokenize: of a text, or of a conversation as the model would see it."""
 
     model: str | None = None
     prompt: str | None = None
-    messages: list[ChatMessage] | None = None
+    messages: Annotated[list[ChatMessage], Field(min_length=1)] | None = None  # type: ignore[assignment]
     tools: Tools | None = None
-    add_special_tokens: bool | None = None
     return_token_strs: bool | None = None
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
-from jinja2 import Template, TemplateError
+from jinja2 import Template, TemplateError, meta
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from plamo_ref.errors import PlamoRefError
@@ -23,11 +23,15 @@ from plamo_ref.tokenizer import Plamo2Tokenizer
 # What a template can do wrong with what a client sent.
 TEMPLATE_ERRORS = (TemplateError, TypeError, ValueError, ArithmeticError, LookupError)
 
+TEMPLATE_REFUSES = "template_refuses"  # the code of such an error
+
 PLAIN = """\
 {% for message in messages %}
 {{ message.role }}: {{ message.content }}
 {% endfor %}
-assistant:"""
+{% if add_generation_prompt %}
+assistant:
+{%- endif %}"""
 
 # Each turn is a block: the user's are input, the assistant's are output. The languages come from
 # chat_template_kwargs; without them the model finds out by itself, between English and Japanese.
@@ -47,7 +51,9 @@ translation
 {{ raise_exception('the translate format has no ' + message.role + ' message') }}
 {% endif %}
 {% endfor %}
-{{ output + '\\n' }}"""
+{% if add_generation_prompt %}
+{{ output + '\\n' }}
+{%- endif %}"""
 
 
 class TemplateLoadError(PlamoRefError, ValueError):
@@ -61,6 +67,7 @@ class ChatTemplate:
     template: Template
     names: Mapping[str, Any]  # what every rendering sees: bos_token …
     stops: Sequence[str] = ()
+    variables: frozenset[str] = frozenset()  # what it asks for by name
     tools: TemplateTools = field(default_factory=TemplateTools)
 
     def render(
@@ -68,8 +75,14 @@ class ChatTemplate:
         messages: Sequence[Mapping[str, Any]],
         extra: Mapping[str, Any],
         tools: Sequence[Mapping[str, Any]] | None = None,
+        *,
+        add_generation_prompt: bool = True,
     ) -> str:
         """The prompt, up to where the assistant speaks.
+
+        Args:
+            extra: further names for the template; its own are not changed by them.
+            add_generation_prompt: whether it ends with the beginning of the assistant's turn.
 
         Raises:
             ApiError: the template refuses these messages.
@@ -77,10 +90,14 @@ class ChatTemplate:
         known = {**extra, **self.names}
         try:
             return self.template.render(
-                known, messages=messages, tools=tools, add_generation_prompt=True
+                known,
+                messages=messages,
+                tools=tools,
+                add_generation_prompt=add_generation_prompt,
             )
         except TEMPLATE_ERRORS as error:
-            raise bad(f"the chat template refuses the messages: {error}", "messages") from None
+            message = f"the chat template refuses the messages: {error}"
+            raise bad(message, "messages", TEMPLATE_REFUSES) from None
 
     def add_bos(self, text: str) -> bool | None:
         """For `encode`: a template that writes BOS itself gets no second one, which no model has
@@ -167,7 +184,9 @@ def _compile(
     environment.globals["raise_exception"] = raise_exception
     names = {name: text for name, text in tokenizer.special_tokens.items() if text is not None}
     try:
-        template = environment.from_string(source)
-        return ChatTemplate(template, names, tuple(stops), TemplateTools.of(source, environment))
+        variables = meta.find_undeclared_variables(environment.parse(source))
+        compiled = environment.from_string(source)
+        tools = TemplateTools.of(source, environment)
+        return ChatTemplate(compiled, names, tuple(stops), frozenset(variables), tools)
     except TemplateError as error:
         raise TemplateLoadError(f"chat template of {where}: {error}") from None

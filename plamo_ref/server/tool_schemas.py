@@ -6,20 +6,18 @@ which is checked where it is used.
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from plamo_ref.server import elsewhere
+from plamo_ref.server.strict import Strict
 
 FunctionName = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_.\-]{1,128}$")]
-
-
-class Strict(BaseModel):
-    """A part of a request."""
-
-    model_config = ConfigDict(strict=True, extra="ignore", protected_namespaces=())
 
 
 class Function(Strict):
     """What the model may call."""
 
+    ELSEWHERE = elsewhere.FUNCTION
     name: FunctionName
     description: str | None = None
     parameters: dict[str, Any] | None = None  # a JSON schema; none: it has no parameters
@@ -63,6 +61,7 @@ class CalledFunction(Strict):
 class ToolCall(Strict):
     """A call that an assistant made earlier."""
 
+    ELSEWHERE = elsewhere.TOOL_CALL
     id: str
     type: Literal["function"] = "function"
     function: CalledFunction

@@ -1,0 +1,129 @@
+"""The options of the commands are the fields of `EngineConfig`, said once.
+
+Invariant tested: `serve` has every field that is not named as deliberately none, with the field's
+default, and passes it on; the other commands' options of the same names are the same.
+"""
+
+import dataclasses
+from typing import Any
+
+import click
+import pytest
+
+from plamo_ref import cli
+from plamo_ref.commands import _engine_options as engine_options
+from plamo_ref.commands import serve as serve_module
+from plamo_ref.engine import async_llm
+from plamo_ref.engine.config import EngineConfig
+from plamo_ref.errors import PlamoRefError
+
+FIELDS = {field.name: field for field in dataclasses.fields(EngineConfig)}
+# What nobody would get by leaving the option out, and what is written for it.
+OTHER: dict[str, tuple[list[str], Any]] = {
+    "load_format": (["--load-format", "dummy"], "dummy"),
+    "dtype": (["--dtype", "float64"], "float64"),
+    "device": (["--device", "cuda:1"], "cuda:1"),
+    "block_size": (["--block-size", "4"], 4),
+    "max_num_seqs": (["--max-num-seqs", "5"], 5),
+    "max_num_batched_tokens": (["--max-num-batched-tokens", "99"], 99),
+    "scheduler": (["--scheduler", "v0"], "v0"),
+    "chunk_size": (["--chunk-size", "8"], 8),
+    "memory_bytes": (["--memory-bytes", "1.5GiB"], 3 << 29),
+    "gpu_memory_utilization": (["--gpu-memory-utilization", "0.5"], 0.5),
+    "max_model_len": (["--max-model-len", "77"], 77),
+    "state_dtype": (["--state-dtype", "bfloat16"], "bfloat16"),
+    "seed": (["--seed", "3"], 3),
+    "kernels": (["--kernels", "cache"], "cache"),
+    "compile": (["--compile", "all"], "all"),
+    "compile_sizes": (["--compile-sizes", "8,32"], [8, 32]),
+    "pdl": (["--no-pdl"], False),
+    "overlap": (["--overlap"], True),
+    "cuda_graphs": (["--no-cuda-graphs"], False),
+    "graph_tokens": (["--graph-tokens", "0"], 0),
+    "precompile": (["--no-precompile"], False),
+}
+
+
+def command(*names: str) -> click.Command:
+    found: click.Command = cli.cli
+    for name in names:
+        assert isinstance(found, click.Group)
+        found = found.get_command(click.Context(found), name)
+    return found
+
+
+def options(of: click.Command) -> dict[str, click.Option]:
+    return {option.name: option for option in of.params if isinstance(option, click.Option)}
+
+
+def test_every_field_is_an_option_of_serve_or_named_as_none():
+    assert {*options(serve_module.serve)} & {*FIELDS} == {*FIELDS} - {*serve_module.NO_OPTIONS}
+    assert {*serve_module.NO_OPTIONS} <= {*FIELDS}
+    assert {*OTHER} == {*FIELDS} - {*serve_module.NO_OPTIONS}
+
+
+@pytest.mark.parametrize(
+    "names", [("serve",), ("generate",), ("chat",), ("bench", "decode"), ("bench", "startup")]
+)
+def test_an_option_is_its_field(names):
+    of = options(command(*names))
+    same = {*of} & {*FIELDS} - ({"seed"} if names[0] in ("generate", "chat") else set())
+    assert {"dtype", "device"} <= same
+    for name in same:
+        assert of[name].help == FIELDS[name].metadata["help"]
+        assert of[name].opts[0] == "--" + name.replace("_", "-")
+    context = command(*names).make_context("x", ["--prompt", "x"] if names == ("generate",) else [])
+    for name in same:
+        given = context.params[name]
+        default = FIELDS[name].default
+        assert given == (list(default) if default == () else default), name
+
+
+def test_every_field_has_its_line_of_help_and_a_valid_default():
+    assert all(field.metadata["help"].endswith(".") for field in FIELDS.values())
+    EngineConfig()
+
+
+def test_serve_passes_every_option_on(monkeypatch):
+    """One by one, so that no option can have another's value; together they could not be."""
+    seen: dict[str, Any] = {}
+
+    class Noted:
+        def __init__(self, model: str, **given: Any) -> None:
+            seen.clear()
+            seen.update(given)
+            raise PlamoRefError("enough")
+
+    monkeypatch.setattr(async_llm, "AsyncLLM", Noted)
+    cli.main(["serve"])
+    usual = dict(seen)
+    assert {*FIELDS} - {*usual} == {*serve_module.NO_OPTIONS}
+    for name, (words, value) in OTHER.items():
+        assert cli.main(["serve", *words]) == 2
+        assert seen == usual | {name: value}
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--block-size", "0"], "block_size must be 1 or more"),
+        (["--gpu-memory-utilization", "2"], "gpu_memory_utilization must be"),
+        (["--chunk-size", "8"], "chunk_size belongs to scheduler='v0'"),
+        (["--kernels", "fast"], "--kernels"),
+        (["--compile-sizes", "a,b"], "expected numbers, as in 8,32,128"),
+        (["--memory-bytes", "much"], "is not a size"),
+        (["--dtype", "float16"], "--dtype"),
+    ],
+)
+def test_what_cannot_be_is_refused_in_one_line(capsys, words, says):
+    assert cli.main(["serve", *words]) == 2
+    err = capsys.readouterr().err
+    assert says in err
+    assert err.count("\n") == 1
+
+
+def test_a_name_that_is_no_field_is_noticed():
+    with pytest.raises(AssertionError, match="blocksize"):
+        engine_options.engine_options("blocksize")
+    with pytest.raises(AssertionError, match="records"):
+        engine_options.names(but=("records",))
