@@ -60,6 +60,13 @@ class Callers:
 
     def grant(self) -> None:
         """Grant what was wished; if somebody is at work, he will, between two steps."""
+        try:
+            self._grant_if_idle()
+        except BaseException:
+            self._grant_if_idle()  # an interrupt: nobody may come after us who would do it
+            raise
+
+    def _grant_if_idle(self) -> None:
         while (self.leaving or self.aborted) and not self._busy:
             self._turn(self._grant)
 
