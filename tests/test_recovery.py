@@ -25,8 +25,10 @@ from plamo_ref.engine.cache import HybridCache
 from plamo_ref.engine.config import EngineError
 from plamo_ref.engine.core import EngineCore
 from plamo_ref.engine.outputs import StreamPiece
+from plamo_ref.engine.pool import Pool
 from plamo_ref.engine.request import Request
 from plamo_ref.engine.runner import ModelRunner
+from plamo_ref.engine.scheduler import Queues
 from plamo_ref.sampling import GuidedError, GuidedParams
 from plamo_ref.sampling.guided import GuideMaker
 from plamo_ref.teaching.audits import check_all_free
@@ -144,6 +146,48 @@ PLACES = [
     (core_module, "read_tokens"),
     (core_module, "finish_reason"),
 ]
+
+
+MOVES = [
+    *[(Request, name) for name in ("append", "finish", "reset")],
+    *[(Pool, name) for name in ("take", "give_back")],
+    *[(HybridCache, name) for name in ("allocate", "release")],
+    *[(Queues, name) for name in ("admit", "grant", "preempt", "remove")],
+    *[(LabGuide, name) for name in ("mask", "accept")],
+    (EngineCore, "_end"),
+]
+
+
+@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+@pytest.mark.parametrize(("owner", "name"), MOVES, ids=[name for _, name in MOVES])
+def test_an_interrupt_beside_every_move(monkeypatch, owner, name, after):
+    """Each third time that it is made; every other neighbour of the first kind is overlapped."""
+    core, undisturbed = new_crowd()
+    to_the_end(core)
+    healthy, calls = getattr(owner, name), []
+
+    def disturbed(*args: Any) -> Any:
+        calls.append(name)
+        if after:
+            result = healthy(*args)
+        if len(calls) % 3 == 2 and len(calls) < 30:
+            raise KeyboardInterrupt
+        return result if after else healthy(*args)
+
+    monkeypatch.setattr(owner, name, disturbed)
+    for overlap in (False, True):
+        core, requests = new_crowd(overlap=overlap)
+        hits = 0
+        while core.has_work:
+            try:
+                core.step()
+            except KeyboardInterrupt:
+                hits += 1
+            core.cache.check_integrity()
+        check_all_free(core)
+        assert fates(requests) == fates(undisturbed)
+        assert hits
+        calls.clear()
 
 
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError, MemoryError])

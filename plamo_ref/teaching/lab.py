@@ -222,7 +222,7 @@ def draw_trace(pick: Pick, config: Plamo2Config) -> Trace:
     plan = lab_plan(
         config,
         block_size=block_size,
-        blocks={kind: count + pick(0, 8) for kind, count in least.items()},
+        blocks={kind: count + pick(0, (2, 8)[pick(0, 1)]) for kind, count in least.items()},
         slots=pick(1, seats),
         max_num_seqs=seats,
     )
@@ -238,7 +238,7 @@ def draw_trace(pick: Pick, config: Plamo2Config) -> Trace:
         overlap=bool(pick(0, 1)),
     )
     preemptions = {pick(0, 25): pick(1, 3) for _ in range(pick(0, 3))}
-    interruptions = {pick(0, 20): _draw_interruption(pick) for _ in range(pick(0, 2))}
+    interruptions = {pick(0, 16): _draw_interruption(pick) for _ in range(pick(0, 3))}
     return Trace(requests, engine, plan, preemptions, interruptions)
 
 
@@ -274,14 +274,17 @@ def _draw_params(pick: Pick, config: Plamo2Config) -> SamplingParams:
         "min_p": pick(0, 2) / 20,
         "seed": pick(0, 9) or None,
     }
-    if pick(0, 3) == 0:
-        drawn |= {
-            "repetition_penalty": 1 + pick(0, 4) / 4,
-            "presence_penalty": pick(-2, 2) / 2,
-            "frequency_penalty": pick(-2, 2) / 2,
+    if pick(0, 2) == 0:
+        # Each alone as often as not: one that is forgotten shows only where no other is asked for.
+        adjustments = {
+            "repetition_penalty": 1 + pick(0, 4),
+            "presence_penalty": pick(-4, 4) / 2,
+            "frequency_penalty": pick(-4, 4) / 2,
             "logit_bias": {pick(0, config.vocab_size - 1): float(pick(-3, 3))},
             "min_tokens": pick(0, drawn["max_tokens"]),
         }
+        names, wanted = list(adjustments), pick(0, 2 * len(adjustments) - 1)
+        drawn |= {names[wanted]: adjustments[names[wanted]]} if wanted < len(names) else adjustments
     if pick(0, 3) == 0:
         drawn |= {"logprobs": pick(0, 3), "prompt_logprobs": pick(0, 3)}
     return SamplingParams(**drawn)
