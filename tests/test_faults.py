@@ -21,7 +21,7 @@ from plamo_ref.teaching.law import LawError, run_trace
 from plamo_ref.teaching.planting import Fault
 
 HYBRID = "mamba, sliding and full"
-TRACES = 30
+TRACES = 60
 ERRORS = {
     "audit": (IntegrityError, PoolError),
     "schedule": (ScheduleError,),
@@ -41,8 +41,8 @@ def first_failure(*errors: type[Exception]) -> int | None:
             run_trace(trace(seed), pair(HYBRID))
         except errors:
             return seed
-        except PlamoRefError:
-            pass  # another check was quicker
+        except (PlamoRefError, LookupError, RuntimeError):
+            pass  # another check was quicker, or it broke down
     return None
 
 

@@ -443,6 +443,10 @@ class Counted:
         self.calls.append("accept")
         self.guide.accept(token)
 
+    def replay(self, token_ids, stop_ids):
+        self.calls.append("replay")
+        self.guide.replay(token_ids, stop_ids)
+
     @property
     def finished(self):
         return self.guide.finished

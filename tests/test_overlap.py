@@ -8,6 +8,9 @@ import pytest
 from engines import CONFIGS, new_core
 
 from plamo_ref import LLM, SamplingParams
+from plamo_ref.engine.choosing import needs_host
+from plamo_ref.engine.request import Request
+from plamo_ref.teaching.lab import LabGuide
 
 PROMPTS = ["吾輩は", "To be, or", "三四郎は" * 9, "x"]
 
@@ -69,3 +72,43 @@ def test_an_abort_in_flight_gives_no_token_and_leaves_nothing():
     while core.has_work:
         core.step()
     assert len(again.output_ids) == 1
+
+
+@pytest.mark.parametrize(
+    ("asked", "waits"),
+    [
+        ({}, False),
+        ({"temperature": 0}, False),
+        ({"logit_bias": {3: 1.0}, "min_tokens": 2, "stop_token_ids": [4]}, False),
+        ({"repetition_penalty": 1.1}, True),
+        ({"repetition_penalty": 0.9}, True),
+        ({"presence_penalty": -0.5}, True),
+        ({"frequency_penalty": 0.5}, True),
+        ({"logprobs": 0}, True),
+        ({"prompt_logprobs": 0}, True),
+    ],
+)
+def test_what_a_step_waits_for(asked, waits):
+    """Each alone: what looks back at the tokens, and what is read from logits afterwards."""
+    request = Request("r", (1, 2, 3), SamplingParams(**asked), (), 0, 0)
+    assert needs_host(request) is waits
+    request.prompt_logprobs = [None, None]  # type: ignore[list-item]
+    assert needs_host(request) is (waits and "prompt_logprobs" not in asked)
+    request.guide = LabGuide(1, 5, 64)
+    assert needs_host(request)
+
+
+@pytest.mark.parametrize("name", ["repetition", "presence", "frequency"])
+def test_a_penalty_alone_sees_the_token_before(name):
+    """Of a few tokens that are far ahead, each costs the others their place for a while."""
+    ahead = dict.fromkeys((5, 6, 7, 8), 30.0)
+    asked = {"temperature": 0, "max_tokens": 12, "logit_bias": ahead, f"{name}_penalty": 2.0}
+    outputs = []
+    for overlap in (False, True):
+        core = new_core(overlap=overlap)
+        request = core.add([1, 2, 3], SamplingParams(**asked))  # type: ignore[arg-type]
+        while core.has_work:
+            core.step()
+        outputs.append(request.output_ids)
+    assert outputs[0] == outputs[1]
+    assert len(set(outputs[0])) > 2

@@ -163,6 +163,21 @@ def test_a_newcomer_waits_until_all_it_wants_fits(scheduler):
     list(desk.run(50))
 
 
+@pytest.mark.parametrize("scheduler", ["v0", "v1"])
+def test_in_a_step_for_which_somebody_had_to_go_nobody_comes(scheduler):
+    """Or he who went would come back at once, only to go again: with his memory, not his turn."""
+    chunk = 2 if scheduler == "v0" else None  # so that there would be room for a piece of him
+    desk = Desk(scheduler=scheduler, blocks=8, max_num_batched_tokens=6, chunk_size=chunk)
+    for _ in range(4):
+        desk.add(4, 8)
+    preempting = 0
+    while desk.queues.running or desk.queues.waiting:
+        schedule = desk.step()
+        preempting += bool(schedule.preempted)
+        assert not (schedule.preempted and schedule.admitted)
+    assert preempting > 2
+
+
 def test_removing_frees_wherever_the_request_is():
     desk = Desk(seats=1)
     running, waiting = desk.add(5), desk.add(5)

@@ -118,6 +118,12 @@ class HybridCache:
         if holding.slot is not None and self.slots is not None:
             self.slots.give_back([holding.slot])
 
+    def clear(self) -> None:
+        """Forget everybody, and make the books of every pool anew."""
+        self.holdings.clear()
+        for pool in (*self.blocks.values(), *([] if self.slots is None else [self.slots])):
+            pool.clear()
+
     def longest_request(self) -> float:
         """Tokens that one request alone can reach, computed one at a time; may be infinite."""
         longest = math.inf

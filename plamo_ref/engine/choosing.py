@@ -90,20 +90,16 @@ def _note_logprobs(requests: Sequence[Request], logits: Tensor, tokens: Sequence
     most = max(count for _, _, count in rows)
     scores = token_logprobs(logits[places], [tokens[i] for i in places], most)
     for (_, request, count), score in zip(rows, scores, strict=True):
-        request.logprobs.append(replace(score, top=score.top[:count]))
+        noted = replace(score, top=score.top[:count])
+        request.logprobs[len(request.output_ids) :] = [noted]  # also if this is done again
 
 
-def score_prompts(scored: Sequence[tuple[Request, range]], logits: Tensor) -> None:
-    """Note the log probabilities of prompt tokens: row by row, those after the given positions."""
-    start = 0
-    for request, places in scored:
-        rows = logits[start : start + len(places)]
-        start += len(places)
-        if request.status == "finished":
-            continue
+def score_prompt(request: Request, places: range, logits: Tensor) -> None:
+    """Note the log probabilities of prompt tokens: from each row, of the one after its place."""
+    if request.status != "finished":
         tokens = [request.prompt_ids[place + 1] for place in places]
         count = request.params.prompt_logprobs or 0
-        request.prompt_logprobs += token_logprobs(rows, tokens, count)
+        request.prompt_logprobs += token_logprobs(logits, tokens, count)
 
 
 def finish_reason(request: Request, max_model_len: int) -> FinishReason | None:

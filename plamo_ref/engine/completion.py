@@ -1,10 +1,11 @@
 """One completion on its way, seen from outside the core: token ids become text and pieces.
 
 Invariant: the pieces, joined, are the text of the output; the last piece has the finish reason.
+There is one for each token that was taken, so they also say which comes next: `rebuild` makes the
+rest of the state from them.
 """
 
-from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 from plamo_ref.engine.outputs import (
@@ -13,7 +14,7 @@ from plamo_ref.engine.outputs import (
     StreamPiece,
     readable_logprobs,
 )
-from plamo_ref.engine.request import Request
+from plamo_ref.engine.request import FinishReason, Request
 from plamo_ref.text_stream import TextStream
 from plamo_ref.tokenizer import Plamo2Tokenizer
 
@@ -26,35 +27,62 @@ class Completion:
     prompt_index: int  # in the call
     number: int  # 0 to n - 1
     prompt: str | None  # None: given as token ids
-    text: TextStream
-    pieces: deque[StreamPiece] = field(default_factory=deque)  # not yet taken by the user
+    tokenizer: Plamo2Tokenizer
+    pieces: list[StreamPiece] = field(default_factory=list)
+    num_read: int = 0  # pieces that the user has
+
+    def __post_init__(self) -> None:
+        self.rebuild()
+
+    def rebuild(self) -> None:
+        """Make the text anew, as it was after the last piece."""
+        text = TextStream(self.tokenizer, self.request.params)
+        for piece in self.pieces:
+            if piece.token_id is not None and piece.token_id not in self.request.stop_ids:
+                text.push(piece.token_id)
+            if piece.finish_reason is not None:
+                text.finish()
+        self.text = text
 
     @property
     def finished(self) -> bool:
         return self.request.status == "finished"
 
-    def take_token(self) -> bool:
-        """Turn the request's newest token into a piece.
+    def take_tokens(self) -> bool:
+        """Turn the tokens that have come into pieces. It is one, unless an error came between.
 
         Returns whether the core has to finish the request, because a stop string has appeared.
         """
-        request, token = self.request, self.request.output_ids[-1]
+        tokens = self.request.output_ids
+        while len(self.pieces) < len(tokens) and self.text.stopped_by is None:
+            self._take(tokens[len(self.pieces)])
+        return self.text.stopped_by is not None and not self.finished
+
+    def _take(self, token: int) -> None:
+        request = self.request
+        is_last = self.finished and len(self.pieces) + 1 == len(request.output_ids)
         # With a stop token comes out what the detokenizer still holds.
         ended = token in request.stop_ids
         text = self.text.push_stop(token) if ended else self.text.push(token)
-        if self.finished:
+        if is_last:
             text += self.text.finish()
-        stopped = self.text.stopped_by is not None
-        if stopped:
+        if self.text.stopped_by is not None:
             request.finish_reason = "stop"  # also when the string ended in the last token allowed
-        self._put(token, text)
-        return stopped and not self.finished
+            is_last = True
+        self._put(token, text, request.finish_reason if is_last else None)
+
+    def unread(self) -> Iterator[StreamPiece]:
+        """What the user has not had yet."""
+        while self.num_read < len(self.pieces):
+            self.num_read += 1
+            yield self.pieces[self.num_read - 1]
 
     def end(self) -> None:
         """The request was aborted: a last piece without a token."""
-        self._put(None, self.text.finish())
+        if not self.pieces or self.pieces[-1].finish_reason is None:
+            self._put(None, self.text.finish(), self.request.finish_reason)
 
-    def _put(self, token: int | None, text: str) -> None:
+    def _put(self, token: int | None, text: str, reason: FinishReason | None) -> None:
         request = self.request
         self.pieces.append(
             StreamPiece(
@@ -63,7 +91,7 @@ class Completion:
                 completion=self.number,
                 token_id=token,
                 text=text,
-                finish_reason=request.finish_reason,
+                finish_reason=reason,
             )
         )
 

@@ -5,28 +5,33 @@ overlap the next step is launched first, so the device never waits for the host:
 goes on for certain is scheduled with a token whose value only the device knows.
 
 Invariant: between two steps every unfinished request is either waiting without memory or running
-with what `num_computed_tokens` needs; the tokens of a request depend on the request alone.
+with what `num_computed_tokens` needs; the tokens of a request depend on the request alone, and not
+on what is raised in a step either: `_torn` is set while anything is being changed, so whoever finds
+it set knows that the change was broken off, and lets recovery.py make the state anew.
 Built in notebooks/07_continuous_batching.ipynb, the overlap in 13_cuda_graphs_and_overlap.ipynb.
 """
 
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
+import torch
 from torch import Tensor
 
-from plamo_ref.engine.batching import Unread, build_batch
+from plamo_ref.engine.batching import BatchPlan, Unread, build_batch
+from plamo_ref.engine.blame import is_nobodys, together_or_alone
 from plamo_ref.engine.choosing import (
     choose_on_device,
     finish_reason,
     is_full,
     read_tokens,
-    score_prompts,
+    score_prompt,
 )
 from plamo_ref.engine.config import EngineConfig, EngineError
 from plamo_ref.engine.flight import Flight, describe, record_of
 from plamo_ref.engine.limits import check_request, longest_request
 from plamo_ref.engine.planner import MemoryPlan
 from plamo_ref.engine.record import StepRecord
+from plamo_ref.engine.recovery import rebuild
 from plamo_ref.engine.request import FinishReason, Request
 from plamo_ref.engine.runner import ModelRunner
 from plamo_ref.engine.scheduler import Queues, Scheduler
@@ -34,7 +39,9 @@ from plamo_ref.engine.scheduler_v0 import V0Scheduler
 from plamo_ref.engine.scheduler_v1 import V1Scheduler
 from plamo_ref.sampling import Guide, SamplingParams
 
-# Called after a step with its record, the requests that got a token, and their logits [n, V].
+# Called after a step with its record, the requests that got a token, and their logits [n, V]. The
+# step is done by then: what an observer raises is raised to whoever made it, and changes nothing.
+Told = tuple[StepRecord, Sequence[Request], Tensor]
 Observer = Callable[[StepRecord, Sequence[Request], Tensor], None]
 
 
@@ -57,6 +64,8 @@ class EngineCore:
         self.max_model_len = longest_request(config, self.cache, model.max_position_embeddings)
         self._overlap = config.resolve_overlap(runner.device)
         self._flight: Flight | None = None  # launched, not landed
+        self._moved: list[Request] = []  # what `step` has to return
+        self._torn = False
 
     # --- requests come and go ------------------------------------------------------------------
 
@@ -72,11 +81,14 @@ class EngineCore:
 
         Raises:
             EngineError: it could never run: empty, too long, or not made of known tokens.
+
+        Whatever is raised, nothing was queued.
         """
+        self.recover()
         request_id = str(self._arrivals) if request_id is None else request_id
         if request_id in self.requests:
             raise EngineError(f"request {request_id} is already running")
-        check_request(
+        checked = check_request(
             request_id,
             prompt_ids,
             params,
@@ -88,20 +100,29 @@ class EngineCore:
         # Requests without a seed still must not share their random numbers.
         seed = params.seed if params.seed is not None else (self.config.seed << 32) + self._arrivals
         arrival = self._arrivals
-        request = Request(
-            request_id, tuple(prompt_ids), params, frozenset(stops), seed, arrival, guide
-        )
+        request = Request(request_id, checked, params, frozenset(stops), seed, arrival, guide)
+        self._torn = True
         self._arrivals += 1
-        self.requests[request_id] = request
         self.queues.add(request)
+        self.requests[request_id] = request  # from here on it is there
+        self._torn = False
         return request
 
-    def finish(self, request_id: str, reason: FinishReason = "abort") -> None:
+    def finish(
+        self, request_id: str, reason: FinishReason = "abort", error: Exception | None = None
+    ) -> None:
         """End a request now, whatever it is doing. Unknown or finished ones are ignored."""
-        request = self.requests.pop(request_id, None)
+        self.recover()
+        request = self.requests.get(request_id)
         if request is not None:
-            self.queues.remove(request)
-            request.finish(reason)
+            self._torn = True
+            self._end(request, reason, error)
+            self._torn = False
+
+    def _end(self, request: Request, reason: FinishReason, error: Exception | None = None) -> None:
+        request.finish(reason, error)
+        self.queues.remove(request)
+        del self.requests[request.request_id]
 
     @property
     def has_work(self) -> bool:
@@ -115,23 +136,49 @@ class EngineCore:
     # --- one step ------------------------------------------------------------------------------
 
     def step(self) -> list[Request]:
-        """Launch one batch and land one. Returns the requests that got a token, finished or not.
+        """Launch one batch and land one. Returns the requests that moved: they got a token and may
+        have finished with it, or they ended with an error of their own (`Request.error`).
 
         With overlap the batch that lands is the one launched a step ago: the first call returns
         nobody.
+
+        Whatever is raised, the next call goes on, with the tokens that would have been. Requests
+        may have got tokens then of which no call has told: who counts those that it has seen misses
+        none.
         """
-        landed: list[Request] = []
-        flying = self._flight
-        if flying is not None and flying.needs_host:
+        self.recover()
+        self._torn = True
+        try:
+            told = self._advance()
+        except BaseException:
+            self.recover()
+            raise
+        self._torn = False
+        if told is not None:
+            for observer in self.observers:
+                observer(*told)
+        moved, self._moved = list(dict.fromkeys(self._moved)), []
+        return moved
+
+    def recover(self) -> None:
+        """Make the state whole, if something was raised in the middle of a change. Every method
+        that changes something does so first, because an interrupt can come in here as well."""
+        if self._torn:
             self._flight = None
-            landed = self._land(flying)
-        flying, self._flight = self._flight, self._launch(self._flight)
+            self._moved += rebuild(self.requests, self.queues, self.max_model_len)
+            self._torn = False
+
+    def _advance(self) -> Told | None:
+        told, flying = None, self._flight
+        if flying is not None and flying.needs_host:
+            told, flying, self._flight = self._land(flying), None, None
+        self._flight = self._launch(flying)
         if flying is not None:
-            landed += self._land(flying)
-        if self._flight is not None and not self._overlap:
+            told = self._land(flying)
+        elif self._flight is not None and not self._overlap:
             flying, self._flight = self._flight, None
-            landed += self._land(flying)
-        return landed
+            told = self._land(flying)
+        return told
 
     def _launch(self, previous: Flight | None) -> Flight | None:
         """Decide and start the next step. Nothing here waits for the device."""
@@ -143,9 +190,7 @@ class EngineCore:
         unread = None if previous is None else Unread(previous.tokens, previous.rows)
         plan = build_batch(schedule, self.cache, self.runner.place, unread)
         logits = self.runner.run(plan.batch, plan.rows)
-        numbers = [r.num_output_tokens for r in plan.sampled]
-        ops = self.runner.model.ops
-        tokens = choose_on_device(plan.sampled, logits[: len(plan.sampled)], ops, numbers)
+        tokens = self._choose(plan, logits)
         if self.observers and self._overlap:
             logits = logits.clone()  # a recorded step writes where the last one wrote
         log = describe(plan, schedule, self.cache) if self.observers else None
@@ -160,28 +205,71 @@ class EngineCore:
                 self.queues.remove(request)
         return flight
 
-    def _land(self, flight: Flight) -> list[Request]:
-        """Wait for a step's tokens and hand them out. Returns the requests that got one."""
-        plan, logits = flight.plan, flight.logits
+    def _choose(self, plan: BatchPlan, logits: Tensor) -> Tensor:
+        """A token for each of `plan.sampled`; ends those whose choice is an error."""
+        sampled, ops = plan.sampled, self.runner.model.ops
+        numbers = [r.num_output_tokens for r in sampled]
+        chosen, errors = together_or_alone(
+            len(sampled),
+            lambda rows: choose_on_device(sampled[rows], logits[rows], ops, numbers[rows]),
+            instead=logits.new_zeros(1, dtype=torch.long),
+        )
+        self._blame(plan.sampled, errors)
+        return chosen[0] if len(chosen) == 1 else torch.cat(chosen)
+
+    def _land(self, flight: Flight) -> Told | None:
+        """Wait for a step's tokens and hand them out. Returns what its observers are told."""
+        plan, logits, on_host = flight.plan, flight.logits, flight.tokens_on_host
         count = len(plan.sampled)
         flight.wait()
-        tokens = read_tokens(plan.sampled, logits[:count], flight.tokens_on_host)
-        score_prompts(plan.scored, logits[count:])
-        landed, rows, finished = [], [], []
+        parts, errors = together_or_alone(
+            count,
+            lambda rows: read_tokens(plan.sampled[rows], logits[:count][rows], on_host[rows]),
+            instead=[0],
+        )
+        self._blame(plan.sampled, errors)
+        row = count
+        for request, places in plan.scored:
+            self._work_for(request, score_prompt, request, places, logits[row : row + len(places)])
+            row += len(places)
+        landed, rows = list[Request](), list[int]()
+        tokens = (token for part in parts for token in part)
         for row, (request, token) in enumerate(zip(plan.sampled, tokens, strict=True)):
             request.num_unread_tokens -= 1
             if request.status == "finished":
                 continue  # aborted, or stopped by the token before, while this one was computed
-            request.append(token)
+            self._moved.append(request)
+            self._work_for(request, self._take, request, token)
             landed.append(request)
             rows.append(row)
-            reason = finish_reason(request, self.max_model_len)
-            if reason is not None:
-                self.finish(request.request_id, reason)
-                finished.append(request.request_id)
+        told = None
         if flight.log is not None:
-            record = record_of(flight, self.num_steps, tuple(finished), self.queues)
-            for observer in self.observers:
-                observer(record, landed, logits[rows])
+            finished = tuple(r.request_id for r in landed if r.finish_reason is not None)
+            record = record_of(flight, self.num_steps, finished, self.queues)
+            told = (record, landed, logits[rows])
         self.num_steps += 1
-        return landed
+        return told
+
+    def _take(self, request: Request, token: int) -> None:
+        request.append(token)
+        reason = finish_reason(request, self.max_model_len)
+        if reason is not None:
+            self._end(request, reason)
+
+    # --- whose error it is ---------------------------------------------------------------------
+
+    def _work_for(self, request: Request, work: Callable[..., None], *args: object) -> None:
+        """Do something that concerns one request: an error in it ends this request alone."""
+        try:
+            work(*args)
+        except Exception as error:
+            if is_nobodys(error):
+                raise
+            self._blame([request], {0: error})
+
+    def _blame(self, requests: Sequence[Request], errors: Mapping[int, Exception]) -> None:
+        """End the requests that made these errors, by row."""
+        for row, error in errors.items():
+            if requests[row].status != "finished":
+                self._moved.append(requests[row])
+                self._end(requests[row], "error", error)

@@ -4,7 +4,8 @@ Invariant: a request that passes can always be finished by this engine, alone if
 nothing in it is of a type that a step could stumble over.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from operator import index
 
 from plamo_ref.engine.cache import HybridCache
 from plamo_ref.engine.config import EngineConfig, EngineError
@@ -39,8 +40,8 @@ def check_request(
     config: EngineConfig,
     vocab_size: int,
     max_model_len: int,
-) -> None:
-    """Refuse what could never run.
+) -> tuple[int, ...]:
+    """Refuse what could never run. Returns the prompt's ids.
 
     Raises:
         EngineError: the request is empty, too long, or not made of known tokens; the message
@@ -48,24 +49,41 @@ def check_request(
     """
     if not isinstance(params, SamplingParams):
         raise EngineError(f"request {request_id}: {shown(params)} is no SamplingParams")
-    if not len(prompt_ids):
-        raise EngineError(f"request {request_id}: the prompt has no tokens")
-    known = f"the vocabulary has ids 0 to {vocab_size - 1}"
-    for place, token in enumerate(prompt_ids):
-        if type(token) is not int or not 0 <= token < vocab_size:
-            raise EngineError(
-                f"request {request_id}: prompt token {place} is {shown(token)}; {known}"
-            )
+    prompt = _known(prompt_ids, vocab_size, f"request {request_id}: prompt token {{place}} is")
     for field in ("logit_bias", "stop_token_ids"):
-        for token in getattr(params, field):
-            if not 0 <= token < vocab_size:
-                raise EngineError(f"request {request_id}: {field} names token {token}; {known}")
-    if len(prompt_ids) >= max_model_len:
+        _known(getattr(params, field), vocab_size, f"request {request_id}: {field} names token")
+    if not prompt:
+        raise EngineError(f"request {request_id}: the prompt has no tokens")
+    if len(prompt) >= max_model_len:
         cure = "give the cache more memory or raise max_model_len"
         if config.scheduler == "v0" and config.chunk_size is None:
             cure = "scheduler='v0' computes a prompt in one step: set chunk_size, or raise "
             cure += "max_num_batched_tokens"
         raise EngineError(
-            f"request {request_id}: the prompt has {len(prompt_ids):,} tokens, but prompt and "
+            f"request {request_id}: the prompt has {len(prompt):,} tokens, but prompt and "
             f"output together may have {max_model_len:,}; {cure}"
         )
+    return prompt
+
+
+def _known(token_ids: Iterable[object], vocab_size: int, what: str) -> tuple[int, ...]:
+    """The ids as plain integers, if they are integers of the vocabulary."""
+    try:
+        tokens = tuple(token_ids)
+    except TypeError:
+        raise EngineError(
+            f"{what.format(place=0)} {shown(token_ids)}; expected token ids"
+        ) from None
+    known: list[int] = []
+    for place, token in enumerate(tokens):
+        try:
+            number = None if isinstance(token, bool) else index(token)  # type: ignore[arg-type]
+        except TypeError:
+            number = None
+        if number is None or not 0 <= number < vocab_size:
+            raise EngineError(
+                f"{what.format(place=place)} {shown(token)}; "
+                f"the vocabulary has ids 0 to {vocab_size - 1}"
+            )
+        known.append(number)
+    return tuple(known)

@@ -1,10 +1,11 @@
 """`LLM`: prompts in, text out, many at a time.
 
 Invariant: the engine is clean after every call, however it ended: a request lives no longer than
-the `generate` or `stream` that made it. Built in notebooks/07_continuous_batching.ipynb.
+the `generate` or `stream` that made it, and what goes wrong in one call changes no other's text.
+Built in notebooks/07_continuous_batching.ipynb.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from tqdm.auto import tqdm
 
 from plamo_ref.compat import CALL, MODEL, speaks_vllm
 from plamo_ref.engine.build import build_core
+from plamo_ref.engine.callers import Caller, Callers
 from plamo_ref.engine.completion import Completion, gather
 from plamo_ref.engine.config import EngineConfig, EngineError
 from plamo_ref.engine.outputs import RequestOutput, StreamPiece
@@ -21,12 +23,15 @@ from plamo_ref.engine.record import StepRecord
 from plamo_ref.engine.source import checked_model, checked_source, open_source
 from plamo_ref.hub import find
 from plamo_ref.sampling import GuideMaker, SamplingParams
-from plamo_ref.text_stream import TextStream
 from plamo_ref.tokenizer import Plamo2Tokenizer
 
 
 class LLM:
     """An engine with a model in it. It takes vLLM's keywords: see `plamo_ref.compat`.
+
+    It may be interrupted at any moment and used again. Threads may share it, and take turns: a
+    `generate` has the engine for itself from its beginning to its end, a `stream` for one step at a
+    time; each text is what it would be if the calls came one after the other.
 
     Args:
         model: "tiny", a checkpoint folder, or a hub id.
@@ -58,7 +63,8 @@ class LLM:
         self.records: list[StepRecord] = []  # filled only with record=True
         if self.config.record:
             self.core.observers.append(lambda record, *_: self.records.append(record))
-        self._completions: dict[str, Completion] = {}  # of all calls under way, by request id
+        self._callers = Callers(self.core)
+        self._completions = self._callers.completions  # of all calls under way, by request id
         self._count = 0
 
     # --- the two ways to call it ---------------------------------------------------------------
@@ -79,18 +85,34 @@ class LLM:
 
         Raises:
             PlamoRefError: a prompt can never run; nothing was started.
+            Exception: what one of its requests ended with, or the step that it was waiting for.
         """
-        groups = self._submit(prompts, sampling_params)
-        completions = [c for group in groups for c in group]
+        caller = Caller()
         try:
-            with tqdm(total=len(completions), desc="requests", disable=not use_tqdm) as bar:
-                while unfinished := sum(not c.finished for c in completions):
-                    bar.update(len(completions) - unfinished - bar.n)
-                    self._step()
-                bar.update(len(completions) - bar.n)
-            return [gather(group, self.tokenizer) for group in groups]
+            return self._callers.alone(
+                lambda: self._generate(caller, prompts, sampling_params, use_tqdm)
+            )
         finally:
-            self._close(completions)
+            self._callers.leaving.append(caller)
+            self._callers.grant()
+
+    def _generate(
+        self,
+        caller: Caller,
+        prompts: PromptsLike | None,
+        sampling_params: ParamsLike,
+        use_tqdm: bool,
+    ) -> list[RequestOutput]:
+        self._submit(caller, prompts, sampling_params)
+        completions = caller.completions
+        with tqdm(total=len(completions), desc="requests", disable=not use_tqdm) as bar:
+            while unfinished := sum(not c.finished for c in completions):
+                bar.update(len(completions) - unfinished - bar.n)
+                self._callers.step()
+                if caller.error is not None:
+                    raise caller.error
+            bar.update(len(completions) - bar.n)
+        return [gather(group, self.tokenizer) for group in caller.groups]
 
     @speaks_vllm(CALL, EngineError)
     def stream(
@@ -99,19 +121,26 @@ class LLM:
         """Yield every token as it comes, of all prompts together.
 
         A completion's pieces, joined, are its text. Leaving the loop aborts what still runs.
+
+        Raises: as `generate`; what comes while it runs, it raises in the loop.
         """
-        groups = self._submit(prompts, sampling_params)
-        pieces = self._pieces([c for group in groups for c in group])
-        next(pieces)  # into its `try`: a stream that is dropped unread must clean up as well
+        caller = Caller()
+        try:
+            self._callers.alone(lambda: self._submit(caller, prompts, sampling_params))
+            pieces = self._pieces(caller)
+            next(pieces)  # into its `try`: a stream that is dropped unread must clean up as well
+        except BaseException:
+            self._callers.leaving.append(caller)
+            self._callers.grant()
+            raise
         return pieces
 
     def abort(self, request_id: str) -> None:
         """End a request (all its completions) at any moment; what it has so far is its result."""
-        for name, completion in list(self._completions.items()):
-            mine = name == request_id or name.partition(".")[0] == request_id
-            if mine and not completion.finished:
-                self.core.finish(name, "abort")
-                completion.end()
+        for name in list(self._completions):
+            if name == request_id or name.partition(".")[0] == request_id:
+                self._callers.aborted.append(name)
+        self._callers.grant()
 
     # --- inside --------------------------------------------------------------------------------
 
@@ -120,57 +149,41 @@ class LLM:
         return GuideMaker(self.tokenizer, self.model_config.vocab_size, self.stop_token_ids)
 
     def _submit(
-        self, prompts: PromptsLike | None, sampling_params: ParamsLike
-    ) -> list[list[Completion]]:
-        """Queue all prompts, or none. Returns the completions of each prompt."""
+        self, caller: Caller, prompts: PromptsLike | None, sampling_params: ParamsLike
+    ) -> None:
+        """Queue all prompts for somebody; if one is refused, he leaves, and so do the others."""
         listed = read_prompts(prompts)
         wanted = read_params(sampling_params, len(listed))
-        groups: list[list[Completion]] = []
-        try:
-            for index, (prompt, params) in enumerate(zip(listed, wanted, strict=True)):
-                groups.append([])
-                self._submit_one(prompt, index, params, groups[-1])
-        except Exception:
-            self._close([c for group in groups for c in group])
-            raise
-        return groups
+        for index, (prompt, params) in enumerate(zip(listed, wanted, strict=True)):
+            self._submit_one(caller, prompt, index, params)
 
     def _submit_one(
-        self, prompt: Prompt, index: int, params: SamplingParams, group: list[Completion]
+        self, caller: Caller, prompt: Prompt, index: int, params: SamplingParams
     ) -> None:
-        """Queue the completions of one prompt, adding them to `group` one by one."""
+        """Queue the completions of one prompt."""
         text, ids = prompt.text, prompt.token_ids
         if ids is None:
             ids = tuple(self.tokenizer.encode(text or ""))
         base, self._count = str(self._count), self._count + 1
+        group: list[Completion] = []
+        caller.groups.append(group)
         for number in range(params.n):
             one = params.completion(number)
             guide = None if one.guided is None else self._guides.start(one.guided)
             name = base if params.n == 1 else f"{base}.{number}"
+            caller.names.append(name)  # before it is there: so that none is ever overlooked
             request = self.core.add(ids, one, self.stop_token_ids, name, guide)
-            stream = TextStream(self.tokenizer, one)
-            group.append(Completion(request, index, number, text, stream))
-            self._completions[name] = group[-1]
+            group.append(Completion(request, index, number, text, self.tokenizer))
+            self._callers.add(caller, group[-1])
 
-    def _pieces(self, completions: Sequence[Completion]) -> Iterator[StreamPiece]:
+    def _pieces(self, caller: Caller) -> Iterator[StreamPiece]:
         try:
             yield StreamPiece("", 0, 0, None, "", None)  # taken by `stream`
-            while any(c.pieces or not c.finished for c in completions):
-                if not any(c.pieces for c in completions):
-                    self._step()
-                for completion in completions:
-                    while completion.pieces:
-                        yield completion.pieces.popleft()
+            while self._callers.alone(lambda: self._callers.advance(caller)):
+                for completion in caller.completions:
+                    yield from completion.unread()
+            if caller.error is not None:
+                raise caller.error
         finally:
-            self._close(completions)
-
-    def _step(self) -> None:
-        """One engine step; its tokens become text."""
-        for request in self.core.step():
-            if self._completions[request.request_id].take_token():
-                self.core.finish(request.request_id, "stop")
-
-    def _close(self, completions: Sequence[Completion]) -> None:
-        for completion in completions:
-            self.core.finish(completion.request.request_id, "abort")
-            self._completions.pop(completion.request.request_id, None)
+            self._callers.leaving.append(caller)
+            self._callers.grant()

@@ -26,9 +26,13 @@ class Pool:
                 f"{name}: room for {size} places; one is reserved, so 2 are the least"
             )
         self.name, self.size = name, size
-        self._owners = [0] * size
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget all owners: every place is free again."""
+        self._owners = [0] * self.size
         # Last in, first out: a place that was used a moment ago is likelier to be in a cache.
-        self._free = list(range(size - 1, NULL_PLACE, -1))
+        self._free = list(range(self.size - 1, NULL_PLACE, -1))
 
     @property
     def num_free(self) -> int:

@@ -144,7 +144,12 @@ class EngineLoop:
 
     def _step(self) -> None:
         moved = self.core.step()
-        tokens = [self._token(request) for request in moved]
+        tokens = [self._token(request) for request in moved if request.error is None]
+        for request in moved:
+            if request.error is not None:  # its own: the others go on
+                error = request.error
+                self._preemptions_ended += request.num_preemptions
+                self._send(Refused(request.request_id, str(error), isinstance(error, GuidedError)))
         now = time.monotonic()
         due = now - self._reported >= STATS_SECONDS or not self.core.has_work
         if due:

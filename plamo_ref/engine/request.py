@@ -3,6 +3,10 @@
 Invariant: `num_computed_tokens` tokens of the request are in the cache, counted from its first;
 what is left to compute is always the tail of `prompt_ids + output_ids`, and of the tokens that a
 launched step has chosen and the host has not read yet: their number is known, their value is not.
+
+What a request durably is: its prompt, parameters, seed and arrival, its `output_ids`, and once it
+has ended `finish_reason`. Each of these changes by one assignment or one append. All other fields
+follow from them, and recovery.py makes them again after an error.
 """
 
 import time
@@ -13,7 +17,7 @@ from typing import Literal
 from plamo_ref.sampling import Guide, SamplingParams, TokenLogprobs
 
 Status = Literal["waiting", "running", "finished"]
-FinishReason = Literal["stop", "length", "abort"]
+FinishReason = Literal["stop", "length", "abort", "error"]
 
 
 @dataclass
@@ -44,6 +48,7 @@ class Request:
     num_preemptions: int = 0
     status: Status = "waiting"
     finish_reason: FinishReason | None = None
+    error: Exception | None = None  # why, if the reason is "error"
     times: RequestTimes = field(default_factory=lambda: RequestTimes(time.perf_counter()))
 
     @property
@@ -96,6 +101,8 @@ class Request:
         self.num_preemptions += 1
         self.status = "waiting"
 
-    def finish(self, reason: FinishReason) -> None:
-        self.status, self.finish_reason = "finished", reason
+    def finish(self, reason: FinishReason, error: Exception | None = None) -> None:
+        self.error = error
+        self.finish_reason = reason  # from here on it has ended, whatever comes between
+        self.status = "finished"
         self.times.finished = time.perf_counter()

@@ -52,6 +52,12 @@ class Queues:
     def add(self, request: Request) -> None:
         self.waiting.append(request)
 
+    def clear(self) -> None:
+        """Nobody waits, nobody runs, nobody holds memory."""
+        self.waiting.clear()
+        self.running.clear()
+        self.cache.clear()
+
     def remove(self, request: Request) -> None:
         """Take a finished or aborted request out, wherever it is, and free its memory."""
         if request in self.running:

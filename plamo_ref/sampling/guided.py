@@ -67,6 +67,13 @@ class Guide(Protocol):
         """Move on by a token that the last mask allowed."""
         ...
 
+    def replay(self, token_ids: Sequence[int], stop_ids: Collection[int]) -> None:
+        """Go back to the beginning, then over these tokens, which it has allowed before.
+
+        Where the guide stood does not matter, not even if an error left it half way.
+        """
+        ...
+
     @property
     def finished(self) -> bool:
         """Whether nothing may follow."""
@@ -199,6 +206,13 @@ class _MatcherGuide:
             raise GuidedError(f"token {token} does not fit the grammar at this place")
         if token not in self._ends:
             self._matcher.consume_token(token)  # may find the grammar too complex: a dead end
+
+    def replay(self, token_ids: Sequence[int], stop_ids: Collection[int]) -> None:
+        ends = self._not_text.intersection(stop_ids)
+        self._matcher.reset()
+        for token in token_ids:
+            if token not in ends:
+                self._matcher.consume_token(token)
 
     @property
     def finished(self) -> bool:

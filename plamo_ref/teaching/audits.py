@@ -78,6 +78,9 @@ def check_schedule(core: EngineCore, record: StepRecord) -> None:
     is_v0, chunk = config.scheduler == "v0", config.chunk_size
     rules = {
         "the token budget is exceeded": record.num_tokens > config.max_num_batched_tokens,
+        "somebody was admitted in a step for which somebody had to go": bool(
+            record.admitted and record.preempted
+        ),
         "more requests run than there are seats": len(queues.running) > queues.max_num_seqs,
         "not first come, first served": order != sorted(order),
         "a running request was passed over": not is_v0 and bool(passed_over),

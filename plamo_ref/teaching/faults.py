@@ -8,6 +8,7 @@ more, but text: for TEXT_FAULTS the same holds of `faults_text.check_text`.
 from plamo_ref.teaching.faults_batch import BATCH_FAULTS
 from plamo_ref.teaching.faults_compute import COMPUTE_FAULTS
 from plamo_ref.teaching.faults_memory import MEMORY_FAULTS
+from plamo_ref.teaching.faults_recovery import RECOVERY_FAULTS
 from plamo_ref.teaching.faults_schedule import SCHEDULE_FAULTS
 from plamo_ref.teaching.faults_text import TEXT_FAULTS
 from plamo_ref.teaching.planting import Fault
@@ -17,6 +18,7 @@ FAULTS: tuple[Fault, ...] = (
     *SCHEDULE_FAULTS,
     *BATCH_FAULTS,
     *COMPUTE_FAULTS,
+    *RECOVERY_FAULTS,
 )
 
 

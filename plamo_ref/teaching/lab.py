@@ -6,10 +6,11 @@ engine under observation is the real one, only its model is small.
 
 import math
 import random
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -21,7 +22,7 @@ from plamo_ref.kernels.table import Kernels
 from plamo_ref.loading import build_model
 from plamo_ref.model import Plamo2Model
 from plamo_ref.reference import Plamo2Reference
-from plamo_ref.sampling import SamplingParams
+from plamo_ref.sampling import GuidedError, GuidedParams, SamplingParams
 
 Pick = Callable[[int, int], int]  # a whole number between two, both included
 
@@ -130,6 +131,46 @@ def least_blocks(config: Plamo2Config, block_size: int, longest: int) -> dict[La
     return {"full": whole, "sliding_window": min(whole, window)}
 
 
+# --- a grammar ------------------------------------------------------------------------------------
+
+
+class LabGuide:
+    """A grammar without a meaning, but with a memory: what may follow depends on all that came.
+
+    Args:
+        rule: a number; each is another grammar.
+        length: of its texts.
+    """
+
+    def __init__(self, rule: int, length: int, vocab_size: int) -> None:
+        self._rule, self._length, self._vocab_size = rule, length, vocab_size
+        self._accepted: list[int] = []
+
+    def mask(self, stop_ids: Collection[int]) -> np.ndarray:
+        drawn = random.Random(hash((self._rule, *self._accepted)))
+        allowed = np.array([drawn.random() < 0.3 for _ in range(self._vocab_size)])
+        allowed[list(stop_ids)] = False
+        allowed[drawn.choice(sorted({*range(self._vocab_size)} - {*stop_ids}))] = True
+        self._allowed = allowed
+        return allowed
+
+    def accept(self, token: int) -> None:
+        if not self._allowed[token]:
+            raise GuidedError(f"token {token} does not fit after {self._accepted}")
+        self._accepted.append(token)
+
+    def replay(self, token_ids: Sequence[int], stop_ids: Collection[int]) -> None:
+        self._accepted = list(token_ids)
+
+    @property
+    def finished(self) -> bool:
+        return len(self._accepted) >= self._length
+
+    @property
+    def complete(self) -> bool:
+        return self.finished
+
+
 # --- traces ---------------------------------------------------------------------------------------
 
 
@@ -141,17 +182,31 @@ class TraceRequest:
     params: SamplingParams
     arrival: int = 0
     abort: int | None = None
+    grammar: tuple[int, int] | None = None  # rule and length of a `LabGuide`
+
+    def guide(self, vocab_size: int) -> LabGuide | None:
+        """Its grammar, at the beginning."""
+        return None if self.grammar is None else LabGuide(*self.grammar, vocab_size)
+
+
+@dataclass(frozen=True)
+class Interruption:
+    """What comes in the middle of a step, at the `point`-th place where it can."""
+
+    point: int
+    error: type[BaseException] = KeyboardInterrupt
 
 
 @dataclass(frozen=True)
 class Trace:
     """A day in the life of an engine. `preemptions`: step → how many of the newest are sent back
-    to the queue before it, besides those for whom memory is short."""
+    to the queue before it, besides those for whom memory is short. `interruptions`: by step."""
 
     requests: tuple[TraceRequest, ...]
     engine: EngineConfig
     plan: MemoryPlan
     preemptions: Mapping[int, int]
+    interruptions: Mapping[int, Interruption] = field(default_factory=dict)
 
 
 def draw_trace(pick: Pick, config: Plamo2Config) -> Trace:
@@ -168,7 +223,7 @@ def draw_trace(pick: Pick, config: Plamo2Config) -> Trace:
     plan = lab_plan(
         config,
         block_size=block_size,
-        blocks={kind: count + pick(0, 8) for kind, count in least.items()},
+        blocks={kind: count + pick(0, (2, 8)[pick(0, 1)]) for kind, count in least.items()},
         slots=pick(1, seats),
         max_num_seqs=seats,
     )
@@ -184,18 +239,29 @@ def draw_trace(pick: Pick, config: Plamo2Config) -> Trace:
         overlap=bool(pick(0, 1)),
     )
     preemptions = {pick(0, 25): pick(1, 3) for _ in range(pick(0, 3))}
-    return Trace(requests, engine, plan, preemptions)
+    interruptions = {pick(0, 16): _draw_interruption(pick) for _ in range(pick(0, 3))}
+    return Trace(requests, engine, plan, preemptions, interruptions)
+
+
+def _draw_interruption(pick: Pick) -> Interruption:
+    # A step of six requests passes about 1,500 points, one of a single request a third of that.
+    most = (500, 1500)[pick(0, 1)]
+    return Interruption(pick(0, most), (KeyboardInterrupt, MemoryError, RuntimeError)[pick(0, 2)])
 
 
 def _draw_request(pick: Pick, config: Plamo2Config, longest_prompt: int) -> TraceRequest:
     length = min(pick(1, 30), longest_prompt)
     ids = random.Random(pick(0, 1 << 16))
-    arrival = pick(0, 12)
+    arrival, params = pick(0, 12), _draw_params(pick, config)
+    grammar = (pick(0, 99), pick(1, 12)) if pick(0, 4) == 0 else None
+    if grammar is not None:
+        params = replace(params, guided=GuidedParams(json_object=True))  # in name only
     return TraceRequest(
         prompt=tuple(ids.randrange(config.vocab_size) for _ in range(length)),
-        params=_draw_params(pick, config),
+        params=params,
         arrival=arrival,
         abort=arrival + pick(0, 12) if pick(0, 5) == 0 else None,
+        grammar=grammar,
     )
 
 
@@ -209,14 +275,17 @@ def _draw_params(pick: Pick, config: Plamo2Config) -> SamplingParams:
         "min_p": pick(0, 2) / 20,
         "seed": pick(0, 9) or None,
     }
-    if pick(0, 3) == 0:
-        drawn |= {
-            "repetition_penalty": 1 + pick(0, 4) / 4,
-            "presence_penalty": pick(-2, 2) / 2,
-            "frequency_penalty": pick(-2, 2) / 2,
+    if pick(0, 2) == 0:
+        # Each alone as often as not: one that is forgotten shows only where no other is asked for.
+        adjustments = {
+            "repetition_penalty": 1 + pick(0, 4),
+            "presence_penalty": pick(-4, 4) / 2,
+            "frequency_penalty": pick(-4, 4) / 2,
             "logit_bias": {pick(0, config.vocab_size - 1): float(pick(-3, 3))},
             "min_tokens": pick(0, drawn["max_tokens"]),
         }
+        names, wanted = list(adjustments), pick(0, 2 * len(adjustments) - 1)
+        drawn |= {names[wanted]: adjustments[names[wanted]]} if wanted < len(names) else adjustments
     if pick(0, 3) == 0:
         drawn |= {"logprobs": pick(0, 3), "prompt_logprobs": pick(0, 3)}
     return SamplingParams(**drawn)

@@ -1,0 +1,71 @@
+"""After an error in the middle of a step: what can be derived is derived again.
+
+A step moves requests between queues, takes blocks, launches work, appends tokens and advances
+grammars; an interrupt can come between any two of these. Nothing is undone one by one. What a
+request durably is, is little (see request.py), and each part of it changes at one instant: before
+it or after it, never in the middle. All the rest follows:
+
+    who waits, in which order    everybody who has not ended, by arrival
+    who runs and holds memory    nobody: it is computed again, as after a preemption
+    what is under way            nothing: those tokens were never read, and come out the same again
+    how far a grammar has come   over the output so far
+    log probabilities            those of tokens in the output; a later one is noted again
+    whether a request has ended  it says so, or its last token does
+
+A token depends on its request alone, on its seed and number too, so what is computed again is what
+would have been.
+
+Invariant: needs nothing but the requests; may be interrupted anywhere itself, and done again.
+"""
+
+from plamo_ref.engine.blame import is_nobodys
+from plamo_ref.engine.choosing import finish_reason
+from plamo_ref.engine.request import Request
+from plamo_ref.engine.scheduler import Queues
+
+
+def rebuild(requests: dict[str, Request], queues: Queues, max_model_len: int) -> list[Request]:
+    """Let `requests` (by id) be in `queues` as if each had just been preempted.
+
+    Returns those that have ended, also the ones of whom that shows only now; they are taken out.
+    """
+    queues.clear()
+    ended = []
+    for request in sorted(requests.values(), key=lambda r: r.arrival):
+        _settle(request, max_model_len)
+        if request.status == "finished":
+            ended.append(request)
+        else:
+            queues.add(request)
+    for request in ended:
+        requests.pop(request.request_id, None)
+    return ended
+
+
+def _settle(request: Request, max_model_len: int) -> None:
+    """Make everything about one request follow from what it durably is."""
+    del request.logprobs[len(request.output_ids) :]
+    request.num_unread_tokens = 0
+    if request.finish_reason is None:
+        _look_at_output(request, max_model_len)
+    if request.finish_reason is not None:
+        request.finish(request.finish_reason, request.error)
+    elif request.status == "running":
+        request.reset()
+    else:
+        request.num_computed_tokens = 0
+
+
+def _look_at_output(request: Request, max_model_len: int) -> None:
+    """Bring the grammar to the end of the output, and see whether that is the request's end."""
+    try:
+        if request.guide is not None:
+            request.guide.replay(request.output_ids, request.stop_ids)
+        reason = finish_reason(request, max_model_len) if request.output_ids else None
+    except Exception as error:
+        if is_nobodys(error):
+            raise
+        request.finish("error", error)
+    else:
+        if reason is not None:
+            request.finish(reason)
