@@ -113,13 +113,9 @@ def main() -> None:
             settings = {"device": options.device, "dtype": options.dtype, "overlap": overlap}
             llm = LLM("tiny", memory_bytes=32 << 20, **settings, **engine)
             row = measure(name + (", overlapped" if overlap else ""), llm, each, draw)
-            print(
-                "{engine:32} {interrupts:4} interrupts, {changed} changed".format(**row), flush=True
-            )
+            say(row["engine"], [row])
             rows.append(row)
-    print(
-        f"{sum(r['interrupts'] for r in rows)} interrupts, {sum(r['changed'] for r in rows)} changed"
-    )
+    say("together", rows)
     if options.json:
         write(report("interrupts", rows), options.json)
 
