@@ -7,7 +7,6 @@ Built in notebooks/01_plamo2_anatomy.ipynb.
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,6 @@ from plamo_ref.checkpoint_device import is_finite, read_ahead
 from plamo_ref.checkpoint_files import (
     CONFIG_FILE,
     DTYPES,
-    GENERATION_FILE,
     INDEX_FILE,
     LM_HEAD,
     SINGLE_FILE,
@@ -29,10 +27,11 @@ from plamo_ref.checkpoint_files import (
     open_file,
     read_headers,
     read_index,
-    read_json,
 )
 from plamo_ref.checkpoint_save import save
 from plamo_ref.config import Plamo2Config
+from plamo_ref.generation_file import GenerationFile
+from plamo_ref.json_files import is_folder
 
 READERS = 4  # one thread copies from the file's pages more slowly than a GPU's bus can take it
 
@@ -45,7 +44,7 @@ class Checkpoint:
 
     folder: Path
     config: Plamo2Config
-    generation_config: Mapping[str, Any]
+    generation: GenerationFile
     entries: Mapping[str, TensorEntry]  # in the order of the forward pass
 
     @classmethod
@@ -59,19 +58,16 @@ class Checkpoint:
             CheckpointError: any other defect.
         """
         folder = Path(folder)
-        if not folder.is_dir():
+        if not is_folder(folder):
             fail(folder, "", "a folder with config.json and safetensors files", "no such folder")
         config = Plamo2Config.from_file(folder / CONFIG_FILE)
-        path = folder / GENERATION_FILE
-        generation = read_json(path) if path.is_file() else {}
+        generation = GenerationFile.read(folder, config)
         index = read_index(folder)
         found = read_headers(folder, index)
         if config.tie_word_embeddings:
             found.pop(LM_HEAD, None)
         check_entries(folder / (SINGLE_FILE if index is None else INDEX_FILE), found, config)
-        checkpoint = cls(folder, config, generation, {n: found[n] for n in config.tensor_shapes})
-        _ = checkpoint.stop_token_ids  # refuses a broken list here rather than in mid-generation
-        return checkpoint
+        return cls(folder, config, generation, {n: found[n] for n in config.tensor_shapes})
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -89,15 +85,15 @@ class Checkpoint:
         """The dtype on disk."""
         return DTYPES[self._entry(name).code]
 
-    @cached_property
+    @property
+    def generation_config(self) -> Mapping[str, Any]:
+        """generation_config.json as it is; empty if there is none."""
+        return self.generation.raw
+
+    @property
     def stop_token_ids(self) -> tuple[int, ...]:
         """Ids that end a generation: generation_config.json's eos, else that of config.json."""
-        eos = self.generation_config.get("eos_token_id")
-        eos = self.config.eos_token_id if eos is None else eos
-        ids = eos if isinstance(eos, list) else [] if eos is None else [eos]
-        if any(not isinstance(i, int) or isinstance(i, bool) for i in ids):
-            fail(self.folder / GENERATION_FILE, "eos_token_id", "an id or a list of ids", repr(eos))
-        return tuple(ids)
+        return self.generation.stop_token_ids
 
     def read(
         self,

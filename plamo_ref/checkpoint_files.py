@@ -15,6 +15,8 @@ from safetensors import SafetensorError, safe_open
 
 from plamo_ref.config import Plamo2Config
 from plamo_ref.errors import PlamoRefError
+from plamo_ref.json_files import LFS_POINTER, is_file, is_there, pointer_advice, read_object
+from plamo_ref.values import shown
 
 CONFIG_FILE = "config.json"
 GENERATION_FILE = "generation_config.json"
@@ -22,6 +24,7 @@ SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 LM_HEAD = "lm_head.weight"
 DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+MAX_FILE_NAME = 255  # bytes, on every file system
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
 
@@ -30,6 +33,7 @@ class CheckpointError(PlamoRefError, ValueError):
 
 
 def fail(file: Path, tensor: str, expected: object, found: object) -> NoReturn:
+    tensor = tensor if tensor.isprintable() and len(tensor) <= MAX_FILE_NAME else shown(tensor)
     where = f"{file}: {tensor}" if tensor else f"{file}"
     raise CheckpointError(f"{where}: expected {expected}, found {found}")
 
@@ -49,23 +53,24 @@ def read_index(folder: Path) -> dict[str, str] | None:
     Raises:
         CheckpointError: no weights, a broken index, one that leaves the folder, a missing shard.
     """
-    if (folder / SINGLE_FILE).is_file():  # it wins over an index, as in the makers' own loader
+    if is_there(folder / SINGLE_FILE):  # it wins over an index, as in the makers' own loader
         return None
     path = folder / INDEX_FILE
-    if not path.is_file():
+    if not is_there(path):
         pickles = sorted(file.name for pattern in PICKLES for file in folder.glob(pattern))
         why = ", a pickle: it can run code and is never read, convert it" if pickles else ""
         found = pickles[0] + why if pickles else "neither"
         fail(folder, "", f"{SINGLE_FILE} or {INDEX_FILE}", found)
-    index = read_json(path).get("weight_map")
+    index = read_object(path, CheckpointError).get("weight_map")
     if not isinstance(index, dict) or not index:
-        fail(path, "weight_map", "an object from tensor names to file names", repr(index))
+        fail(path, "weight_map", "an object from tensor names to file names", shown(index))
     for name, file in index.items():
         # Judged by its text alone: in a hub cache every genuine file is a link out of the folder.
         plain = isinstance(file, str) and not any(c in file for c in "/\\:\0")
+        plain = plain and len(file.encode()) <= MAX_FILE_NAME
         if not plain or not file.endswith(".safetensors"):
-            fail(path, name, "the name of a .safetensors file in the same folder", repr(file))
-        if not (folder / file).is_file():
+            fail(path, name, "the name of a .safetensors file in the same folder", shown(file))
+        if not is_there(folder / file):
             fail(folder / file, name, "the file, which the index names", "no such file")
     return index
 
@@ -100,9 +105,16 @@ def check_entries(listing: Path, found: Mapping[str, TensorEntry], config: Plamo
             fail(entry.file, name, kept, f"this extra one of shape {list(entry.shape)}")
         if entry.shape != shapes[name]:
             told = f"shape {list(shapes[name])} from {CONFIG_FILE}"
-            fail(entry.file, name, told, f"{list(entry.shape)}")
+            fail(entry.file, name, told, f"{list(entry.shape)}{_layout(name, entry, shapes[name])}")
         if entry.code not in DTYPES:
             fail(entry.file, name, f"dtype {', '.join(DTYPES)}", entry.code)
+
+
+def _layout(name: str, entry: TensorEntry, shape: tuple[int, ...]) -> str:
+    """What is known of a wrong shape."""
+    if not name.endswith("conv1d.weight") or entry.shape != (shape[0], shape[2], shape[1]):
+        return ""
+    return " (MLX's order of axes: take the original checkpoint, or swap the last two)"
 
 
 def open_file(path: Path) -> Any:
@@ -114,10 +126,17 @@ def open_file(path: Path) -> Any:
 
 def _explain(path: Path, error: Exception) -> NoReturn:
     """Why a file cannot be opened as safetensors, in bytes and tensors, from its own header."""
-    size = path.stat().st_size if path.is_file() else 0
+    wanted = "a safetensors file of 8 bytes or more"
+    if not is_file(path):
+        fail(path, "", wanted, "a folder" if path.is_dir() else "no such file")
+    size = path.stat().st_size
     if isinstance(error, OSError) or size < 8:
-        fail(path, "", "a safetensors file of 8 bytes or more", f"{size} bytes ({error})")
+        fail(path, "", wanted, f"{size} bytes ({error})")
     with path.open("rb") as file:
+        advice = pointer_advice(file.read(len(LFS_POINTER)))
+        if advice is not None:
+            fail(path, "", "a safetensors file", advice)
+        file.seek(0)
         length = int.from_bytes(file.read(8), "little")
         if length > size - 8:
             told = f"a header of {length} bytes"
@@ -125,20 +144,10 @@ def _explain(path: Path, error: Exception) -> NoReturn:
         try:
             header = {k: v for k, v in json.loads(file.read(length)).items() if k[:2] != "__"}
             ends = {name: 8 + length + value["data_offsets"][1] for name, value in header.items()}
-        except (ValueError, TypeError, KeyError, IndexError, AttributeError):
+        except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError):
             fail(path, "", "a safetensors header", f"something else ({error})")
     end = max(ends.values(), default=8 + length)
     if end > size:
         cut = min((name for name in ends if ends[name] > size), key=lambda name: ends[name])
         fail(path, cut, f"a file of {end} bytes", f"{size}: it is truncated within this tensor")
     fail(path, "", f"a file of {end} bytes", f"{size} ({error})")
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        fail(path, "", "JSON", f"{error}")
-    if not isinstance(data, dict):
-        fail(path, "", "a JSON object", type(data).__name__)
-    return data

@@ -89,7 +89,9 @@ ENGINE: Mapping[str, Rule] = {
     "tokenizer": _missing(_OWN),
     "tokenizer_mode": _only("auto", "slow", "hf", cure="there is one tokenizer: leave it out"),
     "tokenizer_revision": _missing("the tokenizer comes with the model: revision is for both"),
-    "skip_tokenizer_init": _only(False, cure="the tokenizer is always read: leave it out"),
+    "skip_tokenizer_init": _only(
+        False, cure="leave it out: a folder without a tokenizer serves token ids"
+    ),
     "enable_prefix_caching": _ignored(_NOT_SHARED),
     "prefix_caching_hash_algo": _ignored(_NOT_SHARED),
     "enable_chunked_prefill": _only(

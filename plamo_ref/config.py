@@ -4,25 +4,23 @@ Invariant: a `Plamo2Config` that exists is valid; what is derived from it is com
 Built in notebooks/01_plamo2_anatomy.ipynb.
 """
 
-import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from plamo_ref.errors import PlamoRefError
+from plamo_ref.config_values import ConfigError, check_layer_types, check_values, fields_of
+from plamo_ref.json_files import read_object
+
+__all__ = ["ConfigError", "LayerKind", "Plamo2Config"]
 
 LayerKind = Literal["mamba", "sliding_window", "full"]
 
 VOCAB_ROW_MULTIPLE = 16  # lm_head rows are stored padded to a multiple of this
 MIN_MAX_POSITION = 10 * 1024 * 1024  # informative only: never size a buffer from it
 QK_NORM_EPS = 1e-6  # a constant of the architecture, independent of rms_norm_eps
-
-
-class ConfigError(PlamoRefError, ValueError):
-    """A config.json that does not describe a PLaMo 2; the message names the field."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,33 +52,11 @@ class Plamo2Config:
     intermediate_size: int = 13312
     vocab_size: int = 32000
     bos_token_id: int | None = 1
-    eos_token_id: int | None = 2
+    eos_token_id: int | tuple[int, ...] | None = 2  # a list of them: each ends a text
     pad_token_id: int | None = None
 
     def __post_init__(self) -> None:
-        for name in _POSITIVE:
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ConfigError(f"config.json: {name} must be a positive integer, not {value!r}")
-        for name in ("rms_norm_eps", "rope_theta", "rope_local_theta"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int | float):
-                raise ConfigError(f"config.json: {name} must be a number, not {value!r}")
-            if not (math.isfinite(value) and value > 0):
-                raise ConfigError(f"config.json: {name} must be finite and above 0, not {value!r}")
-        for name in ("tie_word_embeddings", "mamba_enabled"):
-            if not isinstance(getattr(self, name), bool):
-                raise ConfigError(
-                    f"config.json: {name} must be true or false, not {getattr(self, name)!r}"
-                )
-        for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
-            value = getattr(self, name)
-            if value is not None and (not isinstance(value, int) or isinstance(value, bool)):
-                raise ConfigError(f"config.json: {name} must be an integer or null, not {value!r}")
-        if self.mamba_step < 2:
-            raise ConfigError(f"config.json: mamba_step must be 2 or more, not {self.mamba_step}")
-        if self.mamba_d_conv < 2:
-            raise ConfigError(f"config.json: mamba_d_conv must be 2 or more: {self.mamba_d_conv}")
+        check_values(self)
         if self.hidden_size_per_head % 2:
             raise ConfigError("config.json: hidden_size_per_head must be even (RoPE pairs halves)")
         if self.num_attention_heads % self.num_key_value_heads:
@@ -88,44 +64,27 @@ class Plamo2Config:
                 f"config.json: num_attention_heads ({self.num_attention_heads}) must be a multiple "
                 f"of num_key_value_heads ({self.num_key_value_heads})"
             )
-        for i in self.full_attention_idx:
-            if not isinstance(i, int) or not 0 <= i < self.num_hidden_layers:
-                raise ConfigError(
-                    f"config.json: full_attention_idx names layer {i!r}; "
-                    f"there are layers 0 to {self.num_hidden_layers - 1}"
-                )
 
     # --- reading and writing -------------------------------------------------------------------
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any], *, where: str = "config.json") -> "Plamo2Config":
-        """Build from a parsed config.json. Unknown keys are ignored; null means the default.
+        """Build from a parsed config.json. Keys without an effect are ignored; null: the default.
 
         Raises:
-            ConfigError: not a PLaMo 2, or a field with an impossible value.
+            ConfigError: not a PLaMo 2, a field with an impossible value, or a key that would
+                change the numbers and cannot.
         """
         if not isinstance(data, Mapping):
             raise ConfigError(f"{where}: expected a JSON object, found {type(data).__name__}")
-        if data.get("model_type") != "plamo2":
-            raise ConfigError(
-                f"{where}: model_type is {data.get('model_type')!r}, expected 'plamo2'"
-            )
-        known = {f.name for f in fields(cls)}
-        given = {k: v for k, v in data.items() if k in known and v is not None}
-        # A null token id is meaningful (there is no such token); elsewhere null means "default".
-        given |= {k: None for k in _TOKEN_IDS if k in data and data[k] is None}
-        if not isinstance(given.get("full_attention_idx", []), list | tuple):
-            raise ConfigError(f"{where}: full_attention_idx must be a list of layer numbers")
-        given["full_attention_idx"] = tuple(given.get("full_attention_idx", ()))
-        # As in the makers' own loader: a config with only rope_theta means it for every layer.
-        given.setdefault("rope_local_theta", given.get("rope_theta", cls.rope_local_theta))
-        given["max_position_embeddings"] = max(
-            MIN_MAX_POSITION, given.get("max_position_embeddings", 0)
-        )
+        given = fields_of(data, [f.name for f in fields(cls)], where)
         try:
-            return cls(**given)
+            config = cls(**given)
         except ConfigError as error:
             raise ConfigError(str(error).replace("config.json", where, 1)) from None
+        check_layer_types(data.get("layer_types"), config.layer_kinds, where)
+        positions = max(MIN_MAX_POSITION, config.max_position_embeddings)
+        return replace(config, max_position_embeddings=positions)
 
     @classmethod
     def from_file(cls, path: str | Path) -> "Plamo2Config":
@@ -135,13 +94,7 @@ class Plamo2Config:
             ConfigError: the file is missing, is not JSON, or does not describe a PLaMo 2.
         """
         path = Path(path)
-        try:
-            data = json.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise ConfigError(f"{path}: no such file") from None
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise ConfigError(f"{path}: not valid JSON: {error}") from None
-        return cls.from_dict(data, where=str(path))
+        return cls.from_dict(read_object(path, ConfigError), where=str(path))
 
     def to_dict(self) -> dict[str, Any]:
         """The config.json of this model, with the names other engines look for."""
@@ -281,7 +234,3 @@ class Plamo2Config:
             + length * self.kv_bytes_per_token("full", itemsize)
             + in_window * self.kv_bytes_per_token("sliding_window", itemsize)
         )
-
-
-_TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
-_POSITIVE = tuple(f.name for f in fields(Plamo2Config) if f.type is int)

@@ -1,7 +1,8 @@
 """From the name of a model to a folder: "tiny", a folder, or a hub id such as "pfnet/plamo-2-1b".
 
 Invariant: a folder that `find` has fetched holds config.json and every weight file that its index
-names. Only JSON and safetensors files are asked for: neither code nor pickles reach the disk.
+names. Only JSON, safetensors and chat templates are asked for: neither code nor pickles reach the
+disk.
 """
 
 import re
@@ -20,11 +21,20 @@ from huggingface_hub.errors import (
 
 from plamo_ref.checkpoint_files import CONFIG_FILE, CheckpointError, read_index
 from plamo_ref.errors import PlamoRefError
+from plamo_ref.json_files import is_file, is_folder, is_there
+from plamo_ref.values import shown
 
 EMBEDDED = "tiny"
-WANTED = ("*.json", "*.jsonl", "*.safetensors")
-UNWANTED = ("*/*",)  # other formats live in sub-folders
-HUB_ID = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
+TEMPLATE_FOLDER = "additional_chat_templates"  # Transformers puts all but the default one here
+WANTED = ("*.json", "*.jsonl", "*.safetensors", "*.jinja")
+# Other formats live in sub-folders, of which only this one is ours. A pattern cannot say "all but
+# that", so each says for one letter of its name: as that one up to here, and then different.
+UNWANTED = (
+    *(f"{TEMPLATE_FOLDER[:i]}[!{letter}]*/*" for i, letter in enumerate(f"{TEMPLATE_FOLDER}/")),
+    *(f"{TEMPLATE_FOLDER[:i]}/*" for i in range(len(TEMPLATE_FOLDER))),
+    f"{TEMPLATE_FOLDER}/*/*",
+)
+HUB_ID = re.compile(r"[\w.-]{1,96}/[\w.-]{1,96}", re.ASCII)
 
 
 class HubError(PlamoRefError, OSError):
@@ -56,18 +66,27 @@ def find(
     """
     if model == EMBEDDED:
         return Path(__file__).parent / "models" / EMBEDDED
-    folder = Path(model).expanduser()
-    if model and folder.is_dir():
+    folder = _folder(model)
+    if model and is_folder(folder):
         return folder
     if not isinstance(model, str) or not HUB_ID.fullmatch(model) or model[0] == ".":
-        kind = "a file: give its folder" if folder.exists() else "nothing of that name"
+        kind = "a file: give its folder" if is_there(folder) else "nothing of that name"
         raise HubError(
-            f'{str(model)!r}: expected "{EMBEDDED}", a folder, or a hub id "org/name"; found {kind}'
+            f'{shown(str(model))}: expected "{EMBEDDED}", a folder, or a hub id "org/name"; '
+            f"found {kind}"
         )
     cache = Path(cache_dir or constants.HF_HUB_CACHE).expanduser()
     folder = _download(model, revision, cache, offline)
     _check_complete(model, folder)
     return folder
+
+
+def _folder(model: str | Path) -> Path:
+    path = Path(model)
+    try:
+        return path.expanduser()
+    except RuntimeError:  # "~nobody"
+        return path
 
 
 def _download(model: str, revision: str | None, cache: Path, offline: bool) -> Path:
@@ -120,7 +139,7 @@ def _advice(error: Exception, model: str, revision: str, cache: Path, offline: b
 
 def _check_complete(model: str, folder: Path) -> None:
     """The hub library takes any folder in its cache for a whole one when it cannot ask the hub."""
-    if not (folder / CONFIG_FILE).is_file():
+    if not is_file(folder / CONFIG_FILE):
         raise HubError(f"{model}: no {CONFIG_FILE} in {folder}: not a model, or half a download")
     try:
         read_index(folder)

@@ -38,6 +38,7 @@ from plamo_ref.tokenizer_files import (
     SURROGATE,
     Row,
     TokenizerError,
+    check_prefixes,
     checked_row,
     read_files,
     write_files,
@@ -110,9 +111,10 @@ class Plamo2Tokenizer:
         A special token whose text no row has gets the id None.
 
         Raises:
-            TokenizerError: an impossible row, or not all 256 bytes have their row.
+            TokenizerError: an impossible row, too many long ones, or a byte without its row.
         """
         self.rows: tuple[Row, ...] = tuple(checked_row(i, row) for i, row in enumerate(rows))
+        check_prefixes(self.rows)
         self.vocab_size = len(self.rows)
         self.add_bos = add_bos
         self._costs = [-round(score * COST_PER_SCORE) for _, score, _ in self.rows]

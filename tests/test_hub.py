@@ -124,12 +124,21 @@ def test_an_existing_folder_is_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     assert find("golden/c5_step4_shard") == Path("golden/c5_step4_shard")  # not a hub id
 
 
-@pytest.mark.parametrize("name", ["tinny", "./no/where", "/no/where", "a/b/c", "~/nobody", ""])
+@pytest.mark.parametrize(
+    "name", ["tinny", "./no/where", "/no/where", "a/b/c", "~/nobody", "~nobody/at/all", "a\0b", ""]
+)
 def test_a_name_that_is_nothing_says_what_it_could_have_been(name: str) -> None:
     with pytest.raises(HubError, match=r'expected "tiny", a folder, or a hub id') as caught:
         find(name)
     assert isinstance(caught.value, PlamoRefError)
-    assert name in str(caught.value)
+    assert repr(name) in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["x" * 5000, "x/" * 2000, f"org/{'x' * 5000}"])
+def test_a_name_of_five_thousand_characters_is_one_short_line(name: str) -> None:
+    with pytest.raises(HubError, match=r'expected "tiny", a folder, or a hub id') as caught:
+        find(name)
+    assert len(str(caught.value)) < 300
 
 
 def test_a_file_is_answered_with_the_hint_to_give_its_folder() -> None:
@@ -152,6 +161,31 @@ def test_a_download_holds_exactly_the_files_that_are_needed(
     for name in wanted:
         assert (folder / name).read_bytes() == (SHARDED / name).read_bytes()
     assert Checkpoint.open(folder).names == Checkpoint.open(SHARDED).names
+
+
+def test_chat_templates_come_along_and_code_does_not(
+    hub: HubServer, client: Client, tmp_path: Path
+) -> None:
+    wanted = {
+        "chat_template.jinja": b"{{ 1 }}",
+        "additional_chat_templates/tool_use.jinja": b"{{ 2 }}",
+        "additional_chat_templates/rag.jinja": b"{{ 3 }}",
+    }
+    unwanted = {
+        "additional_chat_templates/sub/x.jinja/y.py": b"code",
+        "additional_chat_templates/run.py": b"code",
+        "additional_chat_templates_/x.jinja": b"",
+        "additional/x.jinja": b"",
+        "a/config.json": b"",
+        "mlx/chat_template.jinja": b"",
+        "x/additional_chat_templates/x.jinja": b"",
+    }
+    hub.repos["org/plamo"].files |= wanted | unwanted
+    folder = Path(client.find("org/plamo", cache_dir=str(tmp_path))["folder"])
+    plain = {p.name for p in SHARDED.iterdir()} - {"expected.safetensors"}
+    found = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}
+    assert found == plain | wanted.keys()
+    assert all((folder / name).read_bytes() == data for name, data in wanted.items())
 
 
 def test_a_second_find_downloads_nothing(hub: HubServer, client: Client, tmp_path: Path) -> None:

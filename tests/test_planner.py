@@ -10,13 +10,14 @@ import re
 import pytest
 import torch
 from engines import CONFIGS, random_pair
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from plamo_ref import LLM
 from plamo_ref.config import Plamo2Config
 from plamo_ref.engine.cache import AttentionGroup
 from plamo_ref.engine.config import EngineConfig, EngineError
+from plamo_ref.engine.limits import longest_request
 from plamo_ref.engine.planner import (
     CPU_CACHE_BYTES,
     MemoryPlan,
@@ -93,8 +94,113 @@ def test_a_plan_fits_its_budget_and_seats_everybody(
             assert cache.fit(f"{seat}", computed, 1)
             cache.allocate(f"{seat}", computed, 1)
     cache.check_integrity()
+    assert planned_length(plan, longest) >= (longest or 1)
     unused = int(re.search(r"([\d,]+) bytes unused", plan.reasons[-1])[1].replace(",", ""))
     assert unused == budget - plan.total_bytes
+
+
+def planned_length(plan: MemoryPlan, wanted: int | None) -> float:
+    """Tokens that a request may have, as the engine that gets this plan would say it."""
+    engine = EngineConfig(max_model_len=wanted)
+    return longest_request(engine, plan.new_cache(), 10 * 1024 * 1024)
+
+
+SETTINGS = {
+    "name": st.sampled_from(list(CONFIGS)),
+    "engine": st.fixed_dictionaries(
+        {
+            "max_num_seqs": st.integers(1, 20),
+            "block_size": st.integers(1, 20),
+            "max_num_batched_tokens": st.integers(1, 300),
+            "max_model_len": st.none() | st.integers(1, 400),
+        }
+    ),
+}
+
+
+@settings(max_examples=300)
+@given(**SETTINGS, budget=st.integers(1, 400_000), more=st.integers(0, 40_000))
+def test_more_memory_never_gives_less(name, engine, budget, more):
+    less = plan_or_refusal(CONFIGS[name], budget, **engine)
+    if isinstance(less, str):
+        return
+    larger = planned(CONFIGS[name], budget + more, **engine)
+    longest = engine["max_model_len"]
+    assert larger.max_num_seqs >= less.max_num_seqs
+    assert planned_length(larger, longest) >= planned_length(less, longest)
+    for kind in less.num_blocks.keys() - {"sliding_window"}:
+        assert larger.num_blocks[kind] >= less.num_blocks[kind]
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_not_one_byte_more_gives_less(name):
+    """Every budget in turn: a drawn one hits the edge of a seat too rarely."""
+    before = (0, 0.0)
+    for budget in range(0, 120_000, 64):
+        plan = plan_or_refusal(CONFIGS[name], budget, block_size=4, max_num_batched_tokens=16)
+        if isinstance(plan, str):
+            assert before == (0, 0.0)
+            continue
+        now = (plan.max_num_seqs, planned_length(plan, None))
+        assert now[0] >= before[0]
+        assert now[1] >= before[1]
+        before = now
+    assert before[0] > 2
+
+
+@settings(max_examples=300)
+@given(**SETTINGS, budget=st.integers(0, 200_000))
+def test_who_does_what_a_refusal_says_gets_a_plan(name, engine, budget):
+    refusal = plan_or_refusal(CONFIGS[name], budget, **engine)
+    if isinstance(refusal, MemoryPlan):
+        return
+    needed = int(re.search(r"one request needs ([\d,]+)", refusal)[1].replace(",", ""))
+    planned(CONFIGS[name], needed, **engine)
+    with pytest.raises(EngineError, match="one request needs"):
+        planned(CONFIGS[name], needed - 1, **engine)
+    shorter = re.search(r"set max_model_len=(\d+) or less", refusal)
+    most = 1 if shorter is None else int(shorter[1])
+    for length in {2, most} if shorter else ():
+        plan = planned(CONFIGS[name], budget, **engine | {"max_model_len": length})
+        assert planned_length(plan, length) == length
+    with pytest.raises(EngineError, match="one request needs"):
+        planned(CONFIGS[name], budget, **engine | {"max_model_len": most + 1})
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("longest", [5, 40])
+def test_a_request_of_the_greatest_length_fits_alone_into_the_smallest_plan(name, longest):
+    engine = {"max_model_len": longest, "block_size": 3, "max_num_seqs": 9}
+    plan = planned(CONFIGS[name], _needed(CONFIGS[name], **engine), **engine)
+    cache = plan.new_cache()
+    for computed in range(longest):
+        assert cache.fit("it", computed, 1) == 1
+        cache.allocate("it", computed, 1)
+    cache.check_integrity()
+
+
+def test_a_length_that_leaves_no_room_for_an_answer_is_no_advice():
+    config, engine = CONFIGS["full"], {"block_size": 1, "max_num_seqs": 1}
+    one, two = (_needed(config, **engine, max_model_len=length) for length in (1, 2))
+    assert one < two
+    for budget, advised in ((one, False), (two, True)):
+        refusal = plan_or_refusal(config, budget, **engine, max_model_len=50)
+        assert ("or set max_model_len=2 or less" in refusal) is advised
+        assert ("max_model_len=1 or less" in refusal) is False
+
+
+def _needed(config: Plamo2Config, **engine: object) -> int:
+    refusal = plan_or_refusal(config, 0, **engine)
+    return int(re.search(r"one request needs ([\d,]+)", refusal)[1].replace(",", ""))
+
+
+def test_seats_give_way_to_length():
+    """With room for four windows, or for one long request, it is the long request that counts."""
+    config, size = CONFIGS["mamba and full"], {"block_size": 16}
+    long = planned(config, 60_000, max_model_len=400, **size)
+    short = planned(config, 60_000, max_model_len=40, **size)
+    assert planned_length(long, 400) == 400
+    assert long.max_num_seqs < short.max_num_seqs
 
 
 @pytest.mark.parametrize("name", CONFIGS)

@@ -48,3 +48,12 @@ def test_without_being_asked_for_random_weights_are_never_used(folder):
         LLM(folder)
     with pytest.raises(EngineError, match="load_format"):
         EngineConfig(load_format="random")  # type: ignore[arg-type]
+
+
+def test_random_weights_that_no_machine_holds_are_refused_before_any_is_made(folder):
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"num_hidden_layers": 1024, "intermediate_size": 1 << 20, "hidden_size": 1 << 14}
+    (folder / "config.json").write_text(json.dumps(config))
+    said = r"load_format='dummy': [\d,]{15,} random weights need [\d,]{15,} bytes, but cpu has"
+    with pytest.raises(EngineError, match=said):
+        LLM(folder, load_format="dummy", device="cpu")

@@ -13,8 +13,9 @@ from typing import Any
 import click
 
 from plamo_ref.commands import _options as options
-from plamo_ref.config import LayerKind, Plamo2Config
+from plamo_ref.config import ConfigError, LayerKind, Plamo2Config
 from plamo_ref.engine.config import DTYPES, torch_dtype
+from plamo_ref.json_files import read_object
 
 LENGTHS = (1_000, 10_000, 100_000)
 KINDS: Mapping[LayerKind, tuple[str, str]] = {  # letter and colour in the strip
@@ -56,7 +57,7 @@ def stored_weights(path: Path, config: Plamo2Config) -> dict[str, Any]:
     from plamo_ref.checkpoint import Checkpoint
 
     if path.name != "config.json" or not any(path.parent.glob("*.safetensors")):
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = read_object(path, ConfigError)
         name = data.get("torch_dtype") or data.get("dtype")
         if name not in DTYPES:
             return {"dtype": None, "bytes": None, "source": "config.json names no dtype"}

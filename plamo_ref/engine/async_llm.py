@@ -18,7 +18,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from plamo_ref.checkpoint_files import CONFIG_FILE
 from plamo_ref.compat import MODEL, speaks_vllm
+from plamo_ref.config import Plamo2Config
 from plamo_ref.engine.calls import (
     Call,
     Delta,
@@ -44,9 +46,11 @@ from plamo_ref.engine.messages import (
 )
 from plamo_ref.engine.source import checked_model, checked_source
 from plamo_ref.engine.supervisor import State, Supervisor
+from plamo_ref.generation_file import GenerationFile
 from plamo_ref.hub import find
 from plamo_ref.text_stream import TextStream
 from plamo_ref.tokenizer import Plamo2Tokenizer
+from plamo_ref.tokenizer_loading import check_vocabulary
 from plamo_ref.values import Whole, read
 
 Observer = Callable[[Sequence[Delta]], None]  # called with all that a step has given
@@ -84,6 +88,12 @@ class AsyncLLM:
         where = checked_source(revision=revision, cache_dir=cache_dir, offline=offline)
         self.folder = find(checked_model(model), **where)
         self.tokenizer = Plamo2Tokenizer.from_folder(self.folder)
+        shape = Plamo2Config.from_file(self.folder / CONFIG_FILE)
+        check_vocabulary(self.tokenizer, self.folder, shape.vocab_size)
+        told = GenerationFile.chosen(
+            self.folder, shape, config.load_format, config.generation_config
+        )
+        self.sampling_defaults = told.sampling  # fields of SamplingParams, for who names none
         some, any_number = Whole("1 or more", least=1), Whole("0 or more")
         self.max_requests = read(EngineError, "max_requests", max_requests, some)
         self.max_unread = read(EngineError, "max_unread", max_unread, some)

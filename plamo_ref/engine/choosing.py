@@ -7,12 +7,20 @@ Invariant: a request's token depends on its own row, parameters, seed and tokens
 from collections.abc import Sequence
 from dataclasses import replace
 
+import torch
 from torch import Tensor
 
+from plamo_ref.engine.config import EngineError
 from plamo_ref.engine.request import FinishReason, Request
 from plamo_ref.kernels.choice import TORCH
 from plamo_ref.kernels.table import Kernels
 from plamo_ref.sampling import RowContext, adjust, sample, token_logprobs, uniform
+
+NO_TOKEN = -1
+
+
+class LogitsError(EngineError):
+    """The model gave a request no numbers to choose by."""
 
 
 def needs_host(request: Request) -> bool:
@@ -43,6 +51,8 @@ def choose_on_device(
 ) -> Tensor:
     """A token for each request, from its row of logits [n, V]: [n] int64 on the logits' device.
 
+    NO_TOKEN where a row has a NaN: nothing can be chosen by it, and `read_tokens` says so.
+
     Does not wait for the device. On a GPU the logits are still being computed when this starts, so
     grammar masks, which are made on the CPU, cost no time of their own.
 
@@ -62,12 +72,33 @@ def choose_on_device(
         for r, number in zip(requests, numbers, strict=True)
     ]
     params = [r.params for r in requests]
-    return sample(adjust(logits, contexts), params, uniforms, ops.sample, ops.argmax)
+    chosen = sample(adjust(logits, contexts), params, uniforms, ops.sample, ops.argmax)
+    return torch.where(_witness(logits).isnan(), NO_TOKEN, chosen)
+
+
+def _witness(logits: Tensor) -> Tensor:
+    """Of each row [n, V] a logit that is NaN if the row has one: [n].
+
+    A NaN before the last product makes every logit one, so on a GPU the first has to do: to read
+    all of them once more would cost a decode step 1 %.
+    """
+    return logits[:, 0] if logits.is_cuda else logits.amax(-1)  # a NaN is its row's maximum
 
 
 def read_tokens(requests: Sequence[Request], logits: Tensor, tokens: Tensor) -> list[int]:
-    """Wait for the tokens that `choose_on_device` made; notes the log probabilities asked."""
+    """Wait for the tokens that `choose_on_device` made; notes the log probabilities asked.
+
+    Raises:
+        LogitsError: a row has none.
+    """
     ids: list[int] = tokens.tolist()
+    for request, token in zip(requests, ids, strict=True):
+        if not 0 <= token < logits.shape[-1] and request.status != "finished":
+            raise LogitsError(
+                f"request {request.request_id}: the model's logits are not numbers (NaN) after "
+                f"{len(request.prompt_ids) + len(request.output_ids):,} tokens: check the weights "
+                "with dtype='float32'"
+            )
     _note_logprobs(requests, logits, ids)
     return ids
 

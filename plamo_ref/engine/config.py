@@ -76,6 +76,9 @@ class EngineConfig:
         "Of the SSM state; auto: at least float32, the faithful choice.",
         choices=("auto", *DTYPES),
     )
+    generation_config: str = knob(
+        "auto", "Sampling defaults; auto: the folder's; vllm: neutral ones; else another folder."
+    )
     seed: int = knob(0, "For requests that bring none.")
     kernels: KernelChoice = knob(  # noqa: RUF009
         "auto", "cache: Triton for what touches the cache, torch for the rest."
@@ -193,6 +196,7 @@ _KINDS: Mapping[str, Kind] = {
     "gpu_memory_utilization": Number("above 0 and at most 1", lambda x: 0 < x <= 1),
     "max_model_len": NoneFor(_POSITIVE),
     "state_dtype": _Torchs(OneOf(_DTYPES)),
+    "generation_config": NoneFor(Text(), EngineConfig.generation_config),
     "seed": NoneFor(Seed(), EngineConfig.seed),
     "kernels": OneOf(get_args(KernelChoice)),
     "compile": OneOf(("none", "attention", "all")),

@@ -61,7 +61,8 @@ class Flight:
             on_host.copy_(tokens, non_blocking=True)
             copied = torch.cuda.Event()
             copied.record(torch.cuda.current_stream(tokens.device))
-        return cls(plan, schedule, logits, tokens, on_host, copied, log, started, scheduled)
+        usable = tokens.clamp(0, logits.shape[-1] - 1)  # the next step reads them, NO_TOKEN too
+        return cls(plan, schedule, logits, usable, on_host, copied, log, started, scheduled)
 
     @property
     def rows(self) -> dict[Request, int]:

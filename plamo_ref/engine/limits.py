@@ -22,10 +22,12 @@ def longest_request(config: EngineConfig, cache: HybridCache, max_positions: int
     fits = min(cache.longest_request(), max_positions)
     wanted = config.max_model_len
     if wanted is not None and wanted > fits:
-        raise EngineError(
-            f"max_model_len={wanted:,} does not fit: the cache holds {int(fits):,} tokens of "
-            "one request; raise memory_bytes or lower max_model_len"
-        )
+        # The planner sees to the cache: it is short only in a plan made for another length.
+        cure = f"lower max_model_len to {int(fits):,}"
+        why = f"the model has {max_positions:,} positions: take a model with more"
+        if fits < max_positions:
+            why = f"the cache holds {int(fits):,} tokens of one request; raise memory_bytes"
+        raise EngineError(f"max_model_len={wanted:,} does not fit: {why}, or {cure}")
     longest = int(fits) if wanted is None else wanted
     if config.scheduler == "v0" and config.chunk_size is None:
         longest = min(longest, config.max_num_batched_tokens)  # a prompt is one step's work

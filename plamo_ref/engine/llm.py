@@ -23,7 +23,7 @@ from plamo_ref.engine.record import StepRecord
 from plamo_ref.engine.source import checked_model, checked_source, open_source
 from plamo_ref.hub import find
 from plamo_ref.sampling import GuideMaker, SamplingParams
-from plamo_ref.tokenizer import Plamo2Tokenizer
+from plamo_ref.tokenizer_loading import check_params, load_tokenizer
 
 
 class LLM:
@@ -34,7 +34,8 @@ class LLM:
     time; each text is what it would be if the calls came one after the other.
 
     Args:
-        model: "tiny", a checkpoint folder, or a hub id.
+        model: "tiny", a checkpoint folder, or a hub id. A folder without a tokenizer serves token
+            ids: prompts are given as ids, and outputs have no text.
         revision, cache_dir, offline: for hub ids, see `plamo_ref.hub.find`.
         engine: fields of `EngineConfig`.
 
@@ -55,10 +56,11 @@ class LLM:
         self.config = EngineConfig(**engine)
         where = checked_source(revision=revision, cache_dir=cache_dir, offline=offline)
         folder = find(checked_model(model), **where)
-        source = open_source(folder, self.config.load_format)
+        source = open_source(folder, self.config.load_format, self.config.generation_config)
         self.model_config = source.config
-        self.tokenizer = Plamo2Tokenizer.from_folder(folder)
+        self.tokenizer = load_tokenizer(folder, source.config.vocab_size)
         self.stop_token_ids = source.stop_token_ids
+        self._sampling = source.sampling
         self.core, self.plan = build_core(source.config, self.config, source.load)
         self.records: list[StepRecord] = []  # filled only with record=True
         if self.config.record:
@@ -66,6 +68,11 @@ class LLM:
         self._callers = Callers(self.core)
         self._completions = self._callers.completions  # of all calls under way, by request id
         self._count = 0
+
+    def get_default_sampling_params(self) -> SamplingParams:
+        """What a call without sampling parameters gets: the checkpoint's generation_config.json
+        says it, as far as it does (see `EngineConfig.generation_config`)."""
+        return SamplingParams(**self._sampling)
 
     # --- the two ways to call it ---------------------------------------------------------------
 
@@ -153,6 +160,8 @@ class LLM:
     ) -> None:
         """Queue all prompts for somebody; if one is refused, he leaves, and so do the others."""
         listed = read_prompts(prompts)
+        if sampling_params is None:
+            sampling_params = self.get_default_sampling_params()
         wanted = read_params(sampling_params, len(listed))
         for index, (prompt, params) in enumerate(zip(listed, wanted, strict=True)):
             self._submit_one(caller, prompt, index, params)
@@ -161,6 +170,7 @@ class LLM:
         self, caller: Caller, prompt: Prompt, index: int, params: SamplingParams
     ) -> None:
         """Queue the completions of one prompt."""
+        check_params(self.tokenizer, params)
         text, ids = prompt.text, prompt.token_ids
         if ids is None:
             ids = tuple(self.tokenizer.encode(text or ""))

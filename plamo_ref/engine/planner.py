@@ -1,13 +1,16 @@
 """From a byte budget to numbers of blocks and slots, with the reasons.
 
-Invariant: everything planned fits the budget; one request alone can always run; a plan is refused
-with the missing bytes rather than made too small to work.
+Invariant: everything planned fits the budget; one request alone can always run, to max_model_len
+where that is given; more memory never gives less; a plan is refused with the missing bytes rather
+than made too small to work.
 Built in notebooks/06_hybrid_cache_manager.ipynb.
 """
 
 import math
-from collections.abc import Mapping
+from bisect import bisect_right
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
@@ -54,6 +57,66 @@ def attention_groups(config: Plamo2Config) -> tuple[AttentionGroup, ...]:
     )
 
 
+@dataclass(frozen=True)
+class Needs:
+    """What one request takes, in blocks and bytes, if it may have so many tokens."""
+
+    size: int  # of a block, in tokens
+    block_bytes: Mapping[LayerKind, int]
+    slot_bytes: int
+    span: int  # blocks of a window, or of the whole request if that is shorter
+    full_span: int  # full-attention blocks of the longest request, at least `span`
+
+    @classmethod
+    def of(
+        cls,
+        config: Plamo2Config,
+        size: int,
+        longest: int | None,
+        dtype: torch.dtype,
+        state_dtype: torch.dtype,
+    ) -> "Needs":
+        """Of a request of `longest` tokens; None: of as many as there is room for."""
+        # Blocks of W + 1 keys, wherever they begin; fewer if no request can become that long.
+        window = min(config.attention_window_size, longest or math.inf)
+        span = math.ceil((window + size) / size)
+        return cls(
+            size=size,
+            block_bytes={
+                group.kind: config.kv_bytes_per_token(group.kind, dtype.itemsize) * size
+                for group in attention_groups(config)
+            },
+            slot_bytes=config.state_bytes(dtype.itemsize, state_dtype.itemsize),
+            span=span,
+            full_span=max(span, math.ceil((longest or 0) / size)),
+        )
+
+    @property
+    def window_bytes(self) -> int:
+        """Of a block of the windowed group; 0 without one."""
+        return self.block_bytes.get("sliding_window", 0)
+
+    @property
+    def full_bytes(self) -> int:
+        """Of a block of the full-attention group; 0 without one."""
+        return self.block_bytes.get("full", 0)
+
+    @property
+    def reserved(self) -> int:
+        """Bytes of the null places."""
+        return self.slot_bytes + sum(self.block_bytes.values())
+
+    @property
+    def seat_bytes(self) -> int:
+        """Of a further seat, besides full-attention blocks, which all requests share."""
+        return self.slot_bytes + self.span * self.window_bytes
+
+    @property
+    def first_bytes(self) -> int:
+        """Of everything that the longest request needs when it is alone."""
+        return self.reserved + self.seat_bytes + self.full_span * self.full_bytes
+
+
 def plan_memory(
     config: Plamo2Config,
     engine: EngineConfig,
@@ -64,76 +127,97 @@ def plan_memory(
 ) -> MemoryPlan:
     """Divide `budget` bytes.
 
-    Seats first: as many requests, up to `max_num_seqs`, as can each have a state slot and one
-    window of keys in every attention group. Then room for the prompt tokens of one step in the
-    windowed group; what is left goes to the group that never forgets.
+    First of all one request of the greatest length must fit: seats give way to length. What is left
+    buys further seats, up to `max_num_seqs`: a state slot and a window in every attention group for
+    each; then room for the prompt tokens of one step in the windowed group. With full attention
+    half of it buys length, that is full-attention blocks, and what seats do not want does so, too.
+
+    More memory never makes a plan smaller: as many seats at least, and as many tokens.
 
     Raises:
         EngineError: the budget does not hold one request.
     """
-    size = engine.block_size
-    groups = attention_groups(config)
-    block_bytes = {g.kind: config.kv_bytes_per_token(g.kind, dtype.itemsize) * size for g in groups}
-    slot_bytes = config.state_bytes(dtype.itemsize, state_dtype.itemsize)
-    # Blocks of W + 1 keys, wherever they begin; fewer if no request can become that long.
-    longest = min(config.attention_window_size, engine.max_model_len or math.inf)
-    span = math.ceil((longest + size) / size)
-    seat_bytes = slot_bytes + span * sum(block_bytes.values())
-    reserved = slot_bytes + sum(block_bytes.values())  # the null places
-    seats = min(engine.max_num_seqs, (budget - reserved) // seat_bytes)
-    if seats < 1:
-        raise EngineError(
-            f"the cache has {budget:,} bytes, but one request needs {reserved + seat_bytes:,}: "
-            f"a state slot ({slot_bytes:,}), {span} blocks for its window in each attention group "
-            f"({seat_bytes - slot_bytes:,}) and one spare place of each ({reserved:,}). "
-            "Raise memory_bytes or gpu_memory_utilization, or lower block_size"
-        )
-    left = budget - reserved - seats * seat_bytes
-    num_blocks, left = _divide(engine, block_bytes, seats, span, left)
+    needs = Needs.of(config, engine.block_size, engine.max_model_len, dtype, state_dtype)
+    if budget < needs.first_bytes:
+        fits = partial(Needs.of, config, engine.block_size, dtype=dtype, state_dtype=state_dtype)
+        raise EngineError(_refusal(engine, budget, needs, lambda n: fits(n).first_bytes))
+    seats, num_blocks = _divide(engine, needs, budget - needs.first_bytes)
+    num_slots = 1 + seats if needs.slot_bytes else 0
+    used = num_slots * needs.slot_bytes + sum(
+        num_blocks[kind] * needs.block_bytes[kind] for kind in num_blocks
+    )
     return MemoryPlan(
-        groups=groups,
+        groups=attention_groups(config),
         num_blocks=num_blocks,
-        block_bytes=block_bytes,
-        num_slots=1 + seats if slot_bytes else 0,
-        slot_bytes=slot_bytes,
-        block_size=size,
+        block_bytes=needs.block_bytes,
+        num_slots=num_slots,
+        slot_bytes=needs.slot_bytes,
+        block_size=needs.size,
         max_num_seqs=seats,
         budget=budget,
-        reasons=_reasons(config, engine, seats, seat_bytes, span, num_blocks, left),
+        reasons=_reasons(config, engine, seats, needs, num_blocks, budget - used),
     )
 
 
-def _divide(
-    engine: EngineConfig, block_bytes: Mapping[LayerKind, int], seats: int, span: int, left: int
-) -> tuple[dict[LayerKind, int], int]:
-    """Blocks of each group, and the bytes that nobody can use, once every seat has its window."""
-    size = engine.block_size
-    blocks = dict.fromkeys(block_bytes, 1 + seats * span)
-    most: dict[LayerKind, float] = {
-        "sliding_window": math.ceil(engine.max_num_batched_tokens / size),
-        "full": math.inf,
-    }
-    if engine.max_model_len is not None:
-        most["full"] = max(0, seats * (math.ceil(engine.max_model_len / size) - span))
-    for kind in block_bytes:  # windows come before full attention, which takes whatever is left
-        share = 2 if kind == "sliding_window" and "full" in block_bytes else 1
-        more = int(min(left // block_bytes[kind] // share, most[kind]))
-        blocks[kind] += more
-        left -= more * block_bytes[kind]
-    return blocks, left
+def _divide(engine: EngineConfig, needs: Needs, spare: int) -> tuple[int, dict[LayerKind, int]]:
+    """Seats, and blocks of each group, once one request has what it needs and `spare` bytes are
+    left. Each share of them only grows with them, so everything that it buys does."""
+    further, in_step = (
+        engine.max_num_seqs - 1,
+        math.ceil(engine.max_num_batched_tokens / needs.size),
+    )
+    full_blocks, for_full = needs.full_span, 0
+    if needs.full_bytes:
+        wanted = further * needs.seat_bytes + in_step * needs.window_bytes
+        for_full = spare - min(spare // 2, wanted)
+        if engine.max_model_len is not None:  # more than all seats can fill is of no use
+            for_full = min(for_full, further * needs.full_span * needs.full_bytes)
+        full_blocks += for_full // needs.full_bytes
+        further = min(further, full_blocks // needs.span - 1)
+    rest = spare - for_full
+    if needs.seat_bytes:
+        further = min(further, rest // needs.seat_bytes)
+    blocks: dict[LayerKind, int] = {}
+    if needs.window_bytes:
+        left = rest - further * needs.seat_bytes
+        more = min(left // needs.window_bytes, in_step)
+        blocks["sliding_window"] = 1 + (1 + further) * needs.span + more
+    if needs.full_bytes:
+        blocks["full"] = 1 + full_blocks
+    return 1 + further, blocks
+
+
+def _refusal(
+    engine: EngineConfig, budget: int, needs: Needs, bytes_of: Callable[[int], int]
+) -> str:
+    """Why nothing can be planned, and what would do. `bytes_of`: needs by length in tokens."""
+    blocks = needs.span * needs.window_bytes + needs.full_span * needs.full_bytes
+    what = f"{needs.span} blocks for its window in each attention group"
+    if needs.full_span > needs.span:
+        tokens = f"max_model_len={engine.max_model_len:,} tokens"
+        what = f"{needs.span} blocks for a window, {needs.full_span} for {tokens}"
+        what = what if needs.window_bytes else f"{needs.full_span} blocks for {tokens}"
+    longest = engine.max_model_len or needs.span * needs.size
+    fits = bisect_right(range(1, longest + 1), budget, key=bytes_of)
+    shorter = f", or set max_model_len={fits} or less" if fits > 1 else ""  # a prompt, an answer
+    return (
+        f"the cache has {budget:,} bytes, but one request needs {needs.first_bytes:,}: "
+        f"a state slot ({needs.slot_bytes:,}), {what} ({blocks:,}) and one spare place of each "
+        f"({needs.reserved:,}). Raise memory_bytes or gpu_memory_utilization{shorter}"
+    )
 
 
 def _reasons(
     config: Plamo2Config,
     engine: EngineConfig,
     seats: int,
-    seat_bytes: int,
-    span: int,
+    needs: Needs,
     num_blocks: Mapping[LayerKind, int],
     left: int,
 ) -> tuple[str, ...]:
     """The plan in sentences."""
-    size, window = engine.block_size, config.attention_window_size
+    size, window, span = needs.size, config.attention_window_size, needs.span
+    seat_bytes = needs.seat_bytes + span * needs.full_bytes
     whole = engine.max_model_len is not None and engine.max_model_len < window
     reach = "the longest request" if whole else f"W + 1 = {window + 1} keys"
     limit = "max_num_seqs" if seats == engine.max_num_seqs else "memory"
@@ -169,9 +253,12 @@ def plan_device(
     usable = int(memory * engine.gpu_memory_utilization)
     needed = weights + activation_bytes(engine, config, dtype.itemsize)
     if usable <= needed:
+        cure = "lower max_num_batched_tokens or max_num_seqs"
+        if usable <= weights:
+            cure = "raise gpu_memory_utilization" if weights < memory else "take a larger device"
         raise EngineError(
             f"{usable:,} usable bytes ({engine.gpu_memory_utilization:.0%} of {memory:,}) do not "
-            f"hold the weights ({weights:,}) and one step ({needed - weights:,})"
+            f"hold the weights ({weights:,}) and one step ({needed - weights:,}); {cure}"
         )
     state_dtype = engine.resolve_state_dtype(dtype)
     return plan_memory(config, engine, usable - needed, dtype=dtype, state_dtype=state_dtype)

@@ -57,7 +57,7 @@ def load_core(spec: EngineSpec) -> tuple[EngineCore, ModelSource]:
         PlamoRefError: the model or a setting cannot be used.
     """
     config = EngineConfig(**spec.engine)
-    source = open_source(spec.folder, config.load_format)
+    source = open_source(spec.folder, config.load_format, config.generation_config)
     core, _ = build_core(source.config, config, source.load)
     return core, source
 

@@ -24,6 +24,7 @@ from plamo_ref.engine.request import Request
 from plamo_ref.engine.scheduler import Queues, Schedule, Scheduler
 from plamo_ref.engine.scheduler_v0 import V0Scheduler
 from plamo_ref.engine.scheduler_v1 import V1Scheduler
+from plamo_ref.json_files import read_object
 from plamo_ref.sampling import SamplingParams
 
 
@@ -67,9 +68,9 @@ class Trace:
     def read(cls, path: str | Path) -> "Trace":
         """Read what `write` wrote. Raises EngineError when it is not a trace."""
         try:
-            listed = json.loads(Path(path).read_text(encoding="utf-8"))["requests"]
+            listed = read_object(Path(path), EngineError)["requests"]
             return cls(tuple(TraceRequest(**request) for request in listed))
-        except (OSError, ValueError, TypeError, KeyError) as error:
+        except (ValueError, TypeError, KeyError) as error:
             raise EngineError(f"{path}: not a trace: {error}") from None
 
     def write(self, path: str | Path) -> None:

@@ -141,7 +141,8 @@ def main(
     tokenizer = load_or_learn_tokenizer(out, init, data, recipe.vocab_size)
     model = new_model(init, recipe)
     config = model.config
-    bos, eos = config.bos_token_id or 0, config.eos_token_id or 0
+    bos, ends = config.bos_token_id or 0, config.eos_token_id or 0
+    eos = ends[0] if isinstance(ends, tuple) else ends
     encode = lambda text: tokenizer.encode(text, add_bos=False)  # noqa: E731
     shown = unindented(data.train, recipe.unindent, recipe.seed)
     encoded = encode_passages(shown, encode, bos, eos)

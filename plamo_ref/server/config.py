@@ -3,7 +3,9 @@
 Invariant: the defaults are safe: loopback only, no CORS, everything that a client sends is bounded.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +28,8 @@ class ServerConfig:
     max_stop_length: int = 256  # characters of a stop string
     tool_call_parser: str | None = None  # a name of tool_forms.FORMS; None: as the template shows
     default_max_tokens: int = 16  # of a completion, as OpenAI's; a chat goes on to the limit
+    # What generation_config.json sets where a client says nothing: fields of SamplingParams.
+    sampling_defaults: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def model_names(self) -> tuple[str, ...]:

@@ -1,7 +1,7 @@
 """From a request's fields to `SamplingParams`, or to a clear 400.
 
 Invariant: a field that the client gave either has its effect or is refused by name; one that it
-left out, or gave as null, has the default of `SamplingParams`.
+left out, or gave as null, has the checkpoint's default, or else that of `SamplingParams`.
 """
 
 from dataclasses import fields
@@ -88,7 +88,7 @@ def common_params(
         raise conflict(message, "min_tokens")
     given = {name: value for name, value in (given | more).items() if value is not None}
     assert given.keys() <= {f.name for f in fields(SamplingParams)}
-    return SamplingParams(**given)
+    return SamplingParams(**{**config.sampling_defaults, **given})
 
 
 def completion_params(

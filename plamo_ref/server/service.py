@@ -8,6 +8,7 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
+from dataclasses import replace
 from functools import cached_property
 
 from plamo_ref.engine.async_llm import AsyncLLM
@@ -27,7 +28,8 @@ class Service:
     def __init__(
         self, llm: AsyncLLM, config: ServerConfig, template: ChatTemplate | None = None
     ) -> None:
-        self.llm, self.config, self.template = llm, config, template
+        self.llm, self.template = llm, template
+        self.config = replace(config, sampling_defaults=llm.sampling_defaults)
         self.metrics = Metrics(llm)
         self.started = int(time.time())
 
@@ -55,7 +57,8 @@ class Service:
                 raise bad(f"{name}: {token} is no token id; they are 0 to {size - 1}", name)
 
     def max_tokens(self, ids: Sequence[int], wanted: int | None) -> int:
-        """How many tokens may follow a prompt; None: as many as there is room for.
+        """How many tokens may follow a prompt; None: as many as the checkpoint wants (its
+        max_new_tokens), or else as there is room for.
 
         Raises:
             ApiError: prompt and wanted tokens do not fit together.
@@ -66,7 +69,9 @@ class Service:
         if room < 1 or (wanted or 0) > room:
             asked = f"{len(ids):,} tokens, and {wanted or 1:,} are to follow"
             raise self._too_long(asked)
-        return room if wanted is None else max(1, wanted)
+        if wanted is None:
+            return min(room, self.config.sampling_defaults.get("max_tokens", room))
+        return max(1, wanted)
 
     def _too_long(self, what: str) -> Exception:
         return bad(

@@ -1,27 +1,29 @@
 """From a conversation to the text that a model continues.
 
-Invariant: a template is data: it runs in Jinja's sandbox, where it can neither call into Python nor
-change what it is given. A base model has none, and then a chat is refused, not guessed.
+Invariant: a template is data, rendered in Transformers' dialect (template_dialect.py). A base model
+has none, and then a chat is refused, not guessed.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from jinja2 import Template, TemplateError, meta
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from plamo_ref.errors import PlamoRefError
-from plamo_ref.hub import EMBEDDED, find
+from plamo_ref.hub import EMBEDDED, TEMPLATE_FOLDER, find
+from plamo_ref.json_files import is_file, is_there, read_object, read_text
 from plamo_ref.sampling import SamplingParams
 from plamo_ref.server.errors import bad
+from plamo_ref.server.template_dialect import TEMPLATE_ERRORS, new_environment, plain_messages
 from plamo_ref.server.template_tools import TemplateTools
 from plamo_ref.tokenizer import Plamo2Tokenizer
+from plamo_ref.values import shown
 
-# What a template can do wrong with what a client sent.
-TEMPLATE_ERRORS = (TemplateError, TypeError, ValueError, ArithmeticError, LookupError)
+MAX_TEMPLATE_BYTES = 4 << 20
+TEMPLATE_FILE = "chat_template.jinja"
+DEFAULT, WITH_TOOLS = "default", "tool_use"  # names that Transformers gives a meaning
 
 TEMPLATE_REFUSES = "template_refuses"  # the code of such an error
 
@@ -69,16 +71,19 @@ class ChatTemplate:
     stops: Sequence[str] = ()
     variables: frozenset[str] = frozenset()  # what it asks for by name
     tools: TemplateTools = field(default_factory=TemplateTools)
+    with_tools: Template | None = None  # the one for requests with tools; None: the same
 
     def render(
         self,
         messages: Sequence[Mapping[str, Any]],
         extra: Mapping[str, Any],
         tools: Sequence[Mapping[str, Any]] | None = None,
+        documents: Sequence[Mapping[str, Any]] | None = None,
         *,
         add_generation_prompt: bool = True,
     ) -> str:
-        """The prompt, up to where the assistant speaks.
+        """The prompt, up to where the assistant speaks. Tools and documents that are absent are
+        none to the template, which can ask for that.
 
         Args:
             extra: further names for the template; its own are not changed by them.
@@ -87,12 +92,13 @@ class ChatTemplate:
         Raises:
             ApiError: the template refuses these messages.
         """
-        known = {**extra, **self.names}
+        template = self.template if tools is None else self.with_tools or self.template
         try:
-            return self.template.render(
-                known,
-                messages=messages,
+            return template.render(
+                {**extra, **self.names},
+                messages=plain_messages(messages),
                 tools=tools,
+                documents=documents,
                 add_generation_prompt=add_generation_prompt,
             )
         except TEMPLATE_ERRORS as error:
@@ -126,19 +132,28 @@ BUILT_IN: Mapping[str, tuple[str, Sequence[str]]] = {
 def load_template(
     folder: Path, wanted: str | None, tokenizer: Plamo2Tokenizer
 ) -> ChatTemplate | None:
-    """The template to use: the one `wanted` (a built-in name or a file), else the checkpoint's own,
-    else, for the embedded model, a plain transcript. None: there is none.
+    """The template to use: the one `wanted` (a built-in name, a name that the checkpoint has, or a
+    file), else the checkpoint's own, else, for the embedded model, a plain transcript. None: there
+    is none.
 
     Raises:
         TemplateLoadError: no such file, or it is no template.
     """
-    if wanted is not None:
-        if wanted in BUILT_IN:
-            return _built_in(wanted, tokenizer)
+    if wanted is not None and wanted in BUILT_IN:
+        return _built_in(wanted, tokenizer)
+    if wanted is not None and is_file(Path(wanted)):
         return _compile(_read(Path(wanted)), tokenizer, wanted)
-    source = _own(folder)
-    if source is not None:
-        return _compile(source, tokenizer, str(folder))
+    own = _own(folder)
+    if wanted is not None:
+        return _compile(own.get(wanted) or _read(Path(wanted)), tokenizer, wanted)
+    if own:
+        if DEFAULT not in own:
+            names = ", ".join(map(shown, own))
+            raise TemplateLoadError(
+                f"{folder} has chat templates, but none is the default: choose one of {names} with "
+                "--chat-template"
+            )
+        return _compile(own[DEFAULT], tokenizer, str(folder), with_tools=own.get(WITH_TOOLS))
     return _built_in("plain", tokenizer) if folder == find(EMBEDDED) else None
 
 
@@ -147,46 +162,58 @@ def _built_in(name: str, tokenizer: Plamo2Tokenizer) -> ChatTemplate:
     return _compile(source, tokenizer, name, stops)
 
 
-def _own(folder: Path) -> str | None:
-    """A checkpoint's template: chat_template.jinja, or the one in tokenizer_config.json."""
-    if (folder / "chat_template.jinja").is_file():
-        return _read(folder / "chat_template.jinja")
+def _own(folder: Path) -> dict[str, str]:
+    """A checkpoint's templates by name: chat_template.jinja and the files of a folder beside it, or
+    else what tokenizer_config.json says."""
+    files = {path.stem: path for path in sorted((folder / TEMPLATE_FOLDER).glob("*.jinja"))}
+    if is_there(folder / TEMPLATE_FILE):
+        files[DEFAULT] = folder / TEMPLATE_FILE
+    if files:
+        return {name: _read(path) for name, path in files.items()}
     path = folder / "tokenizer_config.json"
-    try:
-        found = json.loads(_read(path)).get("chat_template") if path.is_file() else None
-        if isinstance(found, list):  # several, by name
-            named = {entry.get("name"): entry.get("template") for entry in found}
-            found = named.get("default")
-    except (ValueError, AttributeError) as error:
-        raise TemplateLoadError(f"{path}: no chat template can be found in it: {error}") from None
-    if found is not None and not isinstance(found, str):
-        raise TemplateLoadError(f"{path}: chat_template is neither a text nor a list of them")
-    return found
+    told = read_object(path, TemplateLoadError).get("chat_template") if is_there(path) else None
+    if told is None or isinstance(told, str):
+        return {} if told is None else {DEFAULT: told}
+    named = {}
+    for entry in told if isinstance(told, list) else [told]:
+        pair = entry if isinstance(entry, dict) else {}
+        name, source = pair.get("name"), pair.get("template")
+        if not isinstance(name, str) or not isinstance(source, str):
+            raise TemplateLoadError(
+                f"{path}: chat_template must be a text, or a list of objects with a name and a "
+                f"template; found {shown(entry)}"
+            )
+        named[name] = source
+    return named
 
 
 def _read(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        names = ", ".join(BUILT_IN)
-        message = f"chat template {path}: {error}; give a file, or one of: {names}"
+        return read_text(path, TemplateLoadError, MAX_TEMPLATE_BYTES)
+    except TemplateLoadError as error:
+        message = f"chat template {error}; give a file, or one of: {', '.join(BUILT_IN)}"
         raise TemplateLoadError(message) from None
 
 
 def _compile(
-    source: str, tokenizer: Plamo2Tokenizer, where: str, stops: Sequence[str] = ()
+    source: str,
+    tokenizer: Plamo2Tokenizer,
+    where: str,
+    stops: Sequence[str] = (),
+    with_tools: str | None = None,
 ) -> ChatTemplate:
-    def raise_exception(message: str) -> NoReturn:
-        raise TemplateError(message)
-
-    # As Hugging Face's, which templates are written for: the newline that ends a file is no text.
-    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
-    environment.globals["raise_exception"] = raise_exception
+    environment = new_environment()
     names = {name: text for name, text in tokenizer.special_tokens.items() if text is not None}
     try:
+        template = environment.from_string(source)
+        other = None if with_tools is None else environment.from_string(with_tools)
         variables = meta.find_undeclared_variables(environment.parse(source))
-        compiled = environment.from_string(source)
         tools = TemplateTools.of(source, environment)
-        return ChatTemplate(compiled, names, tuple(stops), frozenset(variables), tools)
-    except TemplateError as error:
+        if with_tools is not None:  # earlier calls come with tools and without: both must show them
+            variables &= meta.find_undeclared_variables(environment.parse(with_tools))
+            calls = tools.shows_calls
+            tools = TemplateTools.of(with_tools, environment)
+            tools = replace(tools, shows_calls=calls and tools.shows_calls)
+    except (TemplateError, RecursionError, SyntaxError) as error:  # the last: of what Jinja wrote
         raise TemplateLoadError(f"chat template of {where}: {error}") from None
+    return ChatTemplate(template, names, tuple(stops), frozenset(variables), tools, other)
