@@ -17,6 +17,7 @@ from plamo_ref import Plamo2Tokenizer
 from plamo_ref.checkpoint import Checkpoint
 from plamo_ref.hub import find
 from plamo_ref.server import elsewhere
+from plamo_ref.server.responses_schemas import ResponsesRequest
 from plamo_ref.server.schemas import ChatRequest, CompletionRequest
 
 COMPLETION = {"prompt": "吾輩は", "max_tokens": 9, "temperature": 0, "return_token_ids": True}
@@ -338,7 +339,11 @@ def test_what_other_servers_know_is_refused_by_name_unless_it_is_neutral(client,
 
 @pytest.mark.parametrize("value", [True, False, 0, 1, -1, 0.5, "", "auto", [], {}, ["x"]])
 def test_only_a_neutral_value_is_neutral(value):
-    for request, base in ((CompletionRequest, COMPLETION), (ChatRequest, CHAT)):
+    for request, base in (
+        (CompletionRequest, COMPLETION),
+        (ChatRequest, CHAT),
+        (ResponsesRequest, {"input": "x"}),
+    ):
         for name, entry in request.ELSEWHERE.items():
             if entry.takes(value):
                 request.model_validate({**base, name: value})
@@ -539,6 +544,19 @@ def test_a_request_keeps_the_name_that_its_client_gave_it(client):
             header, body = named(path, bad)
             assert body == prefix + header
             assert re.fullmatch("[0-9a-f]{32}", header)
+
+
+def test_a_response_has_a_name_as_well_and_knows_its_fields(client):
+    fields = {"input": "x", "max_output_tokens": 2}
+    answer = client.post("/v1/responses", json=fields, headers={"X-Request-Id": "mine"}).json()
+    assert (answer["id"], answer["model"]) == ("resp_mine", "tiny")
+    again = [{**item, "id": "1"} for item in answer["output"]]  # as clients send it back
+    turn = {"role": "user", "content": "y"}
+    assert client.post("/v1/responses", json={**fields, "input": [*again, turn]}).status_code == 200
+    for wrong in ({"max_tokens": 5}, {"return_token_ids": True}, {"max_outputs": 1}):
+        error = client.post("/v1/responses", json={**fields, **wrong}).json()["error"]
+        assert error["param"] in wrong
+        assert "max_output_tokens" in error["message"] or "return_token_ids" in wrong
 
 
 def test_refusals_have_a_name_too(client):

@@ -26,7 +26,9 @@ from servers import RunningServer, running_server
 from plamo_ref.engine.calls import Delta, EngineDiedError
 from plamo_ref.server.responses import Responding
 from plamo_ref.server.responses_schemas import ResponsesRequest
+from plamo_ref.server.tool_reader import Piece
 from plamo_ref.server.turn import Turn
+from plamo_ref.server.usage import Usage
 
 TEMPLATE = Path(__file__).parent / "tools.jinja"
 MESSAGES = [{"role": "user", "content": "How will the weather be?"}]
@@ -223,8 +225,12 @@ def test_tools_are_shown_to_the_model_unless_it_may_call_none(client, http):
         ({"tool_choice": "always"}, "tool_choice", None),
         ({"tool_choice": NAMED, "guided_regex": "a"}, "tools", "invalid_combination"),
         ({"parallel_tool_calls": False, "guided_regex": "a"}, "tools", "invalid_combination"),
-        ({"functions": [{"name": "f"}]}, "functions", None),
-        ({"messages": [{"role": "user", "function_call": {"name": "f"}}]}, "messages", None),
+        ({"functions": [{"name": "f"}]}, "functions", "unsupported_parameter"),
+        (
+            {"messages": [{"role": "user", "function_call": {"name": "f"}}]},
+            "messages",
+            "unsupported_parameter",
+        ),
         (
             {
                 "tool_choice": "required",
@@ -559,6 +565,7 @@ class BrokenChat:
 
     def __init__(self, num_batches: int) -> None:
         self.turns, self._num_batches = [Turn(None)], num_batches
+        self.usage = Usage(1, 1)
 
     async def deltas(self, *, whole: bool) -> AsyncGenerator[list[Delta], None]:
         for _ in range(self._num_batches):
@@ -568,14 +575,14 @@ class BrokenChat:
     def logprobs(self, parts: list[Delta]) -> None:
         return None
 
-    def usage(self) -> dict[str, int]:
-        return {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2}
+    def read(self, delta: Delta) -> list[Piece]:
+        return self.turns[0].read(delta)
 
 
 def test_a_response_that_breaks_off_ends_with_the_reason():
     async def events(num_batches: int) -> list[dict]:
         request = ResponsesRequest(model="tiny", input="Hm?")
-        responding = Responding(request, BrokenChat(num_batches))  # type: ignore[arg-type]
+        responding = Responding(request, BrokenChat(num_batches), {})  # type: ignore[arg-type]
         return [dict(event) async for batch in responding.events() for event in batch]
 
     made = asyncio.run(events(1))

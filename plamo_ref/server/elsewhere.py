@@ -1,40 +1,11 @@
 """Fields that other servers know and this one does not, or that change nothing.
 
-Invariant: such a field is refused by name, with what to do instead, unless its value asks for what
-is done anyway; null always does. So is every other name that nobody knows, as OpenAI does it.
+Invariant: of each, what to do instead, and the values that need nothing done.
 """
 
-import difflib
-from collections.abc import Mapping, Set
-from dataclasses import dataclass
 from typing import Any
 
-from pydantic_core import PydanticCustomError
-
-LONGEST_NAME = 64  # characters of a name that are repeated to who sent it
-
-
-@dataclass(frozen=True)
-class Elsewhere:
-    """What to do instead, and the values that need nothing done."""
-
-    advice: str
-    neutral: tuple[Any, ...] = ()
-    whatever: bool = False  # every value is neutral: it does not change the answer
-
-    def takes(self, value: Any) -> bool:
-        """Whether the value asks for nothing. To JSON, 1 and true are not equal."""
-        same = [v for v in self.neutral if v == value and isinstance(v, bool) == _is_bool(value)]
-        return value is None or self.whatever or bool(same)
-
-    @property
-    def schema(self) -> dict[str, Any]:
-        """The JSON schema of the values that are taken."""
-        return {} if self.whatever else {"enum": [None, *self.neutral]}
-
-
-def _is_bool(value: Any) -> bool:
-    return isinstance(value, bool)
+from plamo_ref.server.known import Elsewhere, Table
 
 
 def _no(advice: str, *neutral: Any) -> Elsewhere:
@@ -46,8 +17,6 @@ _GRAMMAR = "give structured_outputs with json, regex, choice or grammar"
 _SAMPLING = "the model is sampled with temperature, top_k, top_p and min_p"
 _ALONE = Elsewhere("it means nothing without a field that is refused", whatever=True)
 _REASONING = "the model's reasoning, if it has any, is part of its answer"
-
-Table = Mapping[str, Elsewhere]
 
 # OpenAI's: who asks, how it is billed and cached.
 _NOTES: Table = dict.fromkeys(
@@ -274,36 +243,3 @@ STRUCTURED_OUTPUTS: Table = {
 }
 
 STREAM_OPTIONS: Table = {"include_obfuscation": _no("chunks have no padding", False)}
-
-
-def checked(data: Mapping[str, Any], known: Set[str], table: Table) -> dict[str, Any]:
-    """The known fields of a part of a request.
-
-    Raises:
-        PydanticCustomError: one is not known, or is in the table and asks for what is not done.
-    """
-    known = known - table.keys()
-    for name in data.keys() - known:
-        if name not in table:
-            raise _unknown(name, known)
-        if not table[name].takes(data[name]):
-            raise _unsupported(name, table[name])
-    return {name: value for name, value in data.items() if name in known}
-
-
-def _unsupported(name: str, entry: Elsewhere) -> PydanticCustomError:
-    taken = " or ".join(_json(value) for value in entry.neutral)
-    unless = f", unless it is {taken}" if taken else ""
-    said = f"not supported by this server{unless}: {entry.advice}"
-    return PydanticCustomError("unsupported_parameter", "{said}", {"said": said, "field": name})
-
-
-def _unknown(name: str, known: Set[str]) -> PydanticCustomError:
-    field = name[:LONGEST_NAME]
-    near = difflib.get_close_matches(field, known, 1)
-    said = "there is no such field" + (f"; did you mean {near[0]}?" if near else "")
-    return PydanticCustomError("unknown_parameter", "{said}", {"said": said, "field": field})
-
-
-def _json(value: Any) -> str:
-    return str(value).lower() if isinstance(value, bool) else repr(value).replace("'", '"')

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, model_validator
 
-from plamo_ref.server import elsewhere
+from plamo_ref.server.known import Table, checked
 
 
 def _describe(schema: dict[str, Any], part: Any) -> None:
@@ -22,7 +22,7 @@ class Strict(BaseModel):
     model_config = ConfigDict(
         strict=True, extra="forbid", protected_namespaces=(), json_schema_extra=_describe
     )
-    ELSEWHERE: ClassVar[elsewhere.Table] = {}
+    ELSEWHERE: ClassVar[Table] = {}
 
     @model_validator(mode="before")
     @classmethod
@@ -30,4 +30,4 @@ class Strict(BaseModel):
         if not isinstance(data, dict):
             return data
         known = {field.alias or name for name, field in cls.model_fields.items()}
-        return elsewhere.checked(data, known, cls.ELSEWHERE)
+        return checked(data, known, cls.ELSEWHERE)
