@@ -9,26 +9,33 @@ from dataclasses import replace
 
 from torch import Tensor
 
+from plamo_ref.engine.batching import Unread
 from plamo_ref.engine.request import FinishReason, Request
 from plamo_ref.kernels.choice import TORCH
 from plamo_ref.kernels.table import Kernels
-from plamo_ref.sampling import RowContext, adjust, sample, token_logprobs, uniform
+from plamo_ref.sampling import (
+    AdjustTables,
+    RowContext,
+    adjust,
+    sample,
+    token_logprobs,
+    uniform,
+)
 
 
-def needs_host(request: Request) -> bool:
+def needs_host(request: Request, has_tables: bool = False) -> bool:
     """Whether the host must know a request's last token before it can choose the next one.
 
     A bias is fixed and `min_tokens` only counts; penalties and grammars look at the tokens, and
-    log probabilities are read from logits that the next step overwrites.
+    log probabilities are read from logits that the next step overwrites. Tables on the device take
+    what penalties look at from the device.
     """
     params = request.params
-    penalised = params.repetition_penalty != 1 or params.presence_penalty != 0
     scoring = params.prompt_logprobs is not None and bool(
         request.unscored(0, len(request.prompt_ids))
     )
     return bool(
-        penalised
-        or params.frequency_penalty
+        (params.penalises and not has_tables)
         or request.guide is not None
         or params.logprobs is not None
         or scoring
@@ -40,6 +47,8 @@ def choose_on_device(
     logits: Tensor,
     ops: Kernels = TORCH,
     numbers: Sequence[int] | None = None,
+    tables: AdjustTables | None = None,
+    unread: Unread | None = None,
 ) -> Tensor:
     """A token for each request, from its row of logits [n, V]: [n] int64 on the logits' device.
 
@@ -50,6 +59,8 @@ def choose_on_device(
         ops: the model's table of kernels.
         numbers: how many output tokens each request has had, more than `output_ids` says where
             some of them are still on the device (not for a request that `needs_host`).
+        tables: of the engine; None: every context is read anew, token by token.
+        unread: with tables, the last token of those who had one more than `output_ids` says.
     """
     if numbers is None:
         numbers = [len(r.output_ids) for r in requests]
@@ -62,7 +73,11 @@ def choose_on_device(
         for r, number in zip(requests, numbers, strict=True)
     ]
     params = [r.params for r in requests]
-    return sample(adjust(logits, contexts), params, uniforms, ops.sample, ops.argmax)
+    if tables is None:
+        adjusted = adjust(logits, contexts)
+    else:
+        adjusted = tables.adjust(logits, requests, contexts, unread)
+    return sample(adjusted, params, uniforms, ops.sample, ops.argmax)
 
 
 def read_tokens(requests: Sequence[Request], logits: Tensor, tokens: Tensor) -> list[int]:

@@ -32,7 +32,7 @@ from plamo_ref.engine.runner import ModelRunner
 from plamo_ref.engine.scheduler import Queues, Scheduler
 from plamo_ref.engine.scheduler_v0 import V0Scheduler
 from plamo_ref.engine.scheduler_v1 import V1Scheduler
-from plamo_ref.sampling import Guide, SamplingParams
+from plamo_ref.sampling import AdjustTables, Guide, SamplingParams
 
 # Called after a step with its record, the requests that got a token, and their logits [n, V].
 Observer = Callable[[StepRecord, Sequence[Request], Tensor], None]
@@ -56,6 +56,7 @@ class EngineCore:
         model = runner.model.config
         self.max_model_len = longest_request(config, self.cache, model.max_position_embeddings)
         self._overlap = config.resolve_overlap(runner.device)
+        self.tables = AdjustTables() if config.adjust_tables else None
         self._flight: Flight | None = None  # launched, not landed
 
     # --- requests come and go ------------------------------------------------------------------
@@ -101,6 +102,8 @@ class EngineCore:
         request = self.requests.pop(request_id, None)
         if request is not None:
             self.queues.remove(request)
+            if self.tables is not None:
+                self.tables.release(request)
             request.finish(reason)
 
     @property
@@ -122,7 +125,7 @@ class EngineCore:
         """
         landed: list[Request] = []
         flying = self._flight
-        if flying is not None and flying.needs_host:
+        if flying is not None and flying.needs_host(self.tables is not None):
             self._flight = None
             landed = self._land(flying)
         flying, self._flight = self._flight, self._launch(self._flight)
@@ -145,7 +148,8 @@ class EngineCore:
         logits = self.runner.run(plan.batch, plan.rows)
         numbers = [r.num_output_tokens for r in plan.sampled]
         ops = self.runner.model.ops
-        tokens = choose_on_device(plan.sampled, logits[: len(plan.sampled)], ops, numbers)
+        rows = logits[: len(plan.sampled)]
+        tokens = choose_on_device(plan.sampled, rows, ops, numbers, self.tables, unread)
         if self.observers and self._overlap:
             logits = logits.clone()  # a recorded step writes where the last one wrote
         log = describe(plan, schedule, self.cache) if self.observers else None
