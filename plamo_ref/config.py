@@ -41,6 +41,7 @@ class Plamo2Config:
     num_key_value_heads: int = 4
     hidden_size_per_head: int = 128  # of attention heads and of Mamba heads
     max_position_embeddings: int = MIN_MAX_POSITION
+    model_max_length: int | None = None  # tokens that the model is good for; None: not said
     attention_window_size: int = 2048  # W: a query sees itself and W earlier keys
     full_attention_idx: tuple[int, ...] = ()  # attention layers without a window
     rope_theta: float = 10000.0  # of layers in full_attention_idx
@@ -62,6 +63,11 @@ class Plamo2Config:
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise ConfigError(f"config.json: {name} must be a positive integer, not {value!r}")
+        most = self.model_max_length
+        if most is not None and (not isinstance(most, int) or isinstance(most, bool) or most < 1):
+            raise ConfigError(
+                f"config.json: model_max_length must be a positive integer or null, not {most!r}"
+            )
         for name in ("rms_norm_eps", "rope_theta", "rope_local_theta"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int | float):
@@ -146,6 +152,8 @@ class Plamo2Config:
     def to_dict(self) -> dict[str, Any]:
         """The config.json of this model, with the names other engines look for."""
         data = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+        if self.model_max_length is None:
+            del data["model_max_length"]
         return data | {
             "model_type": "plamo2",
             "architectures": ["Plamo2ForCausalLM"],

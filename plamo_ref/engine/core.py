@@ -53,8 +53,7 @@ class EngineCore:
         self.requests: dict[str, Request] = {}
         self.observers: list[Observer] = []
         self.num_steps = self._arrivals = 0
-        model = runner.model.config
-        self.max_model_len = longest_request(config, self.cache, model.max_position_embeddings)
+        self.max_model_len = longest_request(config, self.cache, runner.model.config)
         self._overlap = config.resolve_overlap(runner.device)
         self.tables = AdjustTables() if config.adjust_tables else None
         self._flight: Flight | None = None  # launched, not landed

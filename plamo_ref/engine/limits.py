@@ -6,26 +6,30 @@ nothing in it is of a type that a step could stumble over.
 
 from collections.abc import Sequence
 
+from plamo_ref.config import Plamo2Config
 from plamo_ref.engine.cache import HybridCache
 from plamo_ref.engine.config import EngineConfig, EngineError
 from plamo_ref.sampling import SamplingParams
 from plamo_ref.values import shown
 
 
-def longest_request(config: EngineConfig, cache: HybridCache, max_positions: int) -> int:
+def longest_request(config: EngineConfig, cache: HybridCache, model: Plamo2Config) -> int:
     """Tokens, prompt and output together, that a request may reach.
+
+    Without `max_model_len` they are as many as the model is good for, if it says so; who asks for
+    more gets more, as far as the cache goes.
 
     Raises:
         EngineError: more are wanted than the cache holds.
     """
-    fits = min(cache.longest_request(), max_positions)
+    fits = min(cache.longest_request(), model.max_position_embeddings)
     wanted = config.max_model_len
     if wanted is not None and wanted > fits:
         raise EngineError(
             f"max_model_len={wanted:,} does not fit: the cache holds {int(fits):,} tokens of "
             "one request; raise memory_bytes or lower max_model_len"
         )
-    longest = int(fits) if wanted is None else wanted
+    longest = int(min(fits, model.model_max_length or fits)) if wanted is None else wanted
     if config.scheduler == "v0" and config.chunk_size is None:
         longest = min(longest, config.max_num_batched_tokens)  # a prompt is one step's work
     return longest
