@@ -102,22 +102,26 @@ def test_a_token_that_was_lost_and_chosen_anew_is_counted_once():
     check(tables, [life], torch.float32, 2)
 
 
-def test_an_interrupt_leaves_nothing_half_counted():
-    class Breaks:
-        @property
-        def tokens(self):
-            raise KeyboardInterrupt
-
-        rows = property(lambda _: dict.fromkeys(lives, 0))
-
+@pytest.mark.parametrize("done", [True, False])
+def test_an_interrupt_leaves_nothing_half_counted(monkeypatch, done):
+    """Whether it comes just before the newest tokens are counted or just after."""
     tables, params = AdjustTables(), SamplingParams(presence_penalty=1.5, frequency_penalty=0.5)
     lives = [Life(RowContext(params, [1], [], ()), [2, 2]) for _ in range(2)]
     check(tables, lives, torch.float64, 0)
     for life in lives:
         life.tokens.append(5)
         life.unread = 1
-    with pytest.raises(KeyboardInterrupt):
-        tables.adjust(torch.zeros(2, V), lives, [life.known() for life in lives], Breaks())
+    healthy = torch.Tensor.index_add_
+
+    def interrupted(*arguments: object) -> None:
+        if done:
+            healthy(*arguments)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(torch.Tensor, "index_add_", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            check(tables, lives, torch.float64, 1)
     check(tables, lives, torch.float64, 1)
 
 

@@ -8,7 +8,6 @@ not have reached the host.
 Invariant: a row follows from the prompt, the output and the unread token of its request alone. A
 seat knows how many output tokens its row counts, and a row that cannot be continued from there is
 filled anew, so whatever became of a step, the result is `adjust`'s, bit by bit.
-Built in notebooks/16_sampling_and_guided_decoding.ipynb.
 """
 
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
