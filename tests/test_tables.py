@@ -158,13 +158,15 @@ def test_whoever_asks_for_nothing_needs_no_memory():
     tables, logits = AdjustTables(), torch.zeros(2, V)
     nothing = RowContext(SamplingParams(), [1], [2], {3})
     assert tables.adjust(logits, ["a", "b"], [nothing] * 2) is logits
+    assert (tables.num_seats, tables.num_bytes) == (0, 0)
     penalised = RowContext(SamplingParams(presence_penalty=1), [1], [2], {3})
     tables.adjust(logits, ["a", "b"], [nothing, penalised])
     assert tables.num_seats == 1
+    assert tables.num_bytes == 4 * (4 * V + 3 * 4), "marks and knobs, of four seats at first"
     tables.release("a")
     assert tables.num_seats == 1
     tables.release("b")
-    assert tables.num_seats == 0
+    assert (tables.num_seats, tables.num_bytes) == (0, 0)
 
 
 @given(st.integers(0, 1000), st.integers(1, 40), st.integers(1, 5))

@@ -89,6 +89,10 @@ class AdjustTables:
     def num_seats(self) -> int:
         return len(self._seats)
 
+    @property
+    def num_bytes(self) -> int:
+        return sum(table.rows.nbytes for table in self._tables.values())
+
     def release(self, key: Hashable) -> None:
         """A request has ended; with the last one goes the memory."""
         self._seats.pop(key, None)
