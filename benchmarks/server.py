@@ -141,7 +141,7 @@ def crowd(server: Server, _: argparse.Namespace, folder: str) -> list[Row]:
 
 
 async def _come_and_go(address: str, count: int) -> None:
-    data = request_bytes([1, 200, 300], 20_000, stream=True)
+    data = request_bytes([1, 200, 300], 8_000, stream=True)
     for start in range(0, count, 100):
         numbers = range(start, start + 100)
         await asyncio.gather(*(hang_up(address, data, i % 2 == 1) for i in numbers))

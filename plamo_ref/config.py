@@ -39,6 +39,7 @@ class Plamo2Config:
     num_key_value_heads: int = 4
     hidden_size_per_head: int = 128  # of attention heads and of Mamba heads
     max_position_embeddings: int = MIN_MAX_POSITION
+    model_max_length: int | None = None  # tokens that the model is good for; None: not said
     attention_window_size: int = 2048  # W: a query sees itself and W earlier keys
     full_attention_idx: tuple[int, ...] = ()  # attention layers without a window
     rope_theta: float = 10000.0  # of layers in full_attention_idx
@@ -99,6 +100,8 @@ class Plamo2Config:
     def to_dict(self) -> dict[str, Any]:
         """The config.json of this model, with the names other engines look for."""
         data = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+        if self.model_max_length is None:
+            del data["model_max_length"]
         return data | {
             "model_type": "plamo2",
             "architectures": ["Plamo2ForCausalLM"],

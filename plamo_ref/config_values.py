@@ -239,6 +239,9 @@ def check_values(config: Any) -> None:
             raise _wrong(name, shown(getattr(config, name)), "true or false")
     for name in TOKEN_IDS:
         check_ids(name, getattr(config, name), config.vocab_size, several=name == "eos_token_id")
+    most = config.model_max_length
+    if most is not None and (not _is_whole(most) or most < 1):
+        raise _wrong("model_max_length", shown(most), "a positive integer or null")
     _check_full_attention(config.full_attention_idx, config.num_hidden_layers)
 
 

@@ -320,7 +320,7 @@ from plamo_ref.sampling import SamplingParams
 async def main():
     async with AsyncLLM("tiny", memory_bytes=64 << 20) as llm:
         print(llm.engine_pid, flush=True)
-        job = Job([1, 50], SamplingParams(max_tokens=20000, ignore_eos=True))
+        job = Job([1, 50], SamplingParams(max_tokens=8000, ignore_eos=True))
         async for _ in llm.generate([job]):
             pass
 

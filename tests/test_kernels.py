@@ -22,6 +22,7 @@ from plamo_ref.kernels.mlp import swiglu
 from plamo_ref.kernels.norm import add_norm, rms_norm
 from plamo_ref.kernels.paged_attention import paged_decode, paged_prefill
 from plamo_ref.kernels.qk_norm_rope import qk_norm_rope_write, rope_tables
+from plamo_ref.kernels.selection import SelectionParams, selection
 from plamo_ref.kernels.ssm import ScanInputs, ScanParams, scan_prefill, state_update
 from plamo_ref.kernels.table import OPERATIONS, Kernels, Table
 from plamo_ref.reference.functions import rms_norm as reference_norm
@@ -69,6 +70,21 @@ def test_add_norm_is_three_steps_in_one():
 def test_swiglu_has_the_gate_first():
     x = noise(3, 10)
     close(swiglu(x), x[:, :5] * torch.sigmoid(x[:, :5]) * x[:, 5:])
+
+
+def test_selection_is_three_norms_and_a_product():
+    """With an epsilon that shows: each norm uses the layer's."""
+    state, rank, heads, eps = 3, 7, 2, 0.3
+    bcdt, weight = noise(5, 2 * state + rank), noise(heads, rank, seed=4)
+    gains = [noise(size, seed=seed) for seed, size in enumerate((state, state, rank), start=1)]
+    normed = [
+        part / (part.square().mean(-1, keepdim=True) + eps).sqrt() * gain
+        for part, gain in zip(bcdt.split((state, state, rank), dim=-1), gains, strict=True)
+    ]
+    B, C, dt = selection(bcdt, SelectionParams(*gains, weight, eps))
+    close(B, normed[0])
+    close(C, normed[1])
+    close(dt, normed[2] @ weight.T)
 
 
 def test_qk_norm_rope_write_touches_only_its_rows():

@@ -4,6 +4,8 @@ Invariant tested: whatever happens during a call, its results are in order and t
 after it.
 """
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -13,6 +15,7 @@ from plamo_ref import LLM, SamplingParams
 from plamo_ref.engine.config import EngineError
 from plamo_ref.engine.outputs import StreamPiece
 from plamo_ref.errors import PlamoRefError
+from plamo_ref.hub import find
 from plamo_ref.reference import Plamo2Reference, generate_ids
 from plamo_ref.sampling import SamplingError
 from plamo_ref.text_stream import TextStream
@@ -208,6 +211,14 @@ def test_a_request_ends_where_the_longest_length_is_reached():
     assert len(ids) + len(result.outputs[0].token_ids) == 12
     assert result.outputs[0].finish_reason == "length"
     assert_clean(short)
+
+
+def test_the_embedded_model_ends_where_it_was_measured():
+    folder = find("tiny")
+    measured = json.loads((folder / "training.json").read_text(encoding="utf-8"))["context"]
+    limit = LLM("tiny", device="cpu").core.max_model_len
+    assert limit == measured[-1]["positions"][1] == 8192
+    assert f"{limit:,} tokens" in (folder / "README.md").read_text(encoding="utf-8")
 
 
 # --- what is refused ---------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from engines import GREEDY, new_core
 from hypothesis import given
 from hypothesis import strategies as st
 
+from plamo_ref.config import ConfigError
 from plamo_ref.engine.cache import AttentionGroup, HybridCache
 from plamo_ref.engine.config import EngineConfig, EngineError
 from plamo_ref.engine.pool import Pool
@@ -21,6 +22,7 @@ from plamo_ref.engine.scheduler import Queues, Schedule
 from plamo_ref.engine.scheduler_v0 import V0Scheduler
 from plamo_ref.engine.scheduler_v1 import V1Scheduler
 from plamo_ref.sampling import SamplingParams
+from plamo_ref.teaching.lab import lab_config
 
 WINDOW, SIZE = 6, 2
 
@@ -298,6 +300,18 @@ def test_a_name_can_be_used_by_one_request_at_a_time():
 def test_a_length_that_the_memory_does_not_hold_is_refused_at_the_start():
     with pytest.raises(EngineError, match=r"max_model_len=9,999 does not fit: the cache holds"):
         new_core(max_model_len=9_999, more_blocks=0)
+
+
+def test_a_model_that_says_how_much_it_is_good_for_gets_no_more_unless_asked():
+    config = lab_config(model_max_length=20)
+    assert new_core(config).max_model_len == 20
+    assert new_core(config, max_model_len=9).max_model_len == 9
+    assert new_core(config, max_model_len=50).max_model_len == 50, "explicitly, beyond it"
+    small = new_core(config, longest=12, more_blocks=0)
+    assert small.max_model_len == 12, "as much as the memory holds"
+    assert new_core(lab_config()).max_model_len > 200
+    with pytest.raises(ConfigError, match="model_max_length must be a positive integer or null"):
+        lab_config(model_max_length=0)
 
 
 @pytest.mark.parametrize(

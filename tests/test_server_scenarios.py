@@ -28,7 +28,7 @@ from plamo_ref.server.run import serve
 
 SCALE = int(os.environ.get("SCENARIO_SCALE", "1"))
 GREEDY = {"model": "tiny", "temperature": 0, "ignore_eos": True}
-LONG = {**GREEDY, "prompt": "吾輩は", "max_tokens": 20_000}
+LONG = {**GREEDY, "prompt": "吾輩は", "max_tokens": 8_000}
 
 
 @pytest.fixture(scope="module")

@@ -10,11 +10,19 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from plamo_ref.engine.batching import Unread
 from plamo_ref.engine.config import EngineError
 from plamo_ref.engine.request import FinishReason, Request
 from plamo_ref.kernels.choice import TORCH
 from plamo_ref.kernels.table import Kernels
-from plamo_ref.sampling import RowContext, adjust, sample, token_logprobs, uniform
+from plamo_ref.sampling import (
+    AdjustTables,
+    RowContext,
+    adjust,
+    sample,
+    token_logprobs,
+    uniform,
+)
 
 NO_TOKEN = -1
 
@@ -23,20 +31,19 @@ class LogitsError(EngineError):
     """The model gave a request no numbers to choose by."""
 
 
-def needs_host(request: Request) -> bool:
+def needs_host(request: Request, has_tables: bool = False) -> bool:
     """Whether the host must know a request's last token before it can choose the next one.
 
     A bias is fixed and `min_tokens` only counts; penalties and grammars look at the tokens, and
-    log probabilities are read from logits that the next step overwrites.
+    log probabilities are read from logits that the next step overwrites. Tables on the device take
+    what penalties look at from the device.
     """
     params = request.params
-    penalised = params.repetition_penalty != 1 or params.presence_penalty != 0
     scoring = params.prompt_logprobs is not None and bool(
         request.unscored(0, len(request.prompt_ids))
     )
     return bool(
-        penalised
-        or params.frequency_penalty
+        (params.penalises and not has_tables)
         or request.guide is not None
         or params.logprobs is not None
         or scoring
@@ -48,6 +55,8 @@ def choose_on_device(
     logits: Tensor,
     ops: Kernels = TORCH,
     numbers: Sequence[int] | None = None,
+    tables: AdjustTables | None = None,
+    unread: Unread | None = None,
 ) -> Tensor:
     """A token for each request, from its row of logits [n, V]: [n] int64 on the logits' device.
 
@@ -60,6 +69,8 @@ def choose_on_device(
         ops: the model's table of kernels.
         numbers: how many output tokens each request has had, more than `output_ids` says where
             some of them are still on the device (not for a request that `needs_host`).
+        tables: of the engine; None: every context is read anew, token by token.
+        unread: with tables, the last token of those who had one more than `output_ids` says.
     """
     if numbers is None:
         numbers = [len(r.output_ids) for r in requests]
@@ -72,7 +83,11 @@ def choose_on_device(
         for r, number in zip(requests, numbers, strict=True)
     ]
     params = [r.params for r in requests]
-    chosen = sample(adjust(logits, contexts), params, uniforms, ops.sample, ops.argmax)
+    if tables is None:
+        adjusted = adjust(logits, contexts)
+    else:
+        adjusted = tables.adjust(logits, requests, contexts, unread)
+    chosen = sample(adjusted, params, uniforms, ops.sample, ops.argmax)
     return torch.where(_witness(logits).isnan(), NO_TOKEN, chosen)
 
 

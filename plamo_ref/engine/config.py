@@ -69,7 +69,7 @@ class EngineConfig:
     )
     gpu_memory_utilization: float = knob(0.9, "Share of the device's memory for weights and cache.")
     max_model_len: int | None = knob(
-        None, "Longest prompt and output together; default: the longest that fits."
+        None, "Longest prompt and output together; default: what model and memory allow."
     )
     state_dtype: str = knob(
         "auto",
@@ -94,6 +94,9 @@ class EngineConfig:
     )
     overlap: bool | None = knob(
         None, "Launch a step before the last one's tokens are read; default: on a GPU."
+    )
+    adjust_tables: bool = knob(
+        True, "Keep what penalties and biases look at in tables on the device."
     )
     cuda_graphs: bool = knob(
         True, "Record decode steps and replay them (on a GPU, Triton kernels)."

@@ -37,7 +37,7 @@ from plamo_ref.engine.runner import ModelRunner
 from plamo_ref.engine.scheduler import Queues, Scheduler
 from plamo_ref.engine.scheduler_v0 import V0Scheduler
 from plamo_ref.engine.scheduler_v1 import V1Scheduler
-from plamo_ref.sampling import Guide, SamplingParams
+from plamo_ref.sampling import AdjustTables, Guide, SamplingParams
 
 # Called after a step with its record, the requests that got a token, and their logits [n, V]. The
 # step is done by then: what an observer raises is raised to whoever made it, and changes nothing.
@@ -60,9 +60,9 @@ class EngineCore:
         self.requests: dict[str, Request] = {}
         self.observers: list[Observer] = []
         self.num_steps = self._arrivals = 0
-        model = runner.model.config
-        self.max_model_len = longest_request(config, self.cache, model.max_position_embeddings)
+        self.max_model_len = longest_request(config, self.cache, runner.model.config)
         self._overlap = config.resolve_overlap(runner.device)
+        self.tables = AdjustTables() if config.adjust_tables else None
         self._flight: Flight | None = None  # launched, not landed
         self._moved: list[Request] = []  # what `step` has to return
         self._torn = False
@@ -122,6 +122,8 @@ class EngineCore:
     def _end(self, request: Request, reason: FinishReason, error: Exception | None = None) -> None:
         request.finish(reason, error)
         self.queues.remove(request)
+        if self.tables is not None:
+            self.tables.release(request)
         del self.requests[request.request_id]
 
     @property
@@ -165,12 +167,13 @@ class EngineCore:
         that changes something does so first, because an interrupt can come in here as well."""
         if self._torn:
             self._flight = None
+            self.tables = None if self.tables is None else AdjustTables()
             self._moved += rebuild(self.requests, self.queues, self.max_model_len)
             self._torn = False
 
     def _advance(self) -> Told | None:
         told, flying = None, self._flight
-        if flying is not None and flying.needs_host:
+        if flying is not None and flying.needs_host(self.tables is not None):
             told, flying, self._flight = self._land(flying), None, None
         self._flight = self._launch(flying)
         if flying is not None:
@@ -190,7 +193,7 @@ class EngineCore:
         unread = None if previous is None else Unread(previous.tokens, previous.rows)
         plan = build_batch(schedule, self.cache, self.runner.place, unread)
         logits = self.runner.run(plan.batch, plan.rows)
-        tokens = self._choose(plan, logits)
+        tokens = self._choose(plan, logits, unread)
         if self.observers and self._overlap:
             logits = logits.clone()  # a recorded step writes where the last one wrote
         log = describe(plan, schedule, self.cache) if self.observers else None
@@ -205,13 +208,15 @@ class EngineCore:
                 self.queues.remove(request)
         return flight
 
-    def _choose(self, plan: BatchPlan, logits: Tensor) -> Tensor:
+    def _choose(self, plan: BatchPlan, logits: Tensor, unread: Unread | None) -> Tensor:
         """A token for each of `plan.sampled`; ends those whose choice is an error."""
         sampled, ops = plan.sampled, self.runner.model.ops
         numbers = [r.num_output_tokens for r in sampled]
         chosen, errors = together_or_alone(
             len(sampled),
-            lambda rows: choose_on_device(sampled[rows], logits[rows], ops, numbers[rows]),
+            lambda rows: choose_on_device(
+                sampled[rows], logits[rows], ops, numbers[rows], self.tables, unread
+            ),
             instead=logits.new_zeros(1, dtype=torch.long),
         )
         self._blame(plan.sampled, errors)

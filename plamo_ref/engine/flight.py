@@ -69,10 +69,9 @@ class Flight:
         """Where each request's token is in `tokens`."""
         return {request: row for row, request in enumerate(self.plan.sampled)}
 
-    @property
-    def needs_host(self) -> bool:
+    def needs_host(self, has_tables: bool) -> bool:
         """Whether it must land before the next step is decided."""
-        return bool(self.plan.scored) or any(needs_host(r) for r in self.plan.sampled)
+        return bool(self.plan.scored) or any(needs_host(r, has_tables) for r in self.plan.sampled)
 
     def wait(self) -> None:
         """Until the tokens are on the host."""

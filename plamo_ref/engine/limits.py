@@ -7,28 +7,33 @@ nothing in it is of a type that a step could stumble over.
 from collections.abc import Iterable, Sequence
 from operator import index
 
+from plamo_ref.config import Plamo2Config
 from plamo_ref.engine.cache import HybridCache
 from plamo_ref.engine.config import EngineConfig, EngineError
 from plamo_ref.sampling import SamplingParams
 from plamo_ref.values import shown
 
 
-def longest_request(config: EngineConfig, cache: HybridCache, max_positions: int) -> int:
+def longest_request(config: EngineConfig, cache: HybridCache, model: Plamo2Config) -> int:
     """Tokens, prompt and output together, that a request may reach.
+
+    Without `max_model_len` they are as many as the model is good for, if it says so; who asks for
+    more gets more, as far as the cache goes.
 
     Raises:
         EngineError: more are wanted than the cache holds.
     """
-    fits = min(cache.longest_request(), max_positions)
+    fits = min(cache.longest_request(), model.max_position_embeddings)
     wanted = config.max_model_len
     if wanted is not None and wanted > fits:
         # The planner sees to the cache: it is short only in a plan made for another length.
         cure = f"lower max_model_len to {int(fits):,}"
-        why = f"the model has {max_positions:,} positions: take a model with more"
-        if fits < max_positions:
+        positions = model.max_position_embeddings
+        why = f"the model has {positions:,} positions: take a model with more"
+        if fits < positions:
             why = f"the cache holds {int(fits):,} tokens of one request; raise memory_bytes"
         raise EngineError(f"max_model_len={wanted:,} does not fit: {why}, or {cure}")
-    longest = int(fits) if wanted is None else wanted
+    longest = int(min(fits, model.model_max_length or fits)) if wanted is None else wanted
     if config.scheduler == "v0" and config.chunk_size is None:
         longest = min(longest, config.max_num_batched_tokens)  # a prompt is one step's work
     return longest

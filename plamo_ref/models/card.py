@@ -20,7 +20,7 @@ can be run, read and tested on a laptop. It is not derived from any published PL
 | data | {sources} |
 {runs}
 | held-out | **{bits:.3f} bits per byte** on {held_out_bytes:,} bytes that were not trained on |
-
+{context}
 ![loss curve](loss.png)
 
 **What it is for**: lessons, tests, demonstrations. **What it is not for**: anything else. It
@@ -38,6 +38,14 @@ RUN = (
     "{minutes:.0f} minutes, torch {torch} |"
 )
 
+# Of a record that has it, as benchmarks/context.py prints it.
+CONTEXT = (
+    "| context | {length:,} tokens without `max_model_len`. Trained on rows of {row} tokens, it "
+    "learns nothing from what is farther back, and loses nothing by it: at positions {start:,} to "
+    "{end:,} of held-out text {nats_all_context:.2f} nats a token with all the context, "
+    "{nats_little_context:.2f} with the last {row} to {most} tokens of it |\n"
+)
+
 HELD_OUT: dict[str, Any] = {"color": "#0072b2", "markersize": 4}
 
 
@@ -53,6 +61,7 @@ def write_card(folder: Path) -> None:
         parameters=record["parameters"],
         held_out_bytes=record["held_out_bytes"],
         bits=record["held_out_bits_per_byte"][-1][1],
+        context=_context(record),
     )
     (folder / "README.md").write_text(text, encoding="utf-8")
     _draw_losses(runs, folder / "loss.png")
@@ -71,6 +80,17 @@ def _run(record: dict) -> dict:
         "torch": record["torch"],
         "minutes": record["seconds"] / 60,
     }
+
+
+def _context(record: dict) -> str:
+    """The row of the table that tells how far back the model was measured; none if it was not."""
+    if "context" not in record:
+        return ""
+    farthest, row = record["context"][-1], record["recipe"]["length"]
+    start, length = farthest["positions"]
+    return CONTEXT.format(
+        **farthest, length=length, row=row, most=2 * row - 1, start=start, end=length - 1
+    )
 
 
 def _draw_losses(runs: list[dict], path: Path) -> None:

@@ -6,8 +6,10 @@ from plamo_ref.sampling.logprobs import TokenLogprobs, token_logprobs
 from plamo_ref.sampling.params import SamplingError, SamplingParams
 from plamo_ref.sampling.random import child_seed, uniform
 from plamo_ref.sampling.sampler import Draw, knob_table, sample
+from plamo_ref.sampling.tables import AdjustTables
 
 __all__ = [
+    "AdjustTables",
     "Draw",
     "Guide",
     "GuideMaker",

@@ -75,8 +75,13 @@ class SamplingParams:
     @property
     def changes_logits(self) -> bool:
         """Whether anything but temperature and truncation stands between logits and choice."""
+        return bool(self.penalises or self.logit_bias or self.min_tokens or self.guided)
+
+    @property
+    def penalises(self) -> bool:
+        """Whether it matters which tokens have occurred, and how often."""
         penalties = (self.presence_penalty, self.frequency_penalty, self.repetition_penalty - 1)
-        return bool(any(penalties) or self.logit_bias or self.min_tokens or self.guided)
+        return any(penalties)
 
     def completion(self, index: int) -> "SamplingParams":
         """The parameters of completion `index` of `n`, on its own."""

@@ -56,6 +56,8 @@ def check_all_free(core: EngineCore) -> None:
     used = {pool.name: pool.num_used for pool in pools if pool.num_used}
     if used or core.requests or core.queues.waiting:
         raise IntegrityError(f"everybody is gone, but in use are {used or core.requests}")
+    if core.tables is not None and core.tables.num_seats:
+        raise IntegrityError(f"everybody is gone, but {core.tables.num_seats} rows are kept")
 
 
 # --- schedule -------------------------------------------------------------------------------------
