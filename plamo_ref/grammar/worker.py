@@ -1,0 +1,94 @@
+"""One grammar in a process of its own: compiles it, and follows the texts that are made by it.
+
+Invariant: whatever the grammar does to the library, it costs this process and no other. A compile
+and a mask have each their seconds of processor time and the process its bytes; beyond them the
+system ends it, wherever it is. It ends, too, when nobody holds the other end of its socket.
+"""
+
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from plamo_ref.grammar.frames import Channel, Frame, Op, pack_state, unpack_source, unpack_tokens
+from plamo_ref.grammar.matcher import Compiler, Progress, State
+from plamo_ref.grammar.source import GuidedError
+
+COMPILE_SECONDS = 5.0  # of processor time
+MASK_SECONDS = 2.0
+MEMORY_BYTES = 512 << 20  # beyond what the process begins with
+
+
+def serve(channel: Channel, compiler: Compiler) -> None:
+    """Compile what comes first, then answer until nobody asks any more."""
+    _confine()
+    first = channel.read()
+    if first is None:
+        return
+    source = unpack_source(first.payload)
+    try:
+        with _seconds(COMPILE_SECONDS):
+            grammar = compiler.compile(source)
+    except GuidedError as error:
+        _answer(channel, 0, State(b"", False, True, str(error)))
+        return
+    _answer(channel, 0, grammar.first)
+    texts: dict[int, Progress] = {}
+    while (frame := channel.read()) is not None:
+        if frame.op == Op.CLOSE:
+            texts.pop(frame.subject, None)
+            continue
+        if frame.op == Op.OPEN:
+            texts[frame.subject] = grammar.begin()
+        progress = texts[frame.subject]
+        with _seconds(COMPILE_SECONDS if frame.op == Op.OPEN else MASK_SECONDS):
+            progress.accept(unpack_tokens(frame.payload))
+            state = progress.state()
+        _answer(channel, frame.subject, state)
+
+
+def _answer(channel: Channel, guide: int, state: State) -> None:
+    channel.sock.sendall(Frame(Op.STATE, guide, pack_state(state)).pack())
+
+
+def _confine() -> None:
+    import resource  # not on every system
+
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    if sys.platform == "linux":  # elsewhere the limit is not kept, or counts shared libraries
+        with open("/proc/self/statm") as file:
+            now = int(file.read().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (now + MEMORY_BYTES, now + MEMORY_BYTES))
+
+
+@contextmanager
+def _seconds(limit: float) -> Iterator[None]:
+    """So much processor time, then SIGPROF, which nobody handles: the end of the process."""
+    signal.setitimer(signal.ITIMER_PROF, limit)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
+
+
+def why(status: int) -> str:
+    """The end of a worker in words; `status` as `os.waitstatus_to_exitcode` gives it."""
+    if status == -signal.SIGPROF:
+        return (
+            "too complex: more than "
+            f"{COMPILE_SECONDS:g} s to compile or {MASK_SECONDS:g} s for a token"
+        )
+    if status == -signal.SIGABRT:
+        return f"too complex: more than {MEMORY_BYTES >> 20} MiB, or the grammar library gave up"
+    if status < 0:
+        return f"the grammar library crashed ({signal.Signals(-status).name})"
+    return f"too complex for the grammar library (its process ended with exit code {status})"
+
+
+def quietly() -> None:
+    """What the library writes when it dies is for nobody: the exit status tells."""
+    null = os.open(os.devnull, os.O_RDWR)
+    for fd in (0, 1, 2):
+        os.dup2(null, fd)
+    os.close(null)
