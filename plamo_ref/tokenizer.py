@@ -149,9 +149,7 @@ class Plamo2Tokenizer:
                 f"first is <0x{missing[0]:02X}>; expected a row for each of <0x00> to <0xFF>"
             )
 
-    def encode(
-        self, text: str, add_bos: bool | None = None, *, specials: bool = True
-    ) -> list[int]:
+    def encode(self, text: str, add_bos: bool | None = None, *, specials: bool = True) -> list[int]:
         """Token ids of `text`. Takes time linear in its length.
 
         Args:

@@ -34,6 +34,8 @@ from plamo_ref.engine.scheduler_v0 import V0Scheduler
 from plamo_ref.engine.scheduler_v1 import V1Scheduler
 from plamo_ref.sampling import Guide, SamplingParams
 
+GRAMMAR_SECONDS = 0.01  # for the grammars of a step: a mask takes a hundredth of that
+STALLED_SECONDS = 0.01  # where nothing else can be done
 # Called after a step with its record, the requests that got a token, and their logits [n, V].
 Observer = Callable[[StepRecord, Sequence[Request], Tensor], None]
 
@@ -57,6 +59,7 @@ class EngineCore:
         self.max_model_len = longest_request(config, self.cache, model.max_position_embeddings)
         self._overlap = config.resolve_overlap(runner.device)
         self._flight: Flight | None = None  # launched, not landed
+        self._undecided: list[Request] = []  # have a token on which their grammar has to speak
 
     # --- requests come and go ------------------------------------------------------------------
 
@@ -118,13 +121,14 @@ class EngineCore:
         """Launch one batch and land one. Returns the requests that got a token, finished or not.
 
         With overlap the batch that lands is the one launched a step ago: the first call returns
-        nobody.
+        nobody. A request whose grammar takes its time over a token is returned when it is known
+        whether that token is its last; until then it rests, and the others go on.
         """
-        landed: list[Request] = []
+        landed = self._decide(self._take_undecided(), STALLED_SECONDS if self.is_stalled else 0)
         flying = self._flight
         if flying is not None and flying.needs_host:
             self._flight = None
-            landed = self._land(flying)
+            landed += self._land(flying)
         flying, self._flight = self._flight, self._launch(self._flight)
         if flying is not None:
             landed += self._land(flying)
@@ -167,7 +171,7 @@ class EngineCore:
         flight.wait()
         tokens = read_tokens(plan.sampled, logits[:count], flight.tokens_on_host)
         score_prompts(plan.scored, logits[count:])
-        landed, rows, finished = [], [], []
+        landed, rows = [], []
         for row, (request, token) in enumerate(zip(plan.sampled, tokens, strict=True)):
             request.num_unread_tokens -= 1
             if request.status == "finished":
@@ -175,13 +179,42 @@ class EngineCore:
             request.append(token)
             landed.append(request)
             rows.append(row)
-            reason = finish_reason(request, self.max_model_len)
-            if reason is not None:
-                self.finish(request.request_id, reason)
-                finished.append(request.request_id)
+        decided = self._decide(landed, GRAMMAR_SECONDS)
         if flight.log is not None:
-            record = record_of(flight, self.num_steps, tuple(finished), self.queues)
+            finished = tuple(r.request_id for r in decided if r.status == "finished")
+            record = record_of(flight, self.num_steps, finished, self.queues)
             for observer in self.observers:
                 observer(record, landed, logits[rows])
         self.num_steps += 1
-        return landed
+        return decided
+
+    def _decide(self, requests: Sequence[Request], seconds: float) -> list[Request]:
+        """Finish those whose token was their last. Returns all of whom that is known now: their
+        grammars get so much time to say it, together."""
+        decided, end = [], time.monotonic() + seconds
+        for request in requests:
+            if request.status == "finished":
+                continue  # aborted while it was undecided
+            guide = request.guide
+            request.awaits_guide = guide is not None and not guide.wait(end - time.monotonic())
+            if request.awaits_guide:
+                self._undecided.append(request)
+                continue
+            reason = finish_reason(request, self.max_model_len)
+            if reason is not None:
+                self.finish(request.request_id, reason)
+            decided.append(request)
+        return decided
+
+    def _take_undecided(self) -> list[Request]:
+        taken, self._undecided = self._undecided, []
+        return taken
+
+    @property
+    def is_stalled(self) -> bool:
+        """Whether all there is to do waits for a grammar."""
+        return (
+            bool(self._undecided)
+            and self._flight is None
+            and all(request.awaits_guide for request in self.requests.values())
+        )

@@ -19,8 +19,9 @@ from plamo_ref.engine.outputs import RequestOutput, StreamPiece
 from plamo_ref.engine.prompts import ParamsLike, Prompt, PromptsLike, read_params, read_prompts
 from plamo_ref.engine.record import StepRecord
 from plamo_ref.engine.source import checked_model, checked_source, open_source
+from plamo_ref.grammar.pool import GuidePool
 from plamo_ref.hub import find
-from plamo_ref.sampling import GuideMaker, SamplingParams
+from plamo_ref.sampling import Guide, GuidedError, SamplingParams
 from plamo_ref.text_stream import TextStream
 from plamo_ref.tokenizer import Plamo2Tokenizer
 
@@ -51,6 +52,7 @@ class LLM:
         where = checked_source(revision=revision, cache_dir=cache_dir, offline=offline)
         folder = find(checked_model(model), **where)
         source = open_source(folder, self.config.load_format)
+        self._folder = folder
         self.model_config = source.config
         self.tokenizer = Plamo2Tokenizer.from_folder(folder)
         self.stop_token_ids = source.stop_token_ids
@@ -116,8 +118,22 @@ class LLM:
     # --- inside --------------------------------------------------------------------------------
 
     @cached_property
-    def _guides(self) -> GuideMaker:
-        return GuideMaker(self.tokenizer, self.model_config.vocab_size, self.stop_token_ids)
+    def _guides(self) -> GuidePool:
+        return GuidePool(self._folder, self.model_config.vocab_size, self.stop_token_ids)
+
+    def _guide(self, params: SamplingParams) -> Guide | None:
+        """The guide of a request, its grammar compiled.
+
+        Raises:
+            GuidedError: the grammar cannot be enforced.
+        """
+        if params.guided is None:
+            return None
+        guide = self._guides.start(params.guided)
+        if guide.error is not None:  # waits until it is known
+            guide.close()
+            raise GuidedError(guide.error)
+        return guide
 
     def _submit(
         self, prompts: PromptsLike | None, sampling_params: ParamsLike
@@ -145,7 +161,7 @@ class LLM:
         base, self._count = str(self._count), self._count + 1
         for number in range(params.n):
             one = params.completion(number)
-            guide = None if one.guided is None else self._guides.start(one.guided)
+            guide = self._guide(one)
             name = base if params.n == 1 else f"{base}.{number}"
             request = self.core.add(ids, one, self.stop_token_ids, name, guide)
             stream = TextStream(self.tokenizer, one)

@@ -10,10 +10,10 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Literal
 
-from plamo_ref.sampling import Guide, SamplingParams, TokenLogprobs
+from plamo_ref.sampling import Guide, GuidedError, SamplingParams, TokenLogprobs
 
 Status = Literal["waiting", "running", "finished"]
-FinishReason = Literal["stop", "length", "abort"]
+FinishReason = Literal["stop", "length", "abort", "error"]
 
 
 @dataclass
@@ -36,6 +36,8 @@ class Request:
     seed: int
     arrival: int  # order of arrival, which decides who goes first
     guide: Guide | None = None  # the progress of its grammar
+    awaits_guide: bool = False  # its grammar has not said yet what may come next
+    error: str | None = None  # why it ended with the reason "error"
     output_ids: list[int] = field(default_factory=list)
     logprobs: list[TokenLogprobs] = field(default_factory=list)  # of the output, if asked for
     prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)  # from the second token on
@@ -63,6 +65,11 @@ class Request:
     def is_decoding(self) -> bool:
         return self.num_output_tokens > 0 and self.num_uncomputed_tokens == 1 < self.num_tokens
 
+    @property
+    def can_run(self) -> bool:
+        """Whether a running request may get tokens in the next step."""
+        return self.status == "running" and not self.awaits_guide
+
     def tokens(self, start: int, end: int) -> list[int]:
         """Token ids at positions start to end - 1; those that are not read yet are missing."""
         prompt = len(self.prompt_ids)
@@ -74,12 +81,18 @@ class Request:
         ]
 
     def append(self, token: int) -> None:
-        """Take a sampled token; it is computed in a later step."""
+        """Take a sampled token; it is computed in a later step.
+
+        One that its grammar did not allow (the logits are not numbers) is its `error`.
+        """
         if not self.output_ids:
             self.times.first_token = time.perf_counter()
         self.output_ids.append(token)
         if self.guide is not None:
-            self.guide.accept(token)
+            try:
+                self.guide.accept(token)
+            except GuidedError as error:
+                self.error = str(error)
 
     def unscored(self, start: int, end: int) -> range:
         """Prompt positions, among the tokens start to end - 1, whose successor needs a logprob.
@@ -98,4 +111,6 @@ class Request:
 
     def finish(self, reason: FinishReason) -> None:
         self.status, self.finish_reason = "finished", reason
+        if self.guide is not None:
+            self.guide.close()
         self.times.finished = time.perf_counter()

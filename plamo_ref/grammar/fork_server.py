@@ -51,10 +51,7 @@ class ForkServer:
             if self._wake in ready:
                 self._wake.recv(CHUNK)
             if self._channel.sock in ready:
-                data, came, _, _ = socket.recv_fds(self._channel.sock, CHUNK, MAX_SOCKETS)
-                sockets += came
-                self._channel.feed(data)
-                self._channel.ended = not data
+                sockets += self._receive()
             for frame in self._channel.frames():
                 if frame.op == Op.START:
                     self._fork(frame.subject, sockets.pop(0))
@@ -62,8 +59,19 @@ class ForkServer:
                     self._end(frame.subject)
             self._reap()
             self._channel.flush()
+        signal.set_wakeup_fd(-1)
         for pid in self._workers:
             os.kill(pid, signal.SIGKILL)
+
+    def _receive(self) -> list[int]:
+        """Take what the engine says; returns the sockets that came with it."""
+        try:
+            data, sockets, _, _ = socket.recv_fds(self._channel.sock, CHUNK, MAX_SOCKETS)
+        except ConnectionResetError:  # it went without having read everything
+            data, sockets = b"", []
+        self._channel.feed(data)
+        self._channel.ended = not data
+        return sockets
 
     def _fork(self, key: int, fd: int) -> None:
         pid = os.fork()

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 # White space between the parts of a JSON text is legal and never ends: small models love it.
 COMPACT: Any = {"whitespace_flexible": False}
-LIMITS = {
+LIMITS: dict[str, Any] = {
     "initial_lexer_fuel": 1_000_000,  # about 20 ms of building expressions
     "step_lexer_fuel": 200_000,  # 15 ms of one mask
     "step_max_items": 50_000,

@@ -99,9 +99,7 @@ class GuidePool:
         """
         if self._processes is None:
             self._ready = False
-            made = GrammarProcesses(
-                self._folder, self.vocab_size, self._stop_ids, self._selector
-            )
+            made = GrammarProcesses(self._folder, self.vocab_size, self._stop_ids, self._selector)
             self._processes = made
             self._close = weakref.finalize(self, made.close)
 
@@ -265,16 +263,15 @@ class GuidePool:
 
     def _lost(self, grammar: _Grammar, reason: str, *, innocent: bool = False) -> None:
         """Its process is gone, and with it what it was working on; the rest begins again."""
-        culprit = grammar.asked[0] if grammar.asked and not innocent else None
+        culprit, version = (None, 0) if innocent or not grammar.asked else grammar.asked[0]
+        compiling = bool(grammar.asked) and not grammar.compiled and not innocent
         self._detach(grammar)
         grammar.deaths += 1
         reason = f"guided.{grammar.source.kind}: {reason}"
-        if culprit is not None and culprit[0] is not None:
-            guide, version = culprit
-            grammar.unasked.discard(guide)
-            if guide.version == version:
-                guide.failure = reason
-        if grammar.deaths > MAX_DEATHS or (culprit is not None and culprit[0] is None):
+        if culprit is not None and culprit.version == version:
+            grammar.unasked.discard(culprit)
+            culprit.failure = reason
+        if compiling or grammar.deaths > MAX_DEATHS:
             grammar.error = reason
         self._want(grammar)
 
@@ -344,15 +341,16 @@ class WorkerGuide(FollowingGuide):
 
     def wait(self, seconds: float) -> bool:
         end = time.monotonic() + seconds
-        while not self._is_settled:
+        while not self.is_settled:
             left = end - time.monotonic()
             self._pool.pump(max(0.0, min(left, WAIT_SECONDS)))
             if left <= 0:
-                return self._is_settled
+                return self.is_settled
         return True
 
     @property
-    def _is_settled(self) -> bool:
+    def is_settled(self) -> bool:
+        """Whether its state is known; asks nobody."""
         if self.failure is not None or self.grammar.error is not None:
             return True
         return self.grammar.first is not None and not self.awaits

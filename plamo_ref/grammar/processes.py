@@ -48,7 +48,7 @@ class GrammarProcesses:
         with theirs:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "plamo_ref.grammar.fork_server"],
-                stdin=theirs,
+                stdin=theirs.fileno(),
                 stdout=subprocess.DEVNULL,
                 start_new_session=True,  # a signal to the engine's group is not for it
             )
@@ -69,9 +69,7 @@ class GrammarProcesses:
         """
         mine, theirs = socket.socketpair()
         with theirs:
-            socket.send_fds(
-                self._control.sock, [HEAD.pack(0, Op.START, key)], [theirs.fileno()]
-            )
+            socket.send_fds(self._control.sock, [HEAD.pack(0, Op.START, key)], [theirs.fileno()])
         self._workers[key] = Channel(mine)
         self._selector.register(mine, selectors.EVENT_READ, key)
 
