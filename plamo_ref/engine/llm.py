@@ -74,13 +74,16 @@ class LLM:
     ) -> list[RequestOutput]:
         """Complete all prompts together; results are in the order of the prompts.
 
+        A grammar that leads nowhere ends its completion alone: the finish reason is "error", and
+        the output's `error` says why.
+
         Args:
             prompts: one or many: a text, token ids (a flat list or a 1-D array is one prompt), or
                 vLLM's `{"prompt": text}` and `{"prompt_token_ids": ids}`.
             sampling_params: one for all, one for each, or None: the defaults.
 
         Raises:
-            PlamoRefError: a prompt can never run; nothing was started.
+            PlamoRefError: a prompt or a grammar is impossible; nothing was started.
         """
         groups = self._submit(prompts, sampling_params)
         completions = [c for group in groups for c in group]
@@ -130,9 +133,12 @@ class LLM:
         if params.guided is None:
             return None
         guide = self._guides.start(params.guided)
-        if guide.error is not None:  # waits until it is known
+        try:
+            if guide.error is not None:  # waits until it is known
+                raise GuidedError(guide.error)
+        except BaseException:
             guide.close()
-            raise GuidedError(guide.error)
+            raise
         return guide
 
     def _submit(
@@ -163,7 +169,12 @@ class LLM:
             one = params.completion(number)
             guide = self._guide(one)
             name = base if params.n == 1 else f"{base}.{number}"
-            request = self.core.add(ids, one, self.stop_token_ids, name, guide)
+            try:
+                request = self.core.add(ids, one, self.stop_token_ids, name, guide)
+            except BaseException:
+                if guide is not None:
+                    guide.close()
+                raise
             stream = TextStream(self.tokenizer, one)
             group.append(Completion(request, index, number, text, stream))
             self._completions[name] = group[-1]

@@ -5,7 +5,7 @@ when the engine does, however that is: its standard input is one end of a socket
 end only the engine has.
 
 `python -m plamo_ref.grammar.fork_server`; the first frame is a JSON object: folder, vocab_size,
-stop_ids. Forking is safe here: this process has one thread, and neither torch nor numpy in it.
+stop_ids, limits. Forking is safe here: this process has one thread, no torch and no numpy.
 """
 
 import gc
@@ -20,7 +20,7 @@ from plamo_ref.errors import PlamoRefError
 from plamo_ref.grammar.frames import CHUNK, Channel, Frame, Op
 from plamo_ref.grammar.matcher import Compiler
 from plamo_ref.grammar.vocabulary import Vocabulary
-from plamo_ref.grammar.worker import quietly, serve
+from plamo_ref.grammar.worker import WorkerLimits, quietly, serve
 from plamo_ref.tokenizer import Plamo2Tokenizer
 
 NICENESS = 10  # the engine and its front come first
@@ -31,8 +31,8 @@ MAX_SOCKETS = 64  # in one message
 class ForkServer:
     """Starts workers, ends them, tells how they ended."""
 
-    def __init__(self, channel: Channel, compiler: Compiler) -> None:
-        self._channel, self._compiler = channel, compiler
+    def __init__(self, channel: Channel, compiler: Compiler, limits: WorkerLimits) -> None:
+        self._channel, self._compiler, self._limits = channel, compiler, limits
         self._workers: dict[int, int] = {}  # process id → key
         self._parent = os.getppid()
         # A child's end wakes the loop: the signal's number is written where `select` looks.
@@ -87,7 +87,7 @@ class ForkServer:
                 sock.close()
             quietly()
             with socket.socket(fileno=fd) as sock:
-                serve(Channel(sock), self._compiler)
+                serve(Channel(sock), self._compiler, self._limits)
             code = 0
         finally:
             os._exit(code)
@@ -126,7 +126,7 @@ def main() -> int:
     os.close(0)
     os.open(os.devnull, os.O_RDONLY)
     channel.send(Frame(Op.READY, 0, json.dumps(vocabulary.special_token_ids).encode()))
-    ForkServer(channel, compiler).run()
+    ForkServer(channel, compiler, WorkerLimits(**spec["limits"])).run()
     return 0
 
 

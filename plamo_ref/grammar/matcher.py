@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 # White space between the parts of a JSON text is legal and never ends: small models love it.
 COMPACT: Any = {"whitespace_flexible": False}
+MAX_LINE = 300  # characters of a line of the library's message, which may quote the grammar
 LIMITS: dict[str, Any] = {
     "initial_lexer_fuel": 1_000_000,  # about 20 ms of building expressions
     "step_lexer_fuel": 200_000,  # 15 ms of one mask
@@ -95,7 +96,7 @@ class Compiler:
         except RecursionError:
             raise GuidedError(f"guided.{kind}: nested too deep") from None
         except (ValueError, TypeError) as error:  # also a lone surrogate, which is no text
-            raise GuidedError(f"guided.{kind}: {error}") from None
+            raise GuidedError(f"guided.{kind}: {_reason(str(error))}") from None
 
 
 class Grammar:
@@ -142,4 +143,7 @@ def _literal(text: str) -> str:
 def _reason(message: str) -> str:
     """The library's message in one line: what, and (after a drawing of where) why."""
     first, *others = message.strip().splitlines() or ["not understood"]
-    return " ".join([first, *(line for line in others if line.startswith("error:"))])
+    errors = [line for line in others if line.startswith("error:")]
+    return " ".join(
+        line if len(line) <= MAX_LINE else line[:MAX_LINE] + "…" for line in [first, *errors]
+    )

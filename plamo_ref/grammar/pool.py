@@ -16,56 +16,24 @@ import weakref
 from collections import deque
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 from plamo_ref.grammar.frames import Frame, Op, pack_source, pack_tokens, unpack_state
-from plamo_ref.grammar.guide import FollowingGuide
 from plamo_ref.grammar.matcher import State
 from plamo_ref.grammar.processes import FORK_SERVER, GrammarProcesses
+from plamo_ref.grammar.remote import RemoteGrammar, WorkerGuide
 from plamo_ref.grammar.source import GrammarSource
-from plamo_ref.grammar.worker import why
+from plamo_ref.grammar.worker import WorkerLimits, why
 
+if TYPE_CHECKING:
+    from plamo_ref.sampling.guided import GuidedParams
+
+DEFAULT_LIMITS = WorkerLimits()
 COMPILING = 4  # grammars at a time; the others wait
 IDLE = 4  # processes without an open text that are kept
 MAX_DEATHS = 3  # of one grammar's processes; then all its texts are given up
 ANSWER_SECONDS = 30.0  # by the clock; a worker's own limits are in processor time
-WAIT_SECONDS = 1.0  # between two looks at the clock, for who waits without end
-
-
-class HasSource(Protocol):
-    """`GuidedParams`."""
-
-    @property
-    def source(self) -> GrammarSource: ...
-
-
-@dataclass(eq=False)
-class _Grammar:
-    """One grammar, its process, and the texts that follow it."""
-
-    source: GrammarSource
-    key: int | None = None  # of its process
-    compiled: bool = False  # by this process
-    first: State | None = None  # where every text begins
-    error: str | None = None
-    users: "set[WorkerGuide]" = field(default_factory=set)
-    open: "set[WorkerGuide]" = field(default_factory=set)  # whom the process follows
-    unasked: "set[WorkerGuide]" = field(default_factory=set)  # who waits for a process
-    # What was asked of the process, and for which version of the guide; None: to compile.
-    asked: "deque[tuple[WorkerGuide | None, int]]" = field(default_factory=deque)
-    since: float = 0.0  # when its work on the first of these began
-    deaths: int = 0
-
-    @property
-    def is_idle(self) -> bool:
-        return self.compiled and not self.asked and not self.open
-
-    @property
-    def needs_process(self) -> bool:
-        idle = self.first is not None and not self.unasked
-        return bool(self.users) and self.key is None and self.error is None and not idle
 
 
 class GuidePool:
@@ -75,19 +43,26 @@ class GuidePool:
         folder: of the tokenizer.
         vocab_size: V, width of the logits, at least the tokenizer's.
         stop_ids: tokens that end a text; the first is what a grammar sees as its end.
+        limits: what one grammar may cost.
     """
 
-    def __init__(self, folder: Path, vocab_size: int, stop_ids: Sequence[int]) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        vocab_size: int,
+        stop_ids: Sequence[int],
+        limits: WorkerLimits = DEFAULT_LIMITS,
+    ) -> None:
         self.vocab_size = vocab_size
         self.not_text: Collection[int] = frozenset()  # known when the first process is ready
-        self._folder, self._stop_ids = folder, stop_ids
+        self._folder, self._stop_ids, self._limits = folder, stop_ids, limits
         self._selector = selectors.DefaultSelector()
         weakref.finalize(self, self._selector.close)  # the last made is the first called
         self._processes: GrammarProcesses | None = None
         self._ready = False
-        self._grammars: dict[GrammarSource, _Grammar] = {}
-        self._running: dict[int, _Grammar] = {}  # by their process's key
-        self._queue: deque[_Grammar] = deque()  # these need a process
+        self._grammars: dict[GrammarSource, RemoteGrammar] = {}
+        self._running: dict[int, RemoteGrammar] = {}  # by their process's key
+        self._queue: deque[RemoteGrammar] = deque()  # these need a process
         self._keys = itertools.count(FORK_SERVER + 1)
         self._guides = itertools.count(1)
 
@@ -99,11 +74,13 @@ class GuidePool:
         """
         if self._processes is None:
             self._ready = False
-            made = GrammarProcesses(self._folder, self.vocab_size, self._stop_ids, self._selector)
+            made = GrammarProcesses(
+                self._folder, self.vocab_size, self._stop_ids, self._limits, self._selector
+            )
             self._processes = made
             self._close = weakref.finalize(self, made.close)
 
-    def start(self, params: HasSource) -> "WorkerGuide":
+    def start(self, params: "GuidedParams") -> WorkerGuide:
         """A guide at the beginning of its grammar, which is compiled meanwhile: see its `wait`.
 
         Raises:
@@ -112,7 +89,7 @@ class GuidePool:
         source = params.source
         self.prepare()
         with self._guarded():
-            grammar = self._grammars.setdefault(source, _Grammar(source))
+            grammar = self._grammars.setdefault(source, RemoteGrammar(source))
             guide = WorkerGuide(self, grammar, next(self._guides))
             grammar.users.add(guide)
             self._want(grammar)
@@ -131,13 +108,9 @@ class GuidePool:
             self._look_at_the_clock()
             self._launch()
 
-    def close(self) -> None:
-        """End all processes; guides that are not closed start others when they need them."""
-        self._reset()
-
     # --- what guides ask -----------------------------------------------------------------------
 
-    def follow(self, guide: "WorkerGuide") -> None:
+    def follow(self, guide: WorkerGuide) -> None:
         """Its tokens have changed."""
         with self._guarded():
             grammar = guide.grammar
@@ -147,7 +120,7 @@ class GuidePool:
                 grammar.unasked.add(guide)
                 self._want(grammar)
 
-    def leave(self, guide: "WorkerGuide") -> None:
+    def leave(self, guide: WorkerGuide) -> None:
         """Nobody asks for it any more. A grammar that nobody asks for is not worked on."""
         with self._guarded():
             grammar = guide.grammar
@@ -161,7 +134,7 @@ class GuidePool:
             self._trim()
             self._launch()
 
-    def _ask(self, guide: "WorkerGuide") -> None:
+    def _ask(self, guide: WorkerGuide) -> None:
         grammar = guide.grammar
         assert self._processes is not None
         assert grammar.key is not None
@@ -176,7 +149,7 @@ class GuidePool:
 
     # --- processes come and go -----------------------------------------------------------------
 
-    def _want(self, grammar: _Grammar) -> None:
+    def _want(self, grammar: RemoteGrammar) -> None:
         if grammar.needs_process and grammar not in self._queue:
             self._queue.append(grammar)
             self._launch()
@@ -215,7 +188,7 @@ class GuidePool:
         if grammar is None:
             return  # ended a moment ago
         if frame.op == Op.EXIT:
-            self._lost(grammar, why(int(frame.payload)))
+            self._lost(grammar, why(int(frame.payload), self._limits))
         elif frame.op == Op.STATE:
             guide, version = grammar.asked.popleft()
             grammar.since, state = time.monotonic(), unpack_state(frame.payload)
@@ -224,7 +197,7 @@ class GuidePool:
             elif guide.version == version:
                 guide.known = state
 
-    def _judged(self, grammar: _Grammar, first: State) -> None:
+    def _judged(self, grammar: RemoteGrammar, first: State) -> None:
         """The grammar is compiled, or refused."""
         if first.error is not None:
             grammar.error = first.error
@@ -242,13 +215,13 @@ class GuidePool:
         for grammar in idle[: max(0, len(idle) - IDLE)]:
             self._end(grammar)
 
-    def _end(self, grammar: _Grammar) -> None:
+    def _end(self, grammar: RemoteGrammar) -> None:
         key = grammar.key
         self._detach(grammar)
         if key is not None and self._processes is not None:
             self._processes.end(key)
 
-    def _detach(self, grammar: _Grammar) -> None:
+    def _detach(self, grammar: RemoteGrammar) -> None:
         """The grammar has no process any more."""
         if grammar.key is not None:
             self._running.pop(grammar.key, None)
@@ -261,7 +234,7 @@ class GuidePool:
         if not grammar.users:
             self._grammars.pop(grammar.source, None)
 
-    def _lost(self, grammar: _Grammar, reason: str, *, innocent: bool = False) -> None:
+    def _lost(self, grammar: RemoteGrammar, reason: str, *, innocent: bool = False) -> None:
         """Its process is gone, and with it what it was working on; the rest begins again."""
         culprit, version = (None, 0) if innocent or not grammar.asked else grammar.asked[0]
         compiling = bool(grammar.asked) and not grammar.compiled and not innocent
@@ -318,67 +291,3 @@ class GuidePool:
             grammar.unasked |= {guide for guide in grammar.users if guide.awaits}
             if grammar.needs_process:
                 self._queue.append(grammar)
-
-
-class WorkerGuide(FollowingGuide):
-    """A guide whose masks are made elsewhere. After `accept` the next one is on its way."""
-
-    def __init__(self, pool: GuidePool, grammar: _Grammar, number: int) -> None:
-        super().__init__(grammar.source.kind, pool.vocab_size)
-        self._pool, self.grammar, self.number = pool, grammar, number
-        self.version = 0  # counts the changes of `tokens`
-        self.known: State | None = None  # after `tokens`, unless there are none
-        self.failure: str | None = None
-
-    @property
-    def awaits(self) -> bool:
-        """Whether an answer about its tokens is wanted."""
-        return bool(self.tokens) and self.known is None and self.failure is None
-
-    @property
-    def not_text(self) -> Collection[int]:
-        return self._pool.not_text
-
-    def wait(self, seconds: float) -> bool:
-        end = time.monotonic() + seconds
-        while not self.is_settled:
-            left = end - time.monotonic()
-            self._pool.pump(max(0.0, min(left, WAIT_SECONDS)))
-            if left <= 0:
-                return self.is_settled
-        return True
-
-    @property
-    def is_settled(self) -> bool:
-        """Whether its state is known; asks nobody."""
-        if self.failure is not None or self.grammar.error is not None:
-            return True
-        return self.grammar.first is not None and not self.awaits
-
-    def state(self) -> State:
-        while not self.wait(WAIT_SECONDS):
-            pass  # it ends: with an answer, or with a reason
-        failed = self.failure or self.grammar.error
-        if failed is not None:
-            return State(b"", False, True, failed)
-        state = self.known if self.tokens else self.grammar.first
-        assert state is not None
-        return state
-
-    @property
-    def error(self) -> str | None:
-        self.state()
-        return self.failure or self.grammar.error or super().error
-
-    def _moved(self) -> None:
-        self.version += 1
-        self.known = None
-        self._pool.follow(self)
-
-    def restart(self, tokens: Sequence[int]) -> None:
-        self.tokens, self.failure = list(tokens), None
-        self.grammar.open.discard(self)  # from its beginning
-        self._moved()
-
-    def close(self) -> None:
-        self._pool.leave(self)

@@ -11,10 +11,12 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 from plamo_ref.grammar.frames import HEAD, Channel, Frame, Op
 from plamo_ref.grammar.source import GuidedError
+from plamo_ref.grammar.worker import WorkerLimits
 
 FORK_SERVER = 0  # where a worker's key would stand
 CLOSE_SECONDS = 1.0  # from the end of the conversation to SIGKILL
@@ -26,6 +28,7 @@ class GrammarProcesses:
     Args:
         folder: of the tokenizer.
         vocab_size, stop_ids: as of `Vocabulary`.
+        limits: of each worker.
         selector: watches their sockets; the caller's.
 
     Raises:
@@ -37,6 +40,7 @@ class GrammarProcesses:
         folder: Path,
         vocab_size: int,
         stop_ids: Sequence[int],
+        limits: WorkerLimits,
         selector: selectors.BaseSelector,
     ) -> None:
         if not hasattr(os, "fork"):
@@ -53,7 +57,12 @@ class GrammarProcesses:
                 start_new_session=True,  # a signal to the engine's group is not for it
             )
         self._selector.register(mine, selectors.EVENT_READ, FORK_SERVER)
-        spec = {"folder": str(folder), "vocab_size": vocab_size, "stop_ids": list(stop_ids)}
+        spec = {
+            "folder": str(folder),
+            "vocab_size": vocab_size,
+            "stop_ids": list(stop_ids),
+            "limits": asdict(limits),
+        }
         self._control.send(Frame(Op.SPEC, 0, json.dumps(spec).encode()))
 
     @property

@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple
 from plamo_ref.errors import PlamoRefError
 
 Kind = Literal["json", "json_object", "regex", "choice", "grammar"]
-MAX_CHARACTERS = 1 << 20  # of a grammar's text
+MAX_CHARACTERS = 1 << 19  # of a grammar's text
 
 
 class GuidedError(PlamoRefError, ValueError):
@@ -32,17 +32,23 @@ class GrammarSource(NamedTuple):
         """
         if kind == "json_object":
             return cls(kind, "")
+        if kind == "choice":
+            _check_length(kind, sum(map(len, value)))  # before it is put together
         try:
             text = value if isinstance(value, str) else _as_json(value)
         except RecursionError:
             raise GuidedError(f"guided.{kind}: nested too deep") from None
         except (TypeError, ValueError) as error:
             raise GuidedError(f"guided.{kind}: no JSON: {error}") from None
-        if len(text) > MAX_CHARACTERS:
-            raise GuidedError(
-                f"guided.{kind}: {len(text):,} characters, at most {MAX_CHARACTERS:,} may be"
-            )
+        _check_length(kind, len(text))
         return cls(kind, text)
+
+
+def _check_length(kind: Kind, length: int) -> None:
+    if length > MAX_CHARACTERS:
+        raise GuidedError(
+            f"guided.{kind}: {length:,} characters, at most {MAX_CHARACTERS:,} may be"
+        )
 
 
 def _as_json(value: Any) -> str:

@@ -12,6 +12,7 @@ processes: a grammar can keep the library busy for minutes, or crash it.
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -57,7 +58,7 @@ class GuidedParams:
             )
         assert self.source  # an object that is no JSON, or anything too long, is refused here
 
-    @property
+    @cached_property
     def source(self) -> GrammarSource:
         """The field that was given, and its value as text."""
         values = [(field.name, getattr(self, field.name)) for field in fields(self)]
