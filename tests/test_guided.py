@@ -5,6 +5,7 @@ when some text of the language goes on with its bytes; what cannot be enforced i
 """
 
 import json
+import random
 import re
 from dataclasses import dataclass, field
 from typing import Any
@@ -286,6 +287,56 @@ def test_the_ids_are_the_reference_s_in_every_engine(name, reference_ids):
     if "hardly any memory" in name:
         assert preemptions(llm) >= 1
     assert_clean(llm)
+
+
+def text_of(ids: tuple[int, ...]) -> str:
+    return TOKENIZER.decode(i for i in ids if i != EOS)
+
+
+@dataclass
+class Late:
+    """A guide whose masks come when its engine has asked a few times."""
+
+    guide: Any
+    draw: random.Random
+    left: int = 0
+    refused: int = 0  # times that somebody had to rest
+
+    def accept(self, token):
+        assert not self.left
+        self.guide.accept(token)
+        self.left = self.draw.choice([0, 0, 1, 5])
+
+    def wait(self, seconds):
+        self.left, late = max(0, self.left - 1), self.left > 0
+        self.refused += late
+        return not late
+
+    def __getattr__(self, name):
+        assert not self.left, f"{name} was asked before it was known"
+        return getattr(self.guide, name)
+
+
+@pytest.mark.parametrize("name", ENGINES)
+def test_masks_that_come_late_change_no_token_of_anybody(name, reference_ids, monkeypatch):
+    late: list[Late] = []
+
+    def start(_, params):
+        late.append(Late(MAKER.start(params), random.Random(len(late))))
+        return late[-1]
+
+    monkeypatch.setattr(GuidePool, "start", start)
+    params = [SamplingParams(seed=s, max_tokens=30, guided=g) for s, g in enumerate(LAW)]
+    llm = noise_llm(**{**ENGINES[name], "record": True})
+    results = llm.generate(["12 です"] * len(LAW), params, use_tqdm=False)
+    assert [r.outputs[0].token_ids for r in results] == reference_ids
+    assert [r.outputs[0].text for r in results] == list(map(text_of, reference_ids))
+    assert sum(guide.refused for guide in late) > 20
+    assert_clean(llm)
+    if name == "v1":  # the one without a grammar never rested
+        (plain,) = [i for i, guided in enumerate(LAW) if guided is None]
+        mine = [any(s.request_id == str(plain) for s in r.scheduled) for r in llm.records]
+        assert all(mine[: mine.index(True) + 30])
 
 
 # --- how a guided text ends -----------------------------------------------------------------------

@@ -124,7 +124,10 @@ class EngineCore:
         nobody. A request whose grammar takes its time over a token is returned when it is known
         whether that token is its last; until then it rests, and the others go on.
         """
-        landed = self._decide(self._take_undecided(), STALLED_SECONDS if self.is_stalled else 0)
+        decided = self._decide(self._take_undecided(), STALLED_SECONDS if self.is_stalled else 0)
+        if decided:  # a call returns nobody twice: the newest token is the one that is new
+            return decided
+        landed: list[Request] = []
         flying = self._flight
         if flying is not None and flying.needs_host:
             self._flight = None

@@ -1,7 +1,7 @@
 """Guides whose grammars live in processes of their own: one process for each grammar in use.
 
 Invariant: nothing here waits, except `pump` and a guide's `wait` for as long as they are told to.
-A process that is lost costs the text that it was working on; the other texts of the same grammar
+A process that crashes costs the text that it was working on; the other texts of the same grammar
 are followed again, from their tokens, in another process, and nobody else notices.
 
 A grammar is compiled once for all who ask for it, and its first mask comes with the verdict. Who
@@ -11,6 +11,7 @@ has not begun needs no process: those without open texts are kept while there ar
 import itertools
 import json
 import selectors
+import signal
 import time
 import weakref
 from collections import deque
@@ -188,7 +189,10 @@ class GuidePool:
         if grammar is None:
             return  # ended a moment ago
         if frame.op == Op.EXIT:
-            self._lost(grammar, why(int(frame.payload), self._limits))
+            status = int(frame.payload)
+            # SIGKILL comes from outside, whatever the process was doing: it is tried again.
+            killed = status == -signal.SIGKILL
+            self._lost(grammar, why(status, self._limits), innocent=killed)
         elif frame.op == Op.STATE:
             guide, version = grammar.asked.popleft()
             grammar.since, state = time.monotonic(), unpack_state(frame.payload)

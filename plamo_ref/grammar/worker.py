@@ -88,6 +88,8 @@ def why(status: int, limits: WorkerLimits) -> str:
     if status == -signal.SIGABRT:
         mib = limits.memory_bytes >> 20
         return f"too complex: more than {mib} MiB, or the grammar library gave up"
+    if status == -signal.SIGKILL:  # not by the library: perhaps the system was out of memory
+        return "its process was killed"
     if status < 0:
         return f"the grammar library crashed ({signal.Signals(-status).name})"
     return f"too complex for the grammar library (its process ended with exit code {status})"
