@@ -87,9 +87,10 @@ class SamplingParams:
 
     def as_text(self) -> "SamplingParams":
         """The same, with nothing in it that nests: what one process tells another."""
-        if self.guided is None or isinstance(self.guided.json, str | None):
+        guided = self.guided
+        if not isinstance(guided, GuidedParams) or isinstance(guided.json, str | None):
             return self
-        return replace(self, guided=self.guided.as_text())
+        return replace(self, guided=guided.as_text())
 
 
 # Which values a field may have. Counts that are as good as endless are clipped, not refused.
