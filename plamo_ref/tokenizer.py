@@ -151,13 +151,14 @@ class Plamo2Tokenizer:
                 f"first is <0x{missing[0]:02X}>; expected a row for each of <0x00> to <0xFF>"
             )
 
-    def encode(self, text: str, add_bos: bool | None = None) -> list[int]:
+    def encode(self, text: str, add_bos: bool | None = None, *, specials: bool = True) -> list[int]:
         """Token ids of `text`. Takes time linear in its length.
 
         Args:
             text: any Unicode text; not changed in any way before it is cut.
             add_bos: begin with `bos_token_id`; None: as the checkpoint's add_bos_token says. A
                 text that spells the token out gets it twice, as with the makers.
+            specials: False: a control token written in the text is text, and spelt by others.
 
         Raises:
             TokenizerError: `text` has a lone surrogate (half of a UTF-16 pair), which has no UTF-8.
@@ -173,7 +174,8 @@ class Plamo2Tokenizer:
                 f"text has a lone surrogate {surrogate[0]!r} at character {surrogate.start()}, "
                 "which is not Unicode text; replace it, with U+FFFD for example"
             )
-        choice = cheapest_pieces(text, self._piece_of, self._costs)
+        pieces = self._piece_of if specials else self._text_piece_of
+        choice = cheapest_pieces(text, pieces, self._costs)
         start = 0
         while start < len(text):
             piece = choice[start]
@@ -225,6 +227,12 @@ class Plamo2Tokenizer:
             for i, (text, _, kind) in enumerate(self.rows)
             if kind in ("CONTROL", "UNKNOWN") or CONTROL_TEXT.fullmatch(text)
         }
+
+    @cached_property
+    def _text_piece_of(self) -> dict[str, int]:
+        """As `_piece_of`, without the control tokens."""
+        control = self.control_ids
+        return {text: NO_PIECE if i in control else i for text, i in self._piece_of.items()}
 
     # --- files ----------------------------------------------------------------------------------
 

@@ -21,7 +21,7 @@ class NoTokenizer(Plamo2Tokenizer):
         super().__init__([("-", 0.0, "NORMAL"), *((f"<0x{n:02X}>", 0.0, BYTE) for n in range(256))])
         self.folder = folder
 
-    def encode(self, text: str, add_bos: bool | None = None) -> list[int]:
+    def encode(self, text: str, add_bos: bool | None = None, *, specials: bool = True) -> list[int]:
         """There is no way to.
 
         Raises:

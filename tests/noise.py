@@ -60,12 +60,12 @@ def noise_llm(**engine: object) -> LLM:
 ENGINES = {
     "v1": {},
     "v1, 5 tokens a step": {"max_num_batched_tokens": 5, "block_size": 3},
-    "v1, hardly any memory": {"memory_bytes": 60_000, "block_size": 2, "record": True},
+    "v1, hardly any memory": {"memory_bytes": 50_000, "block_size": 2, "record": True},
     "v0": {"scheduler": "v0"},
     "v0, chunks of 4, hardly any memory": {
         "scheduler": "v0",
         "chunk_size": 4,
-        "memory_bytes": 60_000,
+        "memory_bytes": 50_000,
         "block_size": 2,
         "record": True,
     },

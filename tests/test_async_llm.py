@@ -30,6 +30,7 @@ from plamo_ref.engine.calls import (
     EngineBusyError,
     EngineDiedError,
     EngineUnavailableError,
+    GrammarRefusedError,
     Job,
     RequestRefusedError,
     SlowReaderError,
@@ -365,14 +366,14 @@ def nested(depth: int) -> dict:
 
 @pytest.mark.parametrize(
     "schema",
-    [{"maximum": 2**70}, {"const": object()}, {"const": "\ud800"}, nested(50_000)],
-    ids=["a number of more than 64 bits", "an object", "half a character", "depth"],
+    [{"maximum": 2**70}, {"const": "\ud800"}, nested(300)],
+    ids=["a number of more than 64 bits", "half a character", "depth"],
 )
 def test_what_cannot_be_told_to_the_engine_is_refused_and_leaves_nothing(engine, schema):
     params = SamplingParams(guided=GuidedParams(json=schema))
 
     async def test(llm: AsyncLLM) -> None:
-        with pytest.raises(RequestRefusedError, match="cannot be told"):
+        with pytest.raises(GrammarRefusedError, match=r"cannot be told|guided\.json"):
             await collect(llm, [Job([1, 50], LONG), Job([1, 50], params)])
 
     engine.run(test)

@@ -13,8 +13,9 @@ from noise import EOS, OP, assert_clean, noise_llm, noise_reference
 
 from plamo_ref import LLM, SamplingParams
 from plamo_ref.engine.config import EngineError
+from plamo_ref.grammar.pool import GuidePool
 from plamo_ref.reference import generate_ids
-from plamo_ref.sampling import GuidedParams, GuideMaker, child_seed
+from plamo_ref.sampling import GuidedParams, child_seed
 
 VOCABULARY = noise_reference().config.vocab_size
 PROMPTS = ["あいう the 東京", "12:", "cat", "です、🦙"]
@@ -132,6 +133,13 @@ class AnyCut:
     text: bytes
     token_bytes: Callable[[int], bytes]
     complete: bool = False
+    error: str | None = None
+
+    def wait(self, seconds: float) -> bool:
+        return True
+
+    def close(self) -> None:
+        pass
 
     def mask(self, stop_ids) -> np.ndarray:
         pieces = [self.token_bytes(i) for i in range(VOCABULARY)]
@@ -153,7 +161,7 @@ def test_a_stop_string_ends_the_text_wherever_the_tokens_have_their_borders(
 ):
     text = "the stop cat 東京京都です🦙 end"
     cuts = lambda *_: AnyCut(text.encode(), llm.tokenizer.token_bytes)  # noqa: E731
-    monkeypatch.setattr(GuideMaker, "start", cuts)
+    monkeypatch.setattr(GuidePool, "start", cuts)
 
     def written(**params):
         guided = GuidedParams(choice=[text])

@@ -227,7 +227,7 @@ class AsyncLLM:
         for index, job in enumerate(jobs):
             request_id = str(next(self._numbers))
             try:
-                child.send(Add(request_id, list(job.prompt_ids), job.params))
+                child.send(Add(request_id, list(job.prompt_ids), job.params.as_text()))
             except (TypeError, ValueError, OverflowError, RecursionError) as error:
                 # Half a character, 65 bits, an object of the user's own: mostly in a JSON schema.
                 kind = GrammarRefusedError if job.params.guided else RequestRefusedError

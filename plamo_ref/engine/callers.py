@@ -18,6 +18,7 @@ from typing import TypeVar
 from plamo_ref.engine.blame import is_nobodys
 from plamo_ref.engine.completion import Completion
 from plamo_ref.engine.core import EngineCore
+from plamo_ref.errors import PlamoRefError
 
 T = TypeVar("T")
 
@@ -151,5 +152,6 @@ class Callers:
                 raise
             error = its_error
             self._core.finish(name, "error", error)
-        if error is not None:
+        # One that is said by name is in the completion's output: the others of the call go on.
+        if error is not None and not isinstance(error, PlamoRefError):
             self._callers[name].error = error

@@ -17,6 +17,7 @@ from plamo_ref.kernels.choice import TORCH
 from plamo_ref.kernels.table import Kernels
 from plamo_ref.sampling import (
     AdjustTables,
+    GuidedError,
     RowContext,
     adjust,
     sample,
@@ -151,12 +152,15 @@ def score_prompt(request: Request, places: range, logits: Tensor) -> None:
 def finish_reason(request: Request, max_model_len: int) -> FinishReason | None:
     """Why the token that the request just got is its last; None: it is not.
 
-    A finished grammar ends a text even before `min_tokens`: there is nothing left to say. If it
-    finished in a dead end, nothing that fits can be said, and the request is given up.
+    A finished grammar ends a text even before `min_tokens`: there is nothing left to say. If it has
+    come to a dead end, nothing that fits can be said: an error, of this request alone.
     """
     guide = request.guide
-    if guide is not None and guide.finished:
-        return "stop" if guide.complete else "abort"
+    if guide is not None:
+        if guide.error is not None:
+            raise GuidedError(guide.error)
+        if guide.finished:
+            return "stop"
     if request.output_ids[-1] in request.stop_ids:
         return "stop"
     return "length" if is_full(request, len(request.output_ids), max_model_len) else None

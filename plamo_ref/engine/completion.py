@@ -106,6 +106,7 @@ class Completion:
             token_ids=tuple(request.output_ids),
             finish_reason=request.finish_reason,
             stop_reason=self.text.stopped_by or (last if last in request.stop_ids else None),
+            error=None if request.error is None else str(request.error),
             logprobs=readable_logprobs(request.logprobs, tokenizer) if asked else None,
         )
 

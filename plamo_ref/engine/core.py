@@ -39,6 +39,8 @@ from plamo_ref.engine.scheduler_v0 import V0Scheduler
 from plamo_ref.engine.scheduler_v1 import V1Scheduler
 from plamo_ref.sampling import AdjustTables, Guide, SamplingParams
 
+GRAMMAR_SECONDS = 0.01  # for the grammars of a step: a mask takes a hundredth of that
+STALLED_SECONDS = 0.01  # where nothing else can be done
 # Called after a step with its record, the requests that got a token, and their logits [n, V]. The
 # step is done by then: what an observer raises is raised to whoever made it, and changes nothing.
 Told = tuple[StepRecord, Sequence[Request], Tensor]
@@ -64,8 +66,10 @@ class EngineCore:
         self._overlap = config.resolve_overlap(runner.device)
         self.tables = AdjustTables() if config.adjust_tables else None
         self._flight: Flight | None = None  # launched, not landed
+        self._undecided: list[Request] = []  # have a token on which their grammar has to speak
         self._moved: list[Request] = []  # what `step` has to return
         self._torn = False
+        self._mended = False  # a moment ago
 
     # --- requests come and go ------------------------------------------------------------------
 
@@ -142,7 +146,8 @@ class EngineCore:
         have finished with it, or they ended with an error of their own (`Request.error`).
 
         With overlap the batch that lands is the one launched a step ago: the first call returns
-        nobody.
+        nobody. A request whose grammar takes its time over a token is returned when it is known
+        whether that token is its last; until then it rests, and the others go on.
 
         Whatever is raised, the next call goes on, with the tokens that would have been. Requests
         may have got tokens then of which no call has told: who counts those that it has seen misses
@@ -169,9 +174,15 @@ class EngineCore:
             self._flight = None
             self.tables = None if self.tables is None else AdjustTables()
             self._moved += rebuild(self.requests, self.queues, self.max_model_len)
-            self._torn = False
+            self._undecided = [r for r in self.requests.values() if r.awaits_guide]
+            self._torn, self._mended = False, True
 
     def _advance(self) -> Told | None:
+        seconds = STALLED_SECONDS if self.is_stalled else 0
+        undecided, self._undecided = self._undecided, []
+        mended, self._mended = self._mended, False
+        if self._decide(undecided, seconds) and not mended:
+            return None  # who has just been told of a token gets the next one in the next call
         told, flying = None, self._flight
         if flying is not None and flying.needs_host(self.tables is not None):
             told, flying, self._flight = self._land(flying), None, None
@@ -243,10 +254,10 @@ class EngineCore:
             request.num_unread_tokens -= 1
             if request.status == "finished":
                 continue  # aborted, or stopped by the token before, while this one was computed
-            self._moved.append(request)
-            self._work_for(request, self._take, request, token)
+            self._work_for(request, request.append, token)
             landed.append(request)
             rows.append(row)
+        self._decide(landed, GRAMMAR_SECONDS)
         told = None
         if flight.log is not None:
             finished = tuple(r.request_id for r in landed if r.finish_reason is not None)
@@ -255,11 +266,38 @@ class EngineCore:
         self.num_steps += 1
         return told
 
-    def _take(self, request: Request, token: int) -> None:
-        request.append(token)
-        reason = finish_reason(request, self.max_model_len)
+    # --- what a token means --------------------------------------------------------------------
+
+    def _decide(self, requests: Sequence[Request], seconds: float) -> bool:
+        """Finish those whose token was their last. Their grammars get so much time to say it,
+        together; whoever waits longer is undecided. Returns whether anybody was decided."""
+        decided, end = False, time.monotonic() + seconds
+        for request in requests:
+            if request.status == "finished":
+                continue  # aborted while it was undecided, or its token was an error
+            guide = request.guide
+            request.awaits_guide = guide is not None and not guide.wait(end - time.monotonic())
+            if request.awaits_guide:
+                self._undecided.append(request)
+                continue
+            self._moved.append(request)
+            self._work_for(request, self._end_if_done, request)
+            decided = True
+        return decided
+
+    def _end_if_done(self, request: Request) -> None:
+        reason = finish_reason(request, self.max_model_len) if request.output_ids else None
         if reason is not None:
             self._end(request, reason)
+
+    @property
+    def is_stalled(self) -> bool:
+        """Whether all there is to do waits for a grammar."""
+        return (
+            bool(self._undecided)
+            and self._flight is None
+            and all(request.awaits_guide for request in self.requests.values())
+        )
 
     # --- whose error it is ---------------------------------------------------------------------
 

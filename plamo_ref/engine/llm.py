@@ -21,8 +21,9 @@ from plamo_ref.engine.outputs import RequestOutput, StreamPiece
 from plamo_ref.engine.prompts import ParamsLike, Prompt, PromptsLike, read_params, read_prompts
 from plamo_ref.engine.record import StepRecord
 from plamo_ref.engine.source import checked_model, checked_source, open_source
+from plamo_ref.grammar.pool import GuidePool
 from plamo_ref.hub import find
-from plamo_ref.sampling import GuideMaker, SamplingParams
+from plamo_ref.sampling import Guide, GuidedError, SamplingParams
 from plamo_ref.tokenizer_loading import check_params, load_tokenizer
 
 
@@ -57,6 +58,7 @@ class LLM:
         where = checked_source(revision=revision, cache_dir=cache_dir, offline=offline)
         folder = find(checked_model(model), **where)
         source = open_source(folder, self.config.load_format, self.config.generation_config)
+        self._folder = folder
         self.model_config = source.config
         self.tokenizer = load_tokenizer(folder, source.config.vocab_size)
         self.stop_token_ids = source.stop_token_ids
@@ -85,13 +87,16 @@ class LLM:
     ) -> list[RequestOutput]:
         """Complete all prompts together; results are in the order of the prompts.
 
+        A grammar that leads nowhere ends its completion alone: the finish reason is "error", and
+        the output's `error` says why.
+
         Args:
             prompts: one or many: a text, token ids (a flat list or a 1-D array is one prompt), or
                 vLLM's `{"prompt": text}` and `{"prompt_token_ids": ids}`.
             sampling_params: one for all, one for each, or None: the defaults.
 
         Raises:
-            PlamoRefError: a prompt can never run; nothing was started.
+            PlamoRefError: a prompt or a grammar is impossible; nothing was started.
             Exception: what one of its requests ended with, or the step that it was waiting for.
         """
         caller = Caller()
@@ -152,8 +157,25 @@ class LLM:
     # --- inside --------------------------------------------------------------------------------
 
     @cached_property
-    def _guides(self) -> GuideMaker:
-        return GuideMaker(self.tokenizer, self.model_config.vocab_size, self.stop_token_ids)
+    def _guides(self) -> GuidePool:
+        return GuidePool(self._folder, self.model_config.vocab_size, self.stop_token_ids)
+
+    def _guide(self, params: SamplingParams) -> Guide | None:
+        """The guide of a request, its grammar compiled.
+
+        Raises:
+            GuidedError: the grammar cannot be enforced.
+        """
+        if params.guided is None:
+            return None
+        guide = self._guides.start(params.guided)
+        try:
+            if guide.error is not None:  # waits until it is known
+                raise GuidedError(guide.error)
+        except BaseException:
+            guide.close()
+            raise
+        return guide
 
     def _submit(
         self, caller: Caller, prompts: PromptsLike | None, sampling_params: ParamsLike
@@ -179,10 +201,15 @@ class LLM:
         caller.groups.append(group)
         for number in range(params.n):
             one = params.completion(number)
-            guide = None if one.guided is None else self._guides.start(one.guided)
+            guide = self._guide(one)
             name = base if params.n == 1 else f"{base}.{number}"
             caller.names.append(name)  # before it is there: so that none is ever overlooked
-            request = self.core.add(ids, one, self.stop_token_ids, name, guide)
+            try:
+                request = self.core.add(ids, one, self.stop_token_ids, name, guide)
+            except BaseException:
+                if guide is not None:
+                    guide.close()
+                raise
             group.append(Completion(request, index, number, text, self.tokenizer))
             self._callers.add(caller, group[-1])
 

@@ -81,7 +81,7 @@ class Failed(Message, frozen=True):
 
 
 class Refused(Message, frozen=True):
-    """A request that can never run."""
+    """A request that can never run, or can never end as it was asked to."""
 
     request_id: str
     message: str

@@ -30,6 +30,7 @@ class CompletionOutput:
     finish_reason: FinishReason | None
     stop_reason: str | int | None  # the stop string or stop token that ended it
     logprobs: tuple[dict[int, Logprob], ...] | None = None  # one for each of token_ids
+    error: str | None = None  # what went wrong, where the finish reason is "error"
 
 
 @dataclass(frozen=True)

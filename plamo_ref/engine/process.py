@@ -13,7 +13,6 @@ import signal
 import sys
 import time
 from contextlib import suppress
-from functools import cache
 
 import msgspec
 import zmq
@@ -42,12 +41,12 @@ from plamo_ref.engine.messages import (
 from plamo_ref.engine.request import Request
 from plamo_ref.engine.source import ModelSource, open_source
 from plamo_ref.errors import PlamoRefError
-from plamo_ref.sampling import GuideMaker
-from plamo_ref.sampling.guided import GuidedError
-from plamo_ref.tokenizer import Plamo2Tokenizer
+from plamo_ref.grammar.pool import GuidePool, WorkerGuide
+from plamo_ref.sampling import GuidedError, GuidedParams
 
 STATS_SECONDS = 0.05  # between two reports while the engine is busy
 LINGER_MS = 1000  # to get the last words out
+COMPILING_MS = 1000  # between two looks at the clock, while grammars are compiled and no step runs
 
 
 def load_core(spec: EngineSpec) -> tuple[EngineCore, ModelSource]:
@@ -69,25 +68,27 @@ class EngineLoop:
         self, core: EngineCore, source: ModelSource, inbox: zmq.Socket, outbox: zmq.Socket
     ) -> None:
         self.core, self._stop_ids = core, source.stop_token_ids
-        self._guides = cache(lambda: _guides(source))
+        self._guides = GuidePool(source.folder, source.config.vocab_size, source.stop_token_ids)
+        self._compiling: dict[str, tuple[Add, WorkerGuide]] = {}  # by request
         self._inbox, self._outbox, self._codec = inbox, outbox, Codec()
         self._poller = zmq.Poller()
         self._poller.register(inbox, zmq.POLLIN)
         self._poller.register(sys.stdin.fileno(), zmq.POLLIN)
+        self._poller.register(self._guides.fileno(), zmq.POLLIN)
         self._open = True
         self._preemptions_ended = 0  # of requests that are gone
         self._reported = 0.0
 
     def prepare_guides(self) -> None:
-        """Read the tokenizer now: with 100,000 rows it takes seconds, and would stop every stream
-        when the first request with a grammar comes."""
-        with suppress(GuidedError):  # without llguidance: who asks for a grammar is told
-            self._guides()
+        """Have the tokenizer read now: with 100,000 rows it takes seconds."""
+        with suppress(GuidedError):  # who asks for a grammar is told
+            self._guides.prepare()
 
     def run(self) -> None:
         """Serve until told to stop, or until the front is gone."""
         while self._open:
             self._receive()
+            self._take_compiled()
             if self._open and self.core.has_work:
                 self._step()
 
@@ -95,10 +96,13 @@ class EngineLoop:
 
     def _receive(self) -> None:
         """Take everything that has come; without work, wait for something."""
-        ready = dict(self._poller.poll(0 if self.core.has_work else None))
+        idle = COMPILING_MS if self._compiling else None
+        ready = dict(self._poller.poll(0 if self.core.has_work else idle))
         if sys.stdin.fileno() in ready:
             self._open = False  # the front is gone: nobody else holds the other end
             return
+        if self._compiling or self._guides.fileno() in ready:
+            self._guides.pump()
         while self._open:
             try:
                 data = self._inbox.recv(zmq.NOBLOCK)
@@ -113,15 +117,15 @@ class EngineLoop:
 
     def _handle(self, message: ToEngine) -> None:
         match message:
-            case Add(request_id, prompt_ids, params):
-                try:
-                    guided = params.guided
-                    guide = None if guided is None else self._guides().start(guided)
-                    self.core.add(prompt_ids, params, self._stop_ids, request_id, guide)
-                except PlamoRefError as error:
-                    self._send(Refused(request_id, str(error), isinstance(error, GuidedError)))
+            case Add(request_id, _, params):
+                if params.guided is None:
+                    self._add(message)
+                else:
+                    self._compile(message, params.guided)
             case Abort(request_ids):
                 for request_id in request_ids:
+                    if request_id in self._compiling:
+                        self._compiling.pop(request_id)[1].close()
                     request = self.core.requests.get(request_id)
                     if request is not None:
                         self._preemptions_ended += request.num_preemptions
@@ -129,9 +133,38 @@ class EngineLoop:
                 if not self.core.has_work:
                     self._send(Step([], self.stats()))
             case Audit(number):
-                self._send(Audited(number, len(self.core.requests), self.stats(), self._problem()))
+                count = len(self.core.requests) + len(self._compiling)
+                self._send(Audited(number, count, self.stats(), self._problem()))
             case Shutdown():
                 self._open = False
+
+    def _add(self, message: Add, guide: WorkerGuide | None = None) -> None:
+        request_id, prompt_ids, params = message.request_id, message.prompt_ids, message.params
+        try:
+            self.core.add(prompt_ids, params, self._stop_ids, request_id, guide)
+        except PlamoRefError as error:
+            if guide is not None:
+                guide.close()
+            self._send(Refused(request_id, str(error)))
+
+    def _compile(self, message: Add, guided: GuidedParams) -> None:
+        """Have its grammar compiled, elsewhere; then it is added."""
+        try:
+            self._compiling[message.request_id] = message, self._guides.start(guided)
+        except GuidedError as error:
+            self._send(Refused(message.request_id, str(error), grammar=True))
+
+    def _take_compiled(self) -> None:
+        """Add, or refuse, those whose grammars have been compiled."""
+        for request_id, (message, guide) in list(self._compiling.items()):
+            if not guide.is_settled:
+                continue
+            del self._compiling[request_id]
+            if guide.error is None:
+                self._add(message, guide)
+            else:
+                guide.close()
+                self._send(Refused(request_id, guide.error, grammar=True))
 
     def _problem(self) -> str | None:
         try:
@@ -183,7 +216,7 @@ class EngineLoop:
             usage["state_slots"] = slots / max(1, cache.slots.capacity)
         live = sum(request.num_preemptions for request in self.core.requests.values())
         return Stats(
-            num_waiting=len(queues.waiting),
+            num_waiting=len(queues.waiting) + len(self._compiling),
             num_running=len(queues.running),
             num_steps=self.core.num_steps,
             num_preemptions=self._preemptions_ended + live,
@@ -194,12 +227,6 @@ class EngineLoop:
 
     def _send(self, message: ToFront) -> None:
         self._outbox.send(self._codec.encode(message))
-
-
-def _guides(source: ModelSource) -> GuideMaker:
-    """Grammars are about bytes: for them alone the engine reads the tokenizer."""
-    tokenizer = Plamo2Tokenizer.from_folder(source.folder)
-    return GuideMaker(tokenizer, source.config.vocab_size, source.stop_token_ids)
 
 
 def serve(spec: EngineSpec) -> int:

@@ -18,7 +18,6 @@ would have been.
 Invariant: needs nothing but the requests; may be interrupted anywhere itself, and done again.
 """
 
-from plamo_ref.engine.blame import is_nobodys
 from plamo_ref.engine.choosing import finish_reason
 from plamo_ref.engine.request import Request
 from plamo_ref.engine.scheduler import Queues
@@ -57,15 +56,14 @@ def _settle(request: Request, max_model_len: int) -> None:
 
 
 def _look_at_output(request: Request, max_model_len: int) -> None:
-    """Bring the grammar to the end of the output, and see whether that is the request's end."""
-    try:
-        if request.guide is not None:
-            request.guide.replay(request.output_ids, request.stop_ids)
-        reason = finish_reason(request, max_model_len) if request.output_ids else None
-    except Exception as error:
-        if is_nobodys(error):
-            raise
-        request.finish("error", error)
-    else:
+    """Bring the grammar to the end of the output: what it says decides later whether that is the
+    request's end. Without a grammar, see it now."""
+    if request.guide is not None:
+        outputs = request.output_ids
+        ended = bool(outputs) and outputs[-1] in request.stop_ids  # no text: not the grammar's
+        request.guide.restart(outputs[:-1] if ended else outputs)
+        request.awaits_guide = True
+    elif request.output_ids:
+        reason = finish_reason(request, max_model_len)
         if reason is not None:
             request.finish(reason)

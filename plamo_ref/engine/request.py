@@ -40,6 +40,7 @@ class Request:
     seed: int
     arrival: int  # order of arrival, which decides who goes first
     guide: Guide | None = None  # the progress of its grammar
+    awaits_guide: bool = False  # its grammar has not said yet what may come next
     output_ids: list[int] = field(default_factory=list)
     logprobs: list[TokenLogprobs] = field(default_factory=list)  # of the output, if asked for
     prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)  # from the second token on
@@ -68,6 +69,11 @@ class Request:
     def is_decoding(self) -> bool:
         return self.num_output_tokens > 0 and self.num_uncomputed_tokens == 1 < self.num_tokens
 
+    @property
+    def can_run(self) -> bool:
+        """Whether a running request may get tokens in the next step."""
+        return self.status == "running" and not self.awaits_guide
+
     def tokens(self, start: int, end: int) -> list[int]:
         """Token ids at positions start to end - 1; those that are not read yet are missing."""
         prompt = len(self.prompt_ids)
@@ -79,7 +85,11 @@ class Request:
         ]
 
     def append(self, token: int) -> None:
-        """Take a sampled token; it is computed in a later step."""
+        """Take a sampled token; it is computed in a later step.
+
+        Raises:
+            GuidedError: its grammar did not allow it.
+        """
         if not self.output_ids:
             self.times.first_token = time.perf_counter()
         self.output_ids.append(token)
@@ -105,4 +115,7 @@ class Request:
         self.error = error
         self.finish_reason = reason  # from here on it has ended, whatever comes between
         self.status = "finished"
+        self.awaits_guide = False
+        if self.guide is not None:
+            self.guide.close()
         self.times.finished = time.perf_counter()

@@ -2,10 +2,12 @@
 
 Invariant: `running` is in order of arrival and so is `waiting`, and nobody in `waiting` arrived
 before anybody in `running` who is still computing its first tokens: first come, first served.
-A preempted request loses its memory, keeps its output, and waits at the front.
+Only who waits for its grammar is passed over, until it has it. A preempted request loses its
+memory, keeps its output, and waits at its place by arrival.
 Built in notebooks/07_continuous_batching.ipynb.
 """
 
+from bisect import insort
 from collections import deque
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -67,8 +69,11 @@ class Queues:
         self.cache.release(request.request_id)
 
     @property
-    def can_admit(self) -> bool:
-        return bool(self.waiting) and len(self.running) < self.max_num_seqs
+    def next_waiting(self) -> Request | None:
+        """Whose turn it is to be admitted, if there is a seat."""
+        if len(self.running) >= self.max_num_seqs:
+            return None
+        return next((r for r in self.waiting if not r.awaits_guide), None)
 
     def grant(self, request: Request, wanted: int, schedule: Schedule) -> int:
         """Allocate up to `wanted` tokens for a running request; preempt newer ones if need be.
@@ -83,29 +88,28 @@ class Queues:
         self._give(request, tokens, schedule)
         return tokens
 
-    def admit(self, wanted: int, schedule: Schedule) -> int:
-        """Let the first waiting request run with `wanted` tokens; 0 if it has to wait.
+    def admit(self, request: Request, wanted: int, schedule: Schedule) -> int:
+        """Let the next waiting request run with `wanted` tokens; 0 if it has to wait.
 
         All of `wanted` must fit, or the newcomer would soon be preempted again; only when nobody
         else runs does it start with what there is.
         """
-        request = self.waiting[0]
         tokens = self._fit(request, wanted)
         if not tokens or (tokens < wanted and self.running):
             return 0
-        self.waiting.popleft()
-        self.running.append(request)
+        self.waiting.remove(request)
+        insort(self.running, request, key=_arrival)
         request.status = "running"
         schedule.admitted.append(request)
         self._give(request, tokens, schedule)
         return tokens
 
     def preempt(self, request: Request, schedule: Schedule) -> None:
-        """Recompute later: free the memory, wait at the front."""
+        """Recompute later: free the memory, wait before all who came later."""
         self.running.remove(request)
         self.cache.release(request.request_id)
         request.reset()
-        self.waiting.appendleft(request)
+        insort(self.waiting, request, key=_arrival)
         schedule.preempted.append(request)
 
     def _fit(self, request: Request, wanted: int) -> int:
@@ -114,3 +118,7 @@ class Queues:
     def _give(self, request: Request, tokens: int, schedule: Schedule) -> None:
         self.cache.allocate(request.request_id, request.num_computed_tokens, tokens)
         schedule.tokens[request] = tokens
+
+
+def _arrival(request: Request) -> int:
+    return request.arrival

@@ -26,18 +26,18 @@ class V0Scheduler:
     def _prefill(self, schedule: Schedule) -> None:
         queues = self.queues
         budget = queues.config.max_num_batched_tokens
-        for request in [r for r in queues.running if not r.is_decoding]:
+        for request in [r for r in queues.running if not r.is_decoding and r.can_run]:
             chunk = self._chunk(request)
             if chunk > budget:
                 return
-            if request.status == "running":
+            if request.can_run:
                 budget -= queues.grant(request, chunk, schedule)
 
-        while queues.can_admit and not schedule.preempted:
-            chunk = self._chunk(queues.waiting[0])
+        while (first := queues.next_waiting) and not schedule.preempted:
+            chunk = self._chunk(first)
             if chunk > budget:
                 return
-            granted = queues.admit(chunk, schedule)
+            granted = queues.admit(first, chunk, schedule)
             if not granted:
                 return
             budget -= granted
@@ -45,8 +45,8 @@ class V0Scheduler:
     def _decode(self, schedule: Schedule) -> None:
         queues = self.queues
         budget = queues.config.max_num_batched_tokens
-        for request in [r for r in queues.running if r.is_decoding][:budget]:
-            if request.status == "running":
+        for request in [r for r in queues.running if r.is_decoding and r.can_run][:budget]:
+            if request.can_run:
                 queues.grant(request, 1, schedule)
 
     def _chunk(self, request: Request) -> int:

@@ -21,13 +21,13 @@ class V1Scheduler:
         for request in list(queues.running):
             if not budget:
                 break
-            if request.status == "running":  # not preempted a moment ago
+            if request.can_run:  # not preempted a moment ago, not waiting for its grammar
                 wanted = min(request.num_uncomputed_tokens, budget)
                 budget -= queues.grant(request, wanted, schedule)
 
-        while budget and queues.can_admit and not schedule.preempted:
-            wanted = min(queues.waiting[0].num_uncomputed_tokens, budget)
-            granted = queues.admit(wanted, schedule)
+        while budget and (first := queues.next_waiting) and not schedule.preempted:
+            wanted = min(first.num_uncomputed_tokens, budget)
+            granted = queues.admit(first, wanted, schedule)
             if not granted:
                 break
             budget -= granted

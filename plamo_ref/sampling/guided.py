@@ -1,33 +1,31 @@
-"""Outputs that follow a grammar: what a user may ask, and the masks that enforce it.
+"""Outputs that follow a grammar: what a user may ask, and what enforces it.
 
 Invariant: a token that the mask forbids is never chosen, and a text that ended by a stop token is
-complete; a grammar that cannot be enforced is refused by name before anything runs. The grammar
-engine is llguidance, working on the tokens' bytes, so byte-fallback tokens and Japanese need no
-special case. Where only one text can follow, it comes in the tokenizer's own tokens.
+complete; a grammar that cannot be enforced is refused by name before anything runs, and one that
+turns out to lead nowhere ends its request with an error that says so.
 Built in notebooks/16_sampling_and_guided_decoding.ipynb.
+
+`GuideMaker` compiles and follows grammars where it is called: the plain way, for lessons and tests.
+Engines use `plamo_ref.grammar.pool.GuidePool`, whose masks are the same and are made in other
+processes: a grammar can keep the library busy for minutes, or crash it.
 """
 
-import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from plamo_ref.errors import PlamoRefError
+from plamo_ref.grammar.guide import FollowingGuide
+from plamo_ref.grammar.matcher import Compiler, Grammar, State
+from plamo_ref.grammar.source import GrammarSource, GuidedError
+from plamo_ref.grammar.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
-    import llguidance
-
     from plamo_ref.tokenizer import Plamo2Tokenizer
 
-
-# White space between the parts of a JSON text is legal and never ends: small models love it.
-COMPACT: Any = {"whitespace_flexible": False}
-
-
-class GuidedError(PlamoRefError, ValueError):
-    """A grammar that is wrong or that cannot be enforced; the message says where."""
+__all__ = ["Guide", "GuideMaker", "GuidedError", "GuidedParams"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,28 +48,70 @@ class GuidedParams:
             raise GuidedError("guided.choice: expected texts, none of them empty")
         if self.choice is not None and (isinstance(self.choice, str) or not self.choice):
             raise GuidedError("guided.choice: expected a list of at least one text")
+        for name in ("regex", "grammar"):
+            value = getattr(self, name)
+            if value is not None and not isinstance(value, str):
+                raise GuidedError(f"guided.{name}: expected a text, not {type(value).__name__}")
+        if self.json is not None and not isinstance(self.json, str | Mapping):
+            raise GuidedError(
+                f"guided.json: expected an object or its text, not {type(self.json).__name__}"
+            )
+        assert self.source  # an object that is no JSON, or anything too long, is refused here
+
+    @cached_property
+    def source(self) -> GrammarSource:
+        """The field that was given, and its value as text."""
+        values = [(field.name, getattr(self, field.name)) for field in fields(self)]
+        kind, value = next((n, v) for n, v in values if v is not None and v is not False)
+        return GrammarSource.of(kind, value)  # type: ignore[arg-type]
+
+    def as_text(self) -> "GuidedParams":
+        """The same, with a schema as text: however deep, it travels as one string."""
+        return GuidedParams(json=self.source.text) if isinstance(self.json, Mapping) else self
 
 
 class Guide(Protocol):
-    """The state of one request's grammar."""
+    """The progress of one text through its grammar: a function of the tokens that it accepted.
+
+    So a guide can be replayed: `restart(output_ids)` brings it to where these tokens lead, whatever
+    was done with it before, and from there on its masks are those of a text that went there once.
+    """
 
     def mask(self, stop_ids: Collection[int]) -> np.ndarray:
-        """[V] bool: which tokens may come next; never none.
+        """[V] bool: which tokens may come next; never none, unless `finished`.
 
         Of the request's stop tokens, those that are not text are allowed where the text is
-        complete, and only there. One that is text is for the grammar to judge.
+        complete, and only there. One that is text is for the grammar to judge. Waits until the mask
+        is there.
+
+        Raises:
+            GuidedError: there is an `error`.
         """
         ...
 
     def accept(self, token: int) -> None:
-        """Move on by a token that the last mask allowed."""
+        """Move on by a token that the last mask allowed.
+
+        Raises:
+            GuidedError: it did not.
+        """
         ...
 
-    def replay(self, token_ids: Sequence[int], stop_ids: Collection[int]) -> None:
-        """Go back to the beginning, then over these tokens, which it has allowed before.
+    def restart(self, tokens: Sequence[int]) -> None:
+        """Be where these tokens lead from the beginning."""
+        ...
 
-        Where the guide stood does not matter, not even if an error left it half way.
-        """
+    def wait(self, seconds: float) -> bool:
+        """Whether all below is known, after waiting for it at most so long."""
+        ...
+
+    def close(self) -> None:
+        """The text is at its end, or nobody wants it any more."""
+        ...
+
+    @property
+    def error(self) -> str | None:
+        """Why this text can never be completed: a dead end, or a lost process; None: it can."""
         ...
 
     @property
@@ -81,30 +121,28 @@ class Guide(Protocol):
 
     @property
     def complete(self) -> bool:
-        """Whether the text so far fits. Finished but not complete: the grammar has a dead end."""
+        """Whether the text so far fits."""
         ...
 
 
 class GuideMaker:
-    """Compiles grammars for one tokenizer.
+    """Compiles grammars for one tokenizer, here and now.
 
     Args:
         tokenizer: its token bytes are the alphabet.
         vocab_size: width of the logits, at least the tokenizer's.
         stop_ids: tokens that end a text; the first is what the grammar sees as its end.
+
+    Raises:
+        GuidedError: llguidance is not installed.
     """
 
     def __init__(
         self, tokenizer: "Plamo2Tokenizer", vocab_size: int, stop_ids: Sequence[int]
     ) -> None:
-        try:
-            import llguidance
-        except ImportError:
-            raise GuidedError("guided decoding needs llguidance: pip install llguidance") from None
-        self._lib = llguidance
+        self._vocabulary = Vocabulary(tokenizer, vocab_size, stop_ids)
+        self._compiler = Compiler(self._vocabulary)
         self._vocab_size = vocab_size
-        self._vocabulary = _Vocabulary(tokenizer, vocab_size, stop_ids)
-        self._tokens = llguidance.LLTokenizer(llguidance.TokenizerWrapper(self._vocabulary))
 
     def start(self, params: GuidedParams) -> Guide:
         """A guide at the beginning of its grammar.
@@ -112,112 +150,43 @@ class GuideMaker:
         Raises:
             GuidedError: the grammar is malformed or asks for what cannot be enforced.
         """
-        name, grammar = self._grammar(params)
-        failed, messages = self._lib.LLMatcher.validate_grammar_with_warnings(grammar, self._tokens)
-        if failed or messages:
-            raise GuidedError(f"guided.{name}: {_reason(*messages[:1])}")
-        matcher = self._lib.LLMatcher(self._tokens, grammar, log_level=0)
-        if matcher.is_error():
-            raise GuidedError(f"guided.{name}: {_reason(matcher.get_error())}")
-        guide = _MatcherGuide(matcher, self._vocab_size, self._vocabulary)
-        if not guide.mask(()).any() or guide.finished:
-            raise GuidedError(f"guided.{name}: no text fits, except perhaps the empty one")
-        return guide
-
-    def _grammar(self, params: GuidedParams) -> tuple[str, str]:
-        """The field that was given, and its grammar in the library's own form."""
-        make = self._lib.LLMatcher
-        given = [(f.name, getattr(params, f.name)) for f in fields(params)]
-        name, value = next((n, v) for n, v in given if v is not None and v is not False)
-        try:
-            if name == "json_object":
-                return name, make.grammar_from_json_schema({"type": "object"}, COMPACT)
-            if name == "json":
-                schema = json.loads(value) if isinstance(value, str) else value
-                if not isinstance(schema, Mapping):
-                    raise TypeError(f"expected an object, not {schema!r}")
-                return name, make.grammar_from_json_schema(dict(schema), COMPACT)
-            if name == "grammar":
-                return name, make.grammar_from_lark(value)
-            pattern = value if name == "regex" else "|".join(map(_literal, value))
-            return name, make.grammar_from_regex(pattern)
-        except (ValueError, TypeError) as error:  # also a lone surrogate, which is no text
-            raise GuidedError(f"guided.{name}: {error}") from None
+        source = params.source
+        grammar = self._compiler.compile(source)
+        return _LocalGuide(source, grammar, self._vocab_size, self._vocabulary.not_text)
 
 
-def _literal(text: str) -> str:
-    """A regex for exactly this text."""
-    return "".join(c if c.isalnum() else rf"\x{{{ord(c):X}}}" for c in text)
-
-
-def _reason(message: str = "not understood") -> str:
-    """The library's message in one line: what, and (after a drawing of where) why."""
-    first, *others = message.strip().splitlines()
-    return " ".join([first, *(line for line in others if line.startswith("error:"))])
-
-
-class _Vocabulary:
-    """A tokenizer as the grammar engine wants to see it."""
+class _LocalGuide(FollowingGuide):
+    """A guide whose masks are made when its tokens come."""
 
     def __init__(
-        self, tokenizer: "Plamo2Tokenizer", vocab_size: int, stop_ids: Sequence[int]
+        self,
+        source: GrammarSource,
+        grammar: Grammar,
+        vocab_size: int,
+        not_text: Collection[int],
     ) -> None:
-        self._tokenizer = tokenizer
-        self.eos_token_id = stop_ids[0] if stop_ids else tokenizer.eos_token_id or 0
-        self.bos_token_id = tokenizer.bos_token_id
-        # Control tokens are not text; ids beyond the tokenizer's rows have none.
-        self.not_text = tokenizer.control_ids | set(range(tokenizer.vocab_size, vocab_size))
-        self.special_token_ids = sorted(self.not_text)
-        self.tokens = [
-            # 0xFF is in no UTF-8 text: so the grammar engine marks what is not text.
-            b"\xff<|%d|>" % i if i in self.not_text else tokenizer.token_bytes(i)
-            for i in range(vocab_size)
-        ]
-
-    def __call__(self, text: str) -> list[int]:
-        return self._tokenizer.encode(text, add_bos=False)
-
-
-class _MatcherGuide:
-    """A grammar's progress through one output."""
-
-    def __init__(
-        self, matcher: "llguidance.LLMatcher", vocab_size: int, vocabulary: _Vocabulary
-    ) -> None:
-        self._matcher, self._vocab_size = matcher, vocab_size
-        self._end, self._not_text = vocabulary.eos_token_id, vocabulary.not_text
-        self._allowed = np.zeros(vocab_size, dtype=bool)  # the last mask
-        self._ends: list[int] = []  # what it allowed besides text
-
-    def mask(self, stop_ids: Collection[int]) -> np.ndarray:
-        packed = np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8)
-        allowed = np.unpackbits(packed, bitorder="little")[: self._vocab_size].astype(bool)
-        self._ends = sorted(self._not_text.intersection(stop_ids))
-        allowed[self._end] = False  # the library's idea of an end is not this request's
-        allowed[self._ends] = self.complete
-        if self.finished and not self.complete:  # a dead end shows only now: nothing fits
-            self._ends = [self._end]
-            allowed[self._end] = True
-        self._allowed = allowed
-        return allowed
-
-    def accept(self, token: int) -> None:
-        if not self._allowed[token]:
-            raise GuidedError(f"token {token} does not fit the grammar at this place")
-        if token not in self._ends:
-            self._matcher.consume_token(token)  # may find the grammar too complex: a dead end
-
-    def replay(self, token_ids: Sequence[int], stop_ids: Collection[int]) -> None:
-        ends = self._not_text.intersection(stop_ids)
-        self._matcher.reset()
-        for token in token_ids:
-            if token not in ends:
-                self._matcher.consume_token(token)
+        super().__init__(source.kind, vocab_size)
+        self._grammar, self._not_text = grammar, not_text
+        self._progress, self._state = grammar.begin(), grammar.first
 
     @property
-    def finished(self) -> bool:
-        return bool(self._matcher.is_stopped())
+    def not_text(self) -> Collection[int]:
+        return self._not_text
 
-    @property
-    def complete(self) -> bool:
-        return bool(self._matcher.is_accepting() and not self._matcher.is_error())
+    def state(self) -> State:
+        return self._state
+
+    def _moved(self) -> None:
+        self._progress.accept(self.tokens[-1:])
+        self._state = self._progress.state()
+
+    def restart(self, tokens: Sequence[int]) -> None:
+        self.tokens, self._progress = list(tokens), self._grammar.begin()
+        self._progress.accept(self.tokens)
+        self._state = self._progress.state()
+
+    def wait(self, seconds: float) -> bool:
+        return True
+
+    def close(self) -> None:
+        pass

@@ -90,6 +90,13 @@ class SamplingParams:
         seed = None if self.seed is None else child_seed(self.seed, index)
         return replace(self, n=1, seed=seed)
 
+    def as_text(self) -> "SamplingParams":
+        """The same, with nothing in it that nests: what one process tells another."""
+        guided = self.guided
+        if not isinstance(guided, GuidedParams) or isinstance(guided.json, str | None):
+            return self
+        return replace(self, guided=guided.as_text())
+
 
 # Which values a field may have. Counts that are as good as endless are clipped, not refused.
 _PENALTY = Number("between -2 and 2", lambda x: -2 <= x <= 2)

@@ -76,7 +76,9 @@ def check_schedule(core: EngineCore, record: StepRecord) -> None:
         core.requests[s.request_id] for s in record.scheduled if s.request_id in core.requests
     ]
     last = max((request.arrival for request in served), default=-1)
-    passed_over = [r for r in queues.running if r not in served and r.arrival < last]
+    passed_over = [
+        r for r in queues.running if r not in served and r.arrival < last and r.guide is None
+    ]
     is_v0, chunk = config.scheduler == "v0", config.chunk_size
     rules = {
         "the token budget is exceeded": record.num_tokens > config.max_num_batched_tokens,

@@ -27,7 +27,7 @@ def _keep_books(_: Any, queues: Queues) -> None:
 def _forget_progress(look: Any, request: Request, max_model_len: int) -> None:
     look(request, max_model_len)
     if request.guide is not None:
-        request.guide.replay([], request.stop_ids)
+        request.guide.restart([])
 
 
 def _newest_first(rebuild: Any, requests: Any, queues: Queues, max_model_len: int) -> Any:

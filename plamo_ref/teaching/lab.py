@@ -159,8 +159,18 @@ class LabGuide:
             raise GuidedError(f"token {token} does not fit after {self._accepted}")
         self._accepted.append(token)
 
-    def replay(self, token_ids: Sequence[int], stop_ids: Collection[int]) -> None:
-        self._accepted = list(token_ids)
+    def restart(self, tokens: Sequence[int]) -> None:
+        self._accepted = list(tokens)
+
+    def wait(self, seconds: float) -> bool:
+        return True
+
+    def close(self) -> None:
+        pass
+
+    @property
+    def error(self) -> str | None:
+        return None
 
     @property
     def finished(self) -> bool:

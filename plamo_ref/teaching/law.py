@@ -218,7 +218,7 @@ def _check_tokens(request: Request, asked: TraceRequest, truth: Tensor, name: st
     for index in range(len(outputs)):
         guide = asked.guide(truth.shape[-1])
         if guide is not None:
-            guide.replay(outputs[:index], request.stop_ids)
+            guide.restart(outputs[:index])
         contexts.append(
             RowContext(params, request.prompt_ids, outputs[:index], request.stop_ids, guide)
         )

@@ -1,0 +1,1 @@
+"""Grammars, compiled and followed in processes of their own. Nothing here needs torch."""
