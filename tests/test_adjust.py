@@ -159,5 +159,5 @@ def test_a_grammar_has_the_last_word():
 
 @pytest.mark.parametrize("value", [math.inf, math.nan])
 def test_a_bias_without_end_is_refused(value):
-    with pytest.raises(SamplingError, match="logit_bias must be .* below infinity"):
+    with pytest.raises(SamplingError, match=r"logit_bias must be .* below infinity"):
         SamplingParams(logit_bias={3: value})
