@@ -155,6 +155,18 @@ def test_states_have_the_same_size_after_any_number_of_tokens():
                     assert state.keys.shape[0] == window
 
 
+@pytest.mark.parametrize(
+    ("dtype", "kept"), [(torch.bfloat16, torch.float32), (torch.float32, torch.float32), (F64, F64)]
+)
+def test_a_recurrence_is_in_at_least_float32_whatever_the_weights_are_in(dtype, kept):
+    model = random_pair(lab_config(), dtype).reference
+    with torch.inference_mode():
+        output = model.run(torch.arange(5))
+    assert output.logits.dtype == dtype
+    states = [state for state in output.state.layers if isinstance(state, MambaState)]
+    assert {(state.conv.dtype, state.ssm.dtype) for state in states} == {(dtype, kept)}
+
+
 def test_the_past_does_not_see_the_future():
     model, ids = pair(HYBRID).reference, torch.arange(15)
     other = ids.clone()

@@ -118,6 +118,14 @@ def test_any_floating_dtype_will_do(dtype):
     ]
 
 
+@pytest.mark.parametrize(("top_p", "count"), [(0.25, 1), (0.5, 2), (0.75, 3)])
+def test_top_p_that_is_reached_exactly_keeps_no_token_more(top_p, count):
+    """Four equally likely tokens: their weights are equal integers, so the sums are exact."""
+    params = [SamplingParams(top_p=top_p)] * 40
+    tokens = sample(torch.zeros(40, 4), params, [i / 40 for i in range(40)]).tolist()
+    assert sorted(set(tokens)) == list(range(count))
+
+
 def test_top_p_keeps_the_token_that_reaches_p():
     logits = torch.tensor([[0.5, 0.3, 0.2]]).log()
     for top_p, tokens in ((0.4, {0}), (0.6, {0, 1}), (0.79, {0, 1}), (0.9, {0, 1, 2})):
