@@ -33,6 +33,7 @@ OTHER: dict[str, tuple[list[str], Any]] = {
     "max_model_len": (["--max-model-len", "77"], 77),
     "state_dtype": (["--state-dtype", "bfloat16"], "bfloat16"),
     "seed": (["--seed", "3"], 3),
+    "generation_config": (["--generation-config", "vllm"], "vllm"),
     "kernels": (["--kernels", "cache"], "cache"),
     "compile": (["--compile", "all"], "all"),
     "compile_sizes": (["--compile-sizes", "8,32"], [8, 32]),

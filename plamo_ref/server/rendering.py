@@ -41,7 +41,14 @@ def render(
         field = "continue_final_message" if continued else "add_generation_prompt"
         raise _deaf(f"{field}: the chat template always begins the assistant's turn", field)
     extra = _names(template, asked)
-    write = partial(template.render, extra=extra, tools=tools, add_generation_prompt=opens)
+    documents = _known(template, "documents", asked.documents) if asked.documents else None
+    write = partial(
+        template.render,
+        extra=extra,
+        tools=tools,
+        documents=documents,
+        add_generation_prompt=opens,
+    )
     return _continued(write, messages) if continued else _checked(write, messages)
 
 
@@ -65,8 +72,6 @@ def _names(template: ChatTemplate, asked: Conversation) -> dict[str, Any]:
                 f"it knows {listed}",
                 "chat_template_kwargs",
             )
-    if asked.documents:
-        extra["documents"] = _known(template, "documents", asked.documents)
     if asked.reasoning_effort not in (None, "none"):
         extra["reasoning_effort"] = _known(template, "reasoning_effort", asked.reasoning_effort)
     return extra
