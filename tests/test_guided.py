@@ -255,6 +255,32 @@ def test_a_token_that_does_not_fit_is_a_bug_of_the_caller():
         guide.accept(EOS)
 
 
+@pytest.mark.parametrize("name", ["flat", "Japanese keys and words"])
+def test_a_guide_that_is_replayed_stands_where_one_stands_that_came_there(name):
+    """Wherever it stood before: at its beginning, somewhere else, or further on."""
+    params, draw = GuidedParams(json=SCHEMAS[name]), random.Random(3)
+    guide, ids, masks = MAKER.start(params), [], []
+    while not guide.finished and len(ids) < 40:
+        masks.append(guide.mask((EOS,)))
+        ids.append(draw.choice([int(token) for token in masks[-1].nonzero()[0]]))
+        guide.accept(ids[-1])
+    for count in (0, 1, len(ids) // 2, len(ids) - 1):
+        guide.replay(ids[:count], (EOS,))
+        assert (guide.mask((EOS,)) == masks[count]).all()
+        again = MAKER.start(params)
+        again.replay(ids[:count], (EOS,))
+        for token in ids[count:]:
+            again.mask((EOS,))
+            again.accept(token)
+        assert again.finished == guide_at(params, ids)
+
+
+def guide_at(params: GuidedParams, ids: list[int]) -> bool:
+    guide = MAKER.start(params)
+    guide.replay(ids, (EOS,))
+    return guide.finished
+
+
 # --- the law --------------------------------------------------------------------------------------
 
 LAW = (
