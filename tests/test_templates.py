@@ -136,9 +136,9 @@ def ours(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, ChatTemplate 
 
 def our_text(template: ChatTemplate | None, messages: Messages, **given: Any) -> str | None:
     """What we make of it; None: an error."""
-    tools, documents = given.pop("tools", None), given.pop("documents", None)
+    tools = given.pop("tools", None)
     try:
-        return None if template is None else template.render(messages, given, tools, documents)
+        return None if template is None else template.render(messages, given, tools)
     except ApiError:
         return None
 

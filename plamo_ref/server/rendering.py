@@ -41,14 +41,9 @@ def render(
         field = "continue_final_message" if continued else "add_generation_prompt"
         raise _deaf(f"{field}: the chat template always begins the assistant's turn", field)
     extra = _names(template, asked)
-    documents = _known(template, "documents", asked.documents) if asked.documents else None
-    write = partial(
-        template.render,
-        extra=extra,
-        tools=tools,
-        documents=documents,
-        add_generation_prompt=opens,
-    )
+    if asked.documents:
+        extra["documents"] = _known(template, "documents", asked.documents)
+    write = partial(template.render, extra=extra, tools=tools, add_generation_prompt=opens)
     return _continued(write, messages) if continued else _checked(write, messages)
 
 

@@ -78,7 +78,6 @@ class ChatTemplate:
         messages: Sequence[Mapping[str, Any]],
         extra: Mapping[str, Any],
         tools: Sequence[Mapping[str, Any]] | None = None,
-        documents: Sequence[Mapping[str, Any]] | None = None,
         *,
         add_generation_prompt: bool = True,
     ) -> str:
@@ -95,10 +94,9 @@ class ChatTemplate:
         template = self.template if tools is None else self.with_tools or self.template
         try:
             return template.render(
-                {**extra, **self.names},
+                {"documents": None, **extra, **self.names},
                 messages=plain_messages(messages),
                 tools=tools,
-                documents=documents,
                 add_generation_prompt=add_generation_prompt,
             )
         except TEMPLATE_ERRORS as error:
@@ -216,4 +214,5 @@ def _compile(
             tools = replace(tools, shows_calls=calls and tools.shows_calls)
     except (TemplateError, RecursionError, SyntaxError) as error:  # the last: of what Jinja wrote
         raise TemplateLoadError(f"chat template of {where}: {error}") from None
+    variables -= environment.globals.keys()
     return ChatTemplate(template, names, tuple(stops), frozenset(variables), tools, other)
