@@ -22,6 +22,7 @@ from plamo_ref.engine.build import build_core
 from plamo_ref.engine.cache import IntegrityError
 from plamo_ref.engine.config import EngineConfig
 from plamo_ref.engine.core import EngineCore
+from plamo_ref.engine.heartbeat import Heartbeat
 from plamo_ref.engine.messages import (
     Abort,
     Add,
@@ -66,9 +67,14 @@ class EngineLoop:
     """Between the channel and the core: reads what has come, then makes one step."""
 
     def __init__(
-        self, core: EngineCore, source: ModelSource, inbox: zmq.Socket, outbox: zmq.Socket
+        self,
+        core: EngineCore,
+        source: ModelSource,
+        inbox: zmq.Socket,
+        outbox: zmq.Socket,
+        heart: Heartbeat,
     ) -> None:
-        self.core, self._stop_ids = core, source.stop_token_ids
+        self.core, self._stop_ids, self._heart = core, source.stop_token_ids, heart
         self._guides = cache(lambda: _guides(source))
         self._inbox, self._outbox, self._codec = inbox, outbox, Codec()
         self._poller = zmq.Poller()
@@ -89,13 +95,16 @@ class EngineLoop:
         while self._open:
             self._receive()
             if self._open and self.core.has_work:
+                self._heart.now("step", self._next_tokens())
                 self._step()
 
     # --- in ------------------------------------------------------------------------------------
 
     def _receive(self) -> None:
         """Take everything that has come; without work, wait for something."""
+        self._heart.now("idle")
         ready = dict(self._poller.poll(0 if self.core.has_work else None))
+        self._heart.now("working")
         if sys.stdin.fileno() in ready:
             self._open = False  # the front is gone: nobody else holds the other end
             return
@@ -152,6 +161,13 @@ class EngineLoop:
         if tokens or due:
             self._send(Step(tokens, self.stats() if due else None))
 
+    def _next_tokens(self) -> int:
+        """How many the next step computes at most."""
+        queues, most = self.core.queues, self.core.config.max_num_batched_tokens
+        if queues.waiting:
+            return most
+        return min(most, sum(request.num_uncomputed_tokens for request in queues.running))
+
     def _token(self, request: Request) -> Token:
         if request.status == "finished":
             self._preemptions_ended += request.num_preemptions
@@ -206,20 +222,26 @@ def serve(spec: EngineSpec) -> int:
         box.linger = LINGER_MS
         box.connect(address)
     try:
+        with Heartbeat(context, spec.outbox, spec.heartbeat_seconds) as heart:
+            return _live(spec, inbox, outbox, heart)
+    finally:
+        context.destroy()
+
+
+def _live(spec: EngineSpec, inbox: zmq.Socket, outbox: zmq.Socket, heart: Heartbeat) -> int:
+    try:
         core, source = load_core(spec)
     except (PlamoRefError, OSError) as error:
         outbox.send(Codec().encode(Failed(str(error))))
         return 1
-    else:
-        vocabulary = source.config.vocab_size
-        ready = Ready(core.max_model_len, core.queues.max_num_seqs, vocabulary, os.getpid())
-        loop = EngineLoop(core, source, inbox, outbox)
-        loop.prepare_guides()
-        outbox.send(Codec().encode(ready))
-        loop.run()
-        return 0
-    finally:
-        context.destroy()
+    vocabulary = source.config.vocab_size
+    ready = Ready(core.max_model_len, core.queues.max_num_seqs, vocabulary, os.getpid())
+    heart.expect(source.config.num_parameters)
+    loop = EngineLoop(core, source, inbox, outbox, heart)
+    loop.prepare_guides()
+    outbox.send(Codec().encode(ready))
+    loop.run()
+    return 0
 
 
 def main() -> int:
