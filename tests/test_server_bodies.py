@@ -31,6 +31,7 @@ from plamo_ref.server import schemas
 from plamo_ref.server.bodies import MAX_DEPTH, MAX_DIGITS, parse, shape_of
 from plamo_ref.server.config import ServerConfig
 from plamo_ref.server.errors import MAX_MESSAGE, ApiError, shortened
+from plamo_ref.server.listen import Address
 from plamo_ref.server.run import serve
 from plamo_ref.server.strict import MAX_ITEMS, Strict
 
@@ -393,7 +394,7 @@ def test_while_the_engine_starts_health_says_so_and_a_signal_ends_it(monkeypatch
 
     async def run() -> None:
         config = ServerConfig(model_name="tiny")
-        serving = asyncio.create_task(serve(AsyncLLM("tiny"), config, port=port))
+        serving = asyncio.create_task(serve(AsyncLLM("tiny"), config, address=Address(port=port)))
         async with httpx.AsyncClient(
             base_url=f"http://127.0.0.1:{port}", trust_env=False
         ) as client:
