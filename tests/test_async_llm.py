@@ -23,7 +23,7 @@ import zmq
 import zmq.asyncio
 
 from plamo_ref import LLM, SamplingParams
-from plamo_ref.engine import supervisor
+from plamo_ref.engine import restarts, supervisor
 from plamo_ref.engine.async_llm import AsyncLLM
 from plamo_ref.engine.calls import (
     Delta,
@@ -37,7 +37,8 @@ from plamo_ref.engine.calls import (
 )
 from plamo_ref.engine.child import EngineProcess
 from plamo_ref.engine.config import EngineError
-from plamo_ref.engine.messages import Add, Codec, Failed, Ready, Step, Token
+from plamo_ref.engine.messages import Add, Alive, Codec, Failed, Ready, Step, Token
+from plamo_ref.engine.restarts import Restarts
 from plamo_ref.engine.supervisor import Supervisor
 from plamo_ref.sampling import GuidedParams, TokenLogprobs
 
@@ -261,7 +262,7 @@ def test_an_error_reaches_who_waits_for_the_whole(engine):
 
 def test_a_killed_engine_fails_what_runs_a_new_one_takes_over_and_that_is_the_end():
     async def run() -> None:
-        async with AsyncLLM("tiny", max_restarts=1, **ENGINE) as llm:
+        async with AsyncLLM("tiny", **ENGINE) as llm:
             job = Job(llm.tokenizer.encode("吾輩は"), LONG)
             first = llm.engine_pid
             running = asyncio.create_task(collect(llm, [job] * 4))
@@ -276,9 +277,11 @@ def test_a_killed_engine_fails_what_runs_a_new_one_takes_over_and_that_is_the_en
                     await asyncio.sleep(0.02)
             assert (llm.engine_pid != first, llm.num_restarts) == (True, 1)
             assert len((await collect(llm, [Job(job.prompt_ids, short(3))]))[0]) == 3
+            llm._life._restarts = Restarts(0)
             os.kill(llm.engine_pid, signal.SIGKILL)
             async with asyncio.timeout(20):
                 await llm.dead.wait()
+            assert "exit code -9" in llm.end
             with pytest.raises(EngineUnavailableError, match="dead"):
                 await collect(llm, [job])
 
@@ -449,8 +452,14 @@ def test_where_no_socket_can_be_the_start_fails_and_says_where(tmp_path, monkeyp
         asyncio.run(start())
 
 
-def fake_lives(monkeypatch: pytest.MonkeyPatch, *lives: Callable[[], AsyncIterator]) -> Supervisor:
-    """A supervisor whose engines, one after the other, say this, wait so long, and end."""
+def fake_lives(
+    monkeypatch: pytest.MonkeyPatch,
+    *lives: Callable[[], AsyncIterator],
+    num_requests: int = 0,
+    stall_seconds: float = 60,
+) -> Supervisor:
+    """A supervisor whose engines, one after the other, say this, wait so long, and end, while so
+    many requests are under way."""
     waiting = iter(lives)
 
     class Fake:
@@ -467,9 +476,11 @@ def fake_lives(monkeypatch: pytest.MonkeyPatch, *lives: Callable[[], AsyncIterat
             pass
 
     monkeypatch.setattr(supervisor, "EngineProcess", Fake)
-    monkeypatch.setattr(supervisor, "RESTART_SECONDS", 0)
-    monkeypatch.setattr(supervisor, "STABLE_SECONDS", 0.05)
-    return Supervisor(Path(), {}, 1, lambda message: None, lambda error: None)
+    monkeypatch.setattr(restarts, "FIRST_DELAY", 0)
+    monkeypatch.setattr(restarts, "STABLE_SECONDS", 0.05)
+    return Supervisor(
+        Path(), {}, 1, stall_seconds, lambda message: None, lambda error: num_requests
+    )
 
 
 async def ready_at_once() -> AsyncIterator:
@@ -495,6 +506,89 @@ def test_an_engine_that_is_never_ready_again_is_given_up_however_it_ends(monkeyp
             await life.start()
             await life.dead.wait()
         assert (life.state, life.num_restarts) == ("dead", 1)
+        assert "2. in a row" in life.end
+        await life.close()
+
+    asyncio.run(run())
+
+
+def test_engines_that_die_over_requests_are_never_given_up(monkeypatch):
+    async def run() -> None:
+        life = fake_lives(monkeypatch, *[ready_at_once] * 50, num_requests=1)
+        async with asyncio.timeout(20):
+            await life.start()
+            while life.num_restarts < 20:
+                await asyncio.sleep(0.001)
+        assert not life.dead.is_set()
+        await life.close()
+
+    asyncio.run(run())
+
+
+async def until(llm: AsyncLLM, state: str) -> None:
+    async with asyncio.timeout(60):
+        while llm.state != state:
+            await asyncio.sleep(0.02)
+
+
+def test_an_engine_that_hangs_is_seen_ended_and_started_again():
+    async def run() -> None:
+        async with AsyncLLM("tiny", stall_seconds=2, **ENGINE) as llm:
+            job = Job(llm.tokenizer.encode("吾輩は"), short(60))
+            endless = Job(job.prompt_ids, LONG)
+            whole = (await collect(llm, [job]))[0]
+            first = llm.engine_pid
+            running, leaving = [asyncio.create_task(collect(llm, [j])) for j in (job, endless)]
+            await asyncio.sleep(0.1)
+            os.kill(first, signal.SIGSTOP)
+            await until(llm, "stalled")
+            with pytest.raises(EngineUnavailableError, match="stalled"):
+                await collect(llm, [job])
+            leaving.cancel()
+            await asyncio.wait({leaving})
+            os.kill(first, signal.SIGCONT)  # it was no hang
+            await until(llm, "ready")
+            assert [d.token_id for d in (await running)[0]] == [d.token_id for d in whole]
+            await holds_nothing(llm)
+
+            running = asyncio.create_task(collect(llm, [endless]))
+            await asyncio.sleep(0.1)
+            os.kill(first, signal.SIGSTOP)
+            with pytest.raises(EngineDiedError, match="hung: no sign of life"):
+                await running
+            assert not psutil.pid_exists(first)
+            await until(llm, "ready")
+            assert (llm.num_restarts, llm.engine_pid != first) == (1, True)
+            assert [d.token_id for d in (await collect(llm, [job]))[0]] == [
+                d.token_id for d in whole
+            ]
+
+    asyncio.run(run())
+
+
+def test_a_loop_that_hangs_is_ended_though_its_process_speaks(monkeypatch):
+    killed = asyncio.Event()
+
+    async def hangs() -> AsyncIterator:
+        yield Ready(1, 1, 1, 1)
+        while not killed.is_set():
+            yield Alive("step", 10.0, 0.1, "plamo_ref.x, line 7")
+            await asyncio.sleep(0.01)
+
+    async def run() -> None:
+        reasons: list[str] = []
+        life = fake_lives(monkeypatch, hangs, stall_seconds=0.4)
+
+        async def kill(_: object) -> None:
+            killed.set()
+
+        monkeypatch.setattr(supervisor.EngineProcess, "kill", kill, raising=False)
+        life._lost = lambda error: reasons.append(str(error)) or 1
+        life._restarts = Restarts(0)
+        async with asyncio.timeout(20):
+            await life.start()
+            await life.dead.wait()
+        assert "hung: in one step for 10 s, at plamo_ref.x, line 7" in reasons[0]
         await life.close()
 
     asyncio.run(run())

@@ -228,7 +228,8 @@ def test_a_crowd_is_served_completely(server):
 
 
 def test_when_the_engine_is_killed_everybody_is_told_and_it_comes_back(tmp_path):
-    with running_server(tmp_path, "--max-requests", "4") as server, server.client() as client:
+    options = ("--max-requests", "4", "--stall-seconds", "2")
+    with running_server(tmp_path, *options) as server, server.client() as client:
         with (
             client.stream("POST", "/v1/completions", json={**LONG, "stream": True}) as stream,
             raw_request(server.address, LONG) as waiting,
@@ -254,6 +255,12 @@ def test_when_the_engine_is_killed_everybody_is_told_and_it_comes_back(tmp_path)
         server.wait_until("plamo_ref_engine_up", 1, seconds=60)
         assert client.get("/health").json() == {"status": "ready", "restarts": 1}
         assert client.post("/v1/completions", json={**LONG, "max_tokens": 1}).status_code == 200
+        server.engine().suspend()
+        server.wait_until("plamo_ref_engine_up", 0)
+        health = client.get("/health")
+        assert (health.status_code, health.json()["status"]) == (503, "stalled")
+        server.engine().resume()
+        server.wait_until("plamo_ref_engine_up", 1)
 
 
 def test_when_the_engine_may_not_come_back_the_server_ends_with_an_error(tmp_path):

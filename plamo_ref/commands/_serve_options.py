@@ -78,6 +78,7 @@ def server_options(command: Command) -> Command:
         _of(ServerConfig, "max_logprobs", type=click.IntRange(0, 100), help="Largest logprobs."),
         _of(ServerConfig, "max_choices", type=POSITIVE, help="Largest n."),
         _of(ServerConfig, "max_prompts", type=POSITIVE, help="In one request."),
+        _of(ServerConfig, "max_values", type=POSITIVE, help="In a request's JSON."),
         _of(ServerConfig, "max_body_bytes", type=POSITIVE, help="Of a request."),
         _of(ServerConfig, "read_seconds", type=SECONDS, help="To read a full buffer."),
         _of(ServerConfig, "body_seconds", type=SECONDS, help="To send a body."),

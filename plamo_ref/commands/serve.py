@@ -29,7 +29,14 @@ shown: dict[str, Any] = {"show_default": True}
     "--engine-restarts",
     type=click.IntRange(0),
     default=3,
-    help="In a row, when the engine dies; 0: the server exits.",
+    help="In a row, of an engine that dies over no request; 0: the server exits.",
+    **shown,
+)
+@click.option(
+    "--stall-seconds",
+    type=click.FloatRange(0, min_open=True),
+    default=10.0,
+    help="Without progress, until the engine counts as stalled.",
     **shown,
 )
 @click.option("--max-requests", type=click.IntRange(1), default=1024, help="At a time.", **shown)
@@ -58,6 +65,7 @@ def serve(model: str, served_model_names: tuple[str, ...], **given: Any) -> None
     llm = AsyncLLM(
         model,
         max_restarts=given["engine_restarts"],
+        stall_seconds=given["stall_seconds"],
         **{name: given[name] for name in (*ENGINE, "revision", "offline", "max_requests")}
         | translated,
     )

@@ -13,7 +13,7 @@ import asyncio
 import itertools
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import aclosing, suppress
+from contextlib import aclosing
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,6 @@ from plamo_ref.engine.calls import (
     Call,
     Delta,
     EngineBusyError,
-    EngineUnavailableError,
     GrammarRefusedError,
     Job,
     RequestRefusedError,
@@ -51,8 +50,9 @@ from plamo_ref.hub import find
 from plamo_ref.text_stream import TextStream
 from plamo_ref.tokenizer import Plamo2Tokenizer
 from plamo_ref.tokenizer_loading import check_vocabulary
-from plamo_ref.values import Whole, read
+from plamo_ref.values import Number, Whole, read
 
+LONG_IDS = 1 << 16  # tokens of prompts that are told to the engine before others have their turn
 Observer = Callable[[Sequence[Delta]], None]  # called with all that a step has given
 
 
@@ -64,7 +64,10 @@ class AsyncLLM:
         revision, cache_dir, offline: for hub ids, see `plamo_ref.hub.find`.
         max_requests: how many may be under way, waiting ones included.
         max_unread: tokens of a call that may wait to be fetched.
-        max_restarts: how often in a row an engine that died young is started again; 0: never.
+        max_restarts: how often in a row an engine that dies by itself is started again; 0: never,
+            whatever it dies of.
+        stall_seconds: after so long without progress the engine is "stalled", after twice as long
+            it is ended, and started again; what is long by nature is allowed for.
         engine: fields of `EngineConfig`.
 
     Raises:
@@ -82,6 +85,7 @@ class AsyncLLM:
         max_requests: int = 1024,
         max_unread: int = 4096,
         max_restarts: int = 3,
+        stall_seconds: float = 10.0,
         **engine: Any,
     ) -> None:
         config = EngineConfig(**engine)
@@ -98,9 +102,13 @@ class AsyncLLM:
         self.max_requests = read(EngineError, "max_requests", max_requests, some)
         self.max_unread = read(EngineError, "max_unread", max_unread, some)
         restarts = read(EngineError, "max_restarts", max_restarts, any_number)
+        positive = Number("above 0", lambda seconds: seconds > 0)
+        stall = read(EngineError, "stall_seconds", stall_seconds, positive)
         self.stats = Stats()
         self.observers: list[Observer] = []
-        self._life = Supervisor(self.folder, asdict(config), restarts, self._hear, self._lost)
+        self._life = Supervisor(
+            self.folder, asdict(config), restarts, stall, self._hear, self._lost
+        )
         self._streams: dict[str, Stream] = {}
         self._audits: dict[int, asyncio.Future[Audited]] = {}
         self._numbers = itertools.count()
@@ -136,6 +144,11 @@ class AsyncLLM:
         return self._life.dead
 
     @property
+    def end(self) -> str:
+        """Why no other will come."""
+        return self._life.end
+
+    @property
     def num_restarts(self) -> int:
         return self._life.num_restarts
 
@@ -169,7 +182,7 @@ class AsyncLLM:
         call = Call(len(jobs), None if whole else self.max_unread * len(jobs))
         ids: list[str] = []
         try:
-            self._submit(call, jobs, ids)
+            await self._submit(call, jobs, ids)
             while call.unfinished or call.deltas:
                 await call.news.wait()
                 if batch := call.take():
@@ -212,8 +225,8 @@ class AsyncLLM:
         """Requests under way, waiting ones included."""
         return len(self._streams)
 
-    def _submit(self, call: Call, jobs: Sequence[Job], ids: list[str]) -> None:
-        """Hand the jobs to the engine; `ids` gets those of whom it has heard."""
+    async def _submit(self, call: Call, jobs: Sequence[Job], ids: list[str]) -> None:
+        """Hand the jobs to the engine; `ids` gets those of whom it may have heard."""
         child = self._life.engine
         if len(jobs) > self.max_requests:
             raise RequestRefusedError(
@@ -224,33 +237,41 @@ class AsyncLLM:
                 f"{len(self._streams)} requests are under way, at most {self.max_requests} may be, "
                 f"and this call brings {len(jobs)}: try again later"
             )
-        for index, job in enumerate(jobs):
+        for index, job in enumerate(jobs):  # they all count from now on
             request_id = str(next(self._numbers))
+            self._streams[request_id] = Stream(call, index, TextStream(self.tokenizer, job.params))
+            ids.append(request_id)
+        said = 0
+        for request_id, job in zip(ids, jobs, strict=True):
+            said += len(job.prompt_ids)
+            if said > LONG_IDS:
+                said = 0
+                await asyncio.sleep(0)
+                if call.error is not None:  # the engine has gone meanwhile, or refused one
+                    return
             try:
                 child.send(Add(request_id, list(job.prompt_ids), job.params.as_text()))
             except (TypeError, ValueError, OverflowError, RecursionError) as error:
                 # Half a character, 65 bits, an object of the user's own: mostly in a JSON schema.
                 kind = GrammarRefusedError if job.params.guided else RequestRefusedError
                 raise kind(f"the engine cannot be told this: {error}") from None
-            self._streams[request_id] = Stream(call, index, TextStream(self.tokenizer, job.params))
-            ids.append(request_id)
 
     def _abort(self, request_ids: Sequence[str]) -> None:
         """Forget these requests; tell the engine about those it may still work on."""
         live = [i for i in request_ids if self._streams.pop(i, None) is not None]
         if live:
-            with suppress(EngineUnavailableError):  # it holds nothing any more
-                self._life.engine.send(Abort(live))
+            self._life.tell(Abort(live))
 
-    def _lost(self, error: Exception) -> None:
-        """There is no engine any more: nobody shall wait for it."""
-        self.stats = Stats()
+    def _lost(self, error: Exception) -> int:
+        """There is no engine any more: nobody shall wait for it. Returns how many did."""
+        self.stats, count = Stats(), len(self._streams)
         for stream in self._streams.values():
             stream.call.fail(error)
         self._streams.clear()
         for answer in self._audits.values():
             if not answer.done():
                 answer.set_exception(error)
+        return count
 
     # --- what the engine says ------------------------------------------------------------------
 

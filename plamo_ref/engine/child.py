@@ -20,6 +20,7 @@ from plamo_ref.engine.config import EngineError
 from plamo_ref.engine.messages import Codec, EngineSpec, Shutdown, ToEngine, ToFront
 
 STOP_SECONDS = 5.0  # from Shutdown to SIGKILL
+TERM_SECONDS = 1.0  # from SIGTERM to SIGKILL, of one that hangs
 LAST_WORDS_SECONDS = 0.2  # for what a process said before its end to get here
 
 
@@ -39,7 +40,9 @@ class EngineProcess:
         self._exit = asyncio.ensure_future(process.wait())
 
     @classmethod
-    async def start(cls, folder: Path, engine: Mapping[str, Any]) -> "EngineProcess":
+    async def start(
+        cls, folder: Path, engine: Mapping[str, Any], heartbeat_seconds: float = 1.0
+    ) -> "EngineProcess":
         """Start the process; it loads its model while the caller listens to `messages`.
 
         Raises:
@@ -69,7 +72,13 @@ class EngineProcess:
             start_new_session=True,  # a signal to the front's group is the front's to answer
         )
         assert process.stdin is not None
-        spec = EngineSpec(folder=str(folder), engine=engine, inbox=inbox, outbox=outbox)
+        spec = EngineSpec(
+            folder=str(folder),
+            engine=engine,
+            inbox=inbox,
+            outbox=outbox,
+            heartbeat_seconds=heartbeat_seconds,
+        )
         process.stdin.write(msgspec.json.encode(spec) + b"\n")  # and never closed: see process.py
         return cls(process, context, (to_engine, from_engine), home)
 
@@ -98,6 +107,15 @@ class EngineProcess:
                 coming.cancel()
                 return
             yield self._codec.for_front(await coming)
+
+    async def kill(self) -> None:
+        """End a process that hangs. Afterwards `messages` ends."""
+        if self.exit_code is None:
+            self._process.terminate()
+            await asyncio.wait({self._exit}, timeout=TERM_SECONDS)
+        if self.exit_code is None:  # stopped, say: SIGTERM waits until it goes on
+            self._process.kill()
+        await asyncio.wait({self._exit})
 
     async def close(self) -> None:
         """Ask it to stop, insist, clean up. Nothing of it is left afterwards."""

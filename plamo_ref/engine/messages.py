@@ -4,16 +4,18 @@ Invariant: a message is a frozen struct of plain values with one encoding (Messa
 type names itself: no pickle, no code, nothing that only one of the two sides could understand.
 
     front → engine   Add, Abort, Audit, Shutdown
-    engine → front   Ready or Failed (once), then Step, Refused, Audited
+    engine → front   Ready or Failed (once), then Step, Refused, Audited; all the time, Alive
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
 from plamo_ref.engine.request import FinishReason
 from plamo_ref.sampling import SamplingParams, TokenLogprobs
+
+Phase = Literal["loading", "idle", "working", "step", "compiling"]
 
 
 class EngineSpec(msgspec.Struct, frozen=True, kw_only=True):
@@ -23,6 +25,7 @@ class EngineSpec(msgspec.Struct, frozen=True, kw_only=True):
     engine: Mapping[str, Any]  # fields of EngineConfig
     inbox: str  # address that the engine reads from
     outbox: str  # … and the one it writes to
+    heartbeat_seconds: float = 1.0  # between two Alive messages
 
 
 class Message(msgspec.Struct, frozen=True, tag=True):
@@ -80,6 +83,15 @@ class Failed(Message, frozen=True):
     message: str
 
 
+class Alive(Message, frozen=True):
+    """What the engine's loop is doing, as a thread beside it sees it."""
+
+    phase: Phase
+    seconds: float  # since this phase began
+    expected: float = 0.0  # of a step: how many seconds it takes at the slowest known pace
+    where: str = ""  # which of our lines it is in
+
+
 class Refused(Message, frozen=True):
     """A request that can never run, or can never end as it was asked to."""
 
@@ -129,7 +141,7 @@ class Audited(Message, frozen=True):
 
 
 ToEngine = Add | Abort | Audit | Shutdown
-ToFront = Ready | Failed | Refused | Step | Audited
+ToFront = Ready | Failed | Alive | Refused | Step | Audited
 
 
 class Codec:

@@ -21,6 +21,7 @@ from plamo_ref.engine.build import build_core
 from plamo_ref.engine.cache import IntegrityError
 from plamo_ref.engine.config import EngineConfig
 from plamo_ref.engine.core import EngineCore
+from plamo_ref.engine.heartbeat import Heartbeat
 from plamo_ref.engine.messages import (
     Abort,
     Add,
@@ -65,9 +66,14 @@ class EngineLoop:
     """Between the channel and the core: reads what has come, then makes one step."""
 
     def __init__(
-        self, core: EngineCore, source: ModelSource, inbox: zmq.Socket, outbox: zmq.Socket
+        self,
+        core: EngineCore,
+        source: ModelSource,
+        inbox: zmq.Socket,
+        outbox: zmq.Socket,
+        heart: Heartbeat,
     ) -> None:
-        self.core, self._stop_ids = core, source.stop_token_ids
+        self.core, self._stop_ids, self._heart = core, source.stop_token_ids, heart
         self._guides = GuidePool(source.folder, source.config.vocab_size, source.stop_token_ids)
         self._compiling: dict[str, tuple[Add, WorkerGuide]] = {}  # by request
         self._inbox, self._outbox, self._codec = inbox, outbox, Codec()
@@ -90,6 +96,7 @@ class EngineLoop:
             self._receive()
             self._take_compiled()
             if self._open and self.core.has_work:
+                self._heart.now("step", self._next_tokens())
                 self._step()
 
     # --- in ------------------------------------------------------------------------------------
@@ -97,7 +104,9 @@ class EngineLoop:
     def _receive(self) -> None:
         """Take everything that has come; without work, wait for something."""
         idle = COMPILING_MS if self._compiling else None
+        self._heart.now("idle")
         ready = dict(self._poller.poll(0 if self.core.has_work else idle))
+        self._heart.now("working")
         if sys.stdin.fileno() in ready:
             self._open = False  # the front is gone: nobody else holds the other end
             return
@@ -190,6 +199,13 @@ class EngineLoop:
         if tokens or due:
             self._send(Step(tokens, self.stats() if due else None))
 
+    def _next_tokens(self) -> int:
+        """How many the next step computes at most."""
+        queues, most = self.core.queues, self.core.config.max_num_batched_tokens
+        if queues.waiting:
+            return most
+        return min(most, sum(request.num_uncomputed_tokens for request in queues.running))
+
     def _token(self, request: Request) -> Token:
         if request.status == "finished":
             self._preemptions_ended += request.num_preemptions
@@ -238,20 +254,26 @@ def serve(spec: EngineSpec) -> int:
         box.linger = LINGER_MS
         box.connect(address)
     try:
+        with Heartbeat(context, spec.outbox, spec.heartbeat_seconds) as heart:
+            return _live(spec, inbox, outbox, heart)
+    finally:
+        context.destroy()
+
+
+def _live(spec: EngineSpec, inbox: zmq.Socket, outbox: zmq.Socket, heart: Heartbeat) -> int:
+    try:
         core, source = load_core(spec)
     except (PlamoRefError, OSError) as error:
         outbox.send(Codec().encode(Failed(str(error))))
         return 1
-    else:
-        vocabulary = source.config.vocab_size
-        ready = Ready(core.max_model_len, core.queues.max_num_seqs, vocabulary, os.getpid())
-        loop = EngineLoop(core, source, inbox, outbox)
-        loop.prepare_guides()
-        outbox.send(Codec().encode(ready))
-        loop.run()
-        return 0
-    finally:
-        context.destroy()
+    vocabulary = source.config.vocab_size
+    ready = Ready(core.max_model_len, core.queues.max_num_seqs, vocabulary, os.getpid())
+    heart.expect(source.config.num_parameters)
+    loop = EngineLoop(core, source, inbox, outbox, heart)
+    loop.prepare_guides()
+    outbox.send(Codec().encode(ready))
+    loop.run()
+    return 0
 
 
 def main() -> int:

@@ -11,6 +11,7 @@ from starlette.responses import Response
 
 import plamo_ref
 from plamo_ref.server import answers, errors
+from plamo_ref.server.bodies import bounded_route
 from plamo_ref.server.chat import Chat, chat_ids, chat_template
 from plamo_ref.server.completions import Completion
 from plamo_ref.server.document import describe
@@ -27,7 +28,7 @@ from plamo_ref.server.schemas import (
     DetokenizeRequest,
     TokenizeRequest,
 )
-from plamo_ref.server.service import Service
+from plamo_ref.server.service import LONG_TEXT, Service
 from plamo_ref.server.tools import for_template
 from plamo_ref.server.wire import EventStream, answer, json_response
 
@@ -42,6 +43,7 @@ def create_app(service: Service) -> FastAPI:
         root_path=service.config.root_path,
         responses=answers.ANSWERS,
     )
+    app.router.route_class = bounded_route(service)
     errors.install(app)
     _generation_routes(app, service)
     _text_routes(app, service)
@@ -102,17 +104,25 @@ def _text_routes(app: FastAPI, service: Service) -> None:
             no_conversation(body)
             add_bos = False if body.add_special_tokens is False else None
             ids = await service.encode(body.prompt or "", add_bos=add_bos)
-        texts = [tokenizer.decode([i]) for i in ids] if body.return_token_strs else None
         limit = service.llm.max_model_len
-        return json_response(
-            {"tokens": ids, "count": len(ids), "max_model_len": limit, "token_strs": texts}
-        )
+
+        def work() -> Response:
+            texts = [tokenizer.decode([i]) for i in ids] if body.return_token_strs else None
+            return json_response(
+                {"tokens": ids, "count": len(ids), "max_model_len": limit, "token_strs": texts}
+            )
+
+        return await service.beside(work, len(ids) > LONG_TEXT)
 
     @app.post("/detokenize", responses=answers.DETOKENIZED)
     async def detokenize(body: DetokenizeRequest) -> Response:
         check_model(body.model, service.config)
         service.check_ids(body.tokens, "tokens")
-        return json_response({"prompt": tokenizer.decode(body.tokens)})
+
+        def work() -> Response:
+            return json_response({"prompt": tokenizer.decode(body.tokens)})
+
+        return await service.beside(work, len(body.tokens) > LONG_TEXT)
 
     @app.get("/tokenizer_info", responses=answers.TOKENIZER)
     async def tokenizer_info() -> Response:

@@ -3,7 +3,6 @@
 Invariant: an unstreamed answer is the streamed one, joined: both are made of the same deltas.
 """
 
-import asyncio
 import time
 from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from contextlib import aclosing
@@ -17,12 +16,14 @@ from plamo_ref.server.logprobs import chat_entry, prompt_entries
 from plamo_ref.server.params import chat_params, check_model, stop_reason
 from plamo_ref.server.rendering import render
 from plamo_ref.server.schemas import ChatRequest, Conversation
-from plamo_ref.server.service import Service
+from plamo_ref.server.service import LONG_ANSWER, Service
 from plamo_ref.server.templates import ChatTemplate
 from plamo_ref.server.tool_reader import Piece
 from plamo_ref.server.tools import ToolPlan, check_calls, plan_tools, refused_grammar
 from plamo_ref.server.turn import Turn
 from plamo_ref.server.usage import Usage
+
+MANY_PARTS = 256  # of a conversation, whose rendering would keep the event loop too long
 
 
 class Chat:
@@ -62,7 +63,7 @@ class Chat:
         plan = None
         if request.tools or request.tool_choice is not None:
             # Schemas can be long, and so can be making a grammar of them.
-            plan = await asyncio.to_thread(plan_tools, request, template.tools, service.config)
+            plan = await service.workers.run(plan_tools, request, template.tools, service.config)
         shown = None if plan is None else plan.shown
         ids = await chat_ids(service, request, shown)
         # The newer name decides, but the older one beside it must not be nonsense.
@@ -83,10 +84,15 @@ class Chat:
                 for delta in batch:
                     deltas.setdefault(delta.index, []).append(delta)
         first = next(iter(deltas.values()))[0]
+        count = sum(map(len, deltas.values()))
+
+        def choices() -> list[dict[str, Any]]:
+            return [self._choice(parts) for _, parts in sorted(deltas.items())]
+
         return {
             **self._head,
             "object": "chat.completion",
-            "choices": [self._choice(parts) for _, parts in sorted(deltas.items())],
+            "choices": await self._service.beside(choices, count > LONG_ANSWER),
             "usage": self.usage.so_far(),
             **self._ids_of_prompt(),
             **self._prompt_logprobs(first),
@@ -213,7 +219,12 @@ async def chat_ids(
     """
     template = chat_template(service)
     check_calls(asked.messages, template.tools)
-    plain = [for_template(message) for message in asked.messages]
-    text = render(template, plain, asked, tools)
+
+    def work() -> str:
+        return render(template, [for_template(message) for message in asked.messages], asked, tools)
+
+    messages = asked.messages
+    parts = sum(len(m.content) if isinstance(m.content, list) else 1 for m in messages)
+    text = await service.beside(work, parts > MANY_PARTS)
     add_bos = False if asked.add_special_tokens is False else template.add_bos(text)
     return await service.encode(text, add_bos=add_bos)

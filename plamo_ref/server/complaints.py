@@ -47,7 +47,7 @@ def _place(error: Mapping[str, Any], body: Any) -> Place:
     """Where in `body`: pydantic also names the alternatives that it tried."""
     place: list[str | int] = []
     here = body
-    _, *parts = error["loc"]  # "body"
+    parts = error["loc"]
     for part in parts:
         inside = isinstance(here, list) and isinstance(part, int) and part < len(here)
         if inside or (isinstance(here, dict) and part in here):

@@ -6,6 +6,7 @@ Invariant: an unstreamed answer is the streamed one, joined: both are made of th
 import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -15,8 +16,8 @@ from plamo_ref.sampling import SamplingParams
 from plamo_ref.server.errors import bad, conflict
 from plamo_ref.server.logprobs import CompletionLogprobs, join_columns, prompt_entries
 from plamo_ref.server.params import check_model, completion_params, stop_reason
-from plamo_ref.server.schemas import CompletionRequest
-from plamo_ref.server.service import Service
+from plamo_ref.server.schemas import CompletionRequest, StreamOptions
+from plamo_ref.server.service import LONG_ANSWER, Service
 from plamo_ref.server.usage import Usage
 
 
@@ -84,9 +85,14 @@ class Completion:
         pieces: dict[int, list[Piece]] = {}
         async with aclosing(self._batches(whole=True)) as coming:
             async for batch in coming:
-                for delta in batch:
-                    pieces.setdefault(delta.index, []).append(self._piece(delta))
-        choices = [_join(parts) for _, parts in sorted(pieces.items())]
+                work = partial(self._pieces, batch)
+                for piece in await self._service.beside(work, _has_tables(batch)):
+                    pieces.setdefault(piece.index, []).append(piece)
+
+        def join() -> list[Piece]:
+            return [_join(parts) for _, parts in sorted(pieces.items())]
+
+        choices = await self._service.beside(join, self._usage.completion_tokens > LONG_ANSWER)
         return {**self._head, "choices": choices, "usage": self._usage.so_far()}
 
     async def events(self) -> AsyncGenerator[list[Mapping[str, Any]], None]:
@@ -94,13 +100,19 @@ class Completion:
         options = self._request.stream_options
         async with aclosing(self._batches(whole=False)) as coming:
             async for batch in coming:
-                yield [
-                    {**self._head, "choices": [piece], **self._usage.in_chunk(options)}
-                    for piece in map(self._piece, batch)  # one by one: each counts a token
-                    if piece.text or piece.logprobs or piece.finish_reason or self._shows_ids
-                ]
+                work = partial(self._chunks, batch, options)
+                yield await self._service.beside(work, _has_tables(batch))
         if options is not None and options.usage:
             yield [{**self._head, "choices": [], "usage": self._usage.so_far()}]
+
+    def _chunks(
+        self, batch: Sequence[Delta], options: StreamOptions | None
+    ) -> list[Mapping[str, Any]]:
+        return [
+            {**self._head, "choices": [piece], **self._usage.in_chunk(options)}
+            for piece in map(self._piece, batch)  # one by one: each counts a token
+            if piece.text or piece.logprobs or piece.finish_reason or self._shows_ids
+        ]
 
     async def _batches(self, *, whole: bool) -> AsyncGenerator[list[Delta], None]:
         ids = [ids for _, ids in self._prompts]
@@ -111,6 +123,9 @@ class Completion:
     @property
     def _shows_ids(self) -> bool:
         return bool(self._request.return_token_ids)
+
+    def _pieces(self, batch: Sequence[Delta]) -> list[Piece]:
+        return [self._piece(delta) for delta in batch]
 
     def _piece(self, delta: Delta) -> Piece:
         if not delta.first:
@@ -167,6 +182,11 @@ class Completion:
         )
 
 
+def _has_tables(batch: Sequence[Delta]) -> bool:
+    """Whether log probabilities of a whole prompt are among them."""
+    return any(delta.prompt_logprobs for delta in batch)
+
+
 def _join(parts: Sequence[Piece]) -> Piece:
     columns = [part.logprobs for part in parts if part.logprobs is not None]
     first, last = parts[0], parts[-1]
@@ -192,18 +212,20 @@ async def _prompts(
     given = request.prompt
     if isinstance(given, str):
         listed: list[str | list[int]] = [given]
-    elif given and all(isinstance(item, int) for item in given):
-        listed = [given]  # type: ignore[list-item]
+    elif given and isinstance(given[0], int):  # then all are
+        listed = [given]
     else:
         listed = list(given)  # type: ignore[arg-type]
     if not 1 <= len(listed) <= service.config.max_prompts:
         raise bad(f"prompt: 1 to {service.config.max_prompts} prompts, not {len(listed)}", "prompt")
+    texts = [item for item in listed if isinstance(item, str)]
+    # None: as the checkpoint says. A client can only turn its BOS off.
+    add_bos = False if request.add_special_tokens is False else None
+    encoded = iter(await service.encode_all(texts, add_bos=add_bos))
     prompts: list[tuple[str | None, Sequence[int]]] = []
     for item in listed:
         if isinstance(item, str):
-            # None: as the checkpoint says. A client can only turn its BOS off.
-            add_bos = False if request.add_special_tokens is False else None
-            prompts.append((item, await service.encode(item, add_bos=add_bos)))
+            prompts.append((item, next(encoded)))
         else:
             service.check_ids(item, "prompt")
             prompts.append((None, item))

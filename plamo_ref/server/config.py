@@ -18,11 +18,13 @@ class ServerConfig:
     api_keys: tuple[str, ...] = ()  # any of them opens; none: the server is open
     cors_origins: tuple[str, ...] = ()  # none: no CORS headers at all
     max_body_bytes: int = 4 << 20
+    max_values: int = 1 << 18  # in a body; more, where the model's context is longer
     head_seconds: float = 10.0  # for a client to send the head of a request
     body_seconds: float = 60.0  # … and its body
     read_seconds: float = 60.0  # … and to read what fills the connection's buffer
     max_prompts: int = 256  # in one request
     max_choices: int = 64  # n
+    max_copied_bytes: int = 16 << 20  # prompts times choices, on their way to the engine
     max_logprobs: int = 20
     max_stops: int = 16
     max_stop_length: int = 256  # characters of a stop string

@@ -1,6 +1,7 @@
 """Everything that can go wrong, as a status and a body in OpenAI's shape.
 
-Invariant: a client never sees a traceback, and what it sent is never repeated to it unescaped.
+Invariant: a client never sees a traceback, and what it sent is never repeated to it unescaped, nor
+at length.
 """
 
 import json
@@ -8,8 +9,7 @@ from http import HTTPStatus
 from typing import Any
 
 from fastapi import FastAPI, Request
-from fastapi.exceptions import RequestValidationError
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
@@ -43,6 +43,8 @@ STATUS_OF: dict[type[Exception], int] = {
     SlowReaderError: 500,
 }
 RETRY = {429: "1", 503: "2"}  # seconds
+MAX_MESSAGE = 1000  # characters; a name that a client made up may have millions
+MAX_PARAM = 200
 
 
 class ErrorDetail(BaseModel):
@@ -96,7 +98,9 @@ def as_api_error(error: Exception) -> ApiError:
 
 def body_of(error: ApiError) -> dict[str, Any]:
     kind = KINDS.get(error.status, "server_error")
-    detail = {"message": str(error), "type": kind, "param": error.param, "code": error.code}
+    param = None if error.param is None else shortened(error.param, MAX_PARAM)
+    message = shortened(str(error), MAX_MESSAGE)
+    detail = {"message": message, "type": kind, "param": param, "code": error.code}
     return {"error": detail}
 
 
@@ -109,22 +113,21 @@ def response_of(error: ApiError, headers: dict[str, str] | None = None) -> Respo
     return Response(body, error.status, headers, media_type="application/json")
 
 
-def _invalid(error: RequestValidationError) -> ApiError:
-    """What does not fit, and where, without what was there."""
-    first = error.errors()[0]
-    place = [str(part) for part in first["loc"][1:] if not isinstance(part, int)]
-    if first["type"] in ("json_invalid", "model_attributes_type", "missing") and not place:
-        message = "the body is no JSON object, or its Content-Type is not application/json"
-        return bad(f"{message}: {first['msg']}", code="invalid_json")
-    return bad(*complaint(error.errors(), error.body))
+def shortened(text: str, most: int) -> str:
+    """A text of at most `most` characters: its beginning, and its end."""
+    if len(text) <= most:
+        return text
+    head = most // 2
+    return f"{text[:head]}…{text[len(text) - (most - head - 1) :]}"
+
+
+def invalid(error: ValidationError, body: Any) -> ApiError:
+    """What does not fit in `body`, and where, without what was there."""
+    return bad(*complaint(error.errors(include_url=False, include_input=False), body))
 
 
 def install(app: FastAPI) -> None:
     """Let every error of the app leave in OpenAI's shape."""
-
-    async def on_validation(_: Request, error: Exception) -> Response:
-        assert isinstance(error, RequestValidationError)
-        return response_of(_invalid(error))
 
     async def on_http(_: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
@@ -137,7 +140,6 @@ def install(app: FastAPI) -> None:
         name = request.scope.get("state", {}).get("request_id")
         return response_of(as_api_error(error), {"X-Request-Id": name} if name else None)
 
-    app.add_exception_handler(RequestValidationError, on_validation)
     app.add_exception_handler(HTTPException, on_http)
     app.add_exception_handler(PlamoRefError, on_ours)
     app.add_exception_handler(Exception, on_ours)

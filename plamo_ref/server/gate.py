@@ -1,23 +1,27 @@
 """What stands before every request: the size of the body, the time it takes to come, and the key.
 
 Invariant: nothing behind it ever holds more than `max_body_bytes` of a request or waits longer than
-`body_seconds` for it, and without a key nobody but `/health` answers. Plain ASGI, so that a
-disconnect reaches who waits for it.
+`body_seconds` for it, and without a key nobody but `/health` answers, nor is any of the body read
+before the refusal has been sent. Plain ASGI, so that a disconnect reaches who waits for it.
+
+A client that is still sending when the connection is closed may never get to read why: so what it
+sends after a refusal is thrown away for a while, and then the connection ends.
 """
 
 import asyncio
 import hmac
-from collections.abc import MutableMapping
+from collections.abc import Mapping
 from contextlib import suppress
 
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from plamo_ref.server.config import ServerConfig
 from plamo_ref.server.errors import ApiError, response_of
 
 OPEN_PATHS = frozenset({"/health"})
-# Read and thrown away, so that a client that is still sending gets to read why.
-MAX_DISCARDED = 64 << 20
+MAX_DISCARDED = 64 << 20  # bytes thrown away of a body that is too large
+LINGER_SECONDS = 5.0  # … and for how long
 
 
 class _RefusedError(Exception):
@@ -42,10 +46,24 @@ class Gate:
             with suppress(_RefusedError):
                 await self.app(scope, body.receive, body.send)
         if body.refusal is not None:  # whatever the app made of it
-            await body.discard()
-            await _answer(body.refusal)(scope, receive, send)
+            await self._refuse(body.refusal, body, headers, send)
 
-    def _refusal(self, scope: Scope, headers: MutableMapping[bytes, bytes]) -> ApiError | None:
+    async def _refuse(
+        self, error: ApiError, body: "_Body", headers: Mapping[bytes, bytes], send: Send
+    ) -> None:
+        """Answer; then let the client come to the end of its body, within limits."""
+        more = body.is_coming(headers)
+        response = _answer(error, close=more)
+        start = {"type": "http.response.start", "status": response.status_code}
+        await send({**start, "headers": response.raw_headers})
+        await send({"type": "http.response.body", "body": response.body, "more_body": more})
+        if more:
+            most = MAX_DISCARDED if error.status == 413 else self._config.max_body_bytes
+            if headers.get(b"expect", b"").lower() != b"100-continue":  # else it waits for our word
+                await body.discard(most)
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    def _refusal(self, scope: Scope, headers: Mapping[bytes, bytes]) -> ApiError | None:
         preflight = scope["method"] == "OPTIONS"  # browsers send it without the key
         path = scope["path"].removeprefix(self._config.root_path)  # a proxy may have left it
         if self._keys and path not in OPEN_PATHS and not preflight:
@@ -91,11 +109,16 @@ class _Body:
         if self.refusal is None:
             await self._send(message)
 
-    async def discard(self) -> None:
-        """Read the rest, up to MAX_DISCARDED bytes and as long as there is time, and forget it."""
+    def is_coming(self, headers: Mapping[bytes, bytes]) -> bool:
+        """Whether the client may still be sending."""
+        announced = headers.get(b"content-length", b"0") != b"0" or b"transfer-encoding" in headers
+        return announced and not self._complete
+
+    async def discard(self, most: int) -> None:
+        """Read the rest, up to so many bytes and for LINGER_SECONDS, and forget it."""
         with suppress(TimeoutError):
-            async with asyncio.timeout_at(self._deadline):
-                while not self._complete and self._size < MAX_DISCARDED:
+            async with asyncio.timeout(LINGER_SECONDS):
+                while not self._complete and self._size < most:
                     message = await self._receive()
                     self._complete = not message.get("more_body", False)
                     self._size += len(message.get("body", b""))
@@ -111,8 +134,8 @@ def too_slow(config: ServerConfig) -> ApiError:
     return ApiError(408, message, code="body_too_slow")
 
 
-def _answer(error: ApiError) -> ASGIApp:
+def _answer(error: ApiError, *, close: bool) -> Response:
     headers = {"WWW-Authenticate": "Bearer"} if error.status == 401 else {}
-    if error.status == 408:  # the rest may still come, and is no request
+    if close:  # the rest of the body is no request
         headers["Connection"] = "close"
     return response_of(error, headers)

@@ -10,7 +10,7 @@ from typing import Any
 from plamo_ref.engine.calls import Delta
 from plamo_ref.sampling import GuidedParams, SamplingParams
 from plamo_ref.server.config import ServerConfig
-from plamo_ref.server.errors import ApiError, bad, conflict
+from plamo_ref.server.errors import MAX_PARAM, ApiError, bad, conflict, shortened
 from plamo_ref.server.schemas import (
     ChatRequest,
     CompletionRequest,
@@ -41,7 +41,8 @@ def check_model(name: str | None, config: ServerConfig) -> None:
     """None is the model that is served."""
     if name is not None and name not in config.model_names:
         served = " and ".join(map(repr, config.model_names))
-        message = f"the model {name!r} does not exist; this server has {served}"
+        called = shortened(name, MAX_PARAM)
+        message = f"the model {called!r} does not exist; this server has {served}"
         raise ApiError(404, message, "model", "model_not_found")
 
 
@@ -163,7 +164,8 @@ def _logit_bias(bias: dict[str, float] | None) -> dict[int, float] | None:
         return None
     for token in bias:
         if not (token.isascii() and token.isdigit() and len(token) < 19):
-            raise bad(f"logit_bias: {token!r} is no token id", "logit_bias")
+            called = shortened(token, MAX_PARAM)
+            raise bad(f"logit_bias: {called!r} is no token id", "logit_bias")
     return {int(token): value for token, value in bias.items()}
 
 

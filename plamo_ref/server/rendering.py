@@ -19,6 +19,7 @@ Writer = Callable[[Messages], str]
 # Names that are not the client's to give, and the field that says the same if there is one.
 TAKEN = ("messages", "add_generation_prompt", "continue_final_message", "documents", "tools")
 EVERYBODY = ("user", "assistant")  # every template knows them
+MAX_ROLES = 16  # in one conversation
 
 
 def render(
@@ -94,7 +95,10 @@ def _checked(write: Writer, messages: Messages) -> str:
     """The prompt. A template that writes the same without the messages of a role does not know the
     role."""
     text = write(messages)
-    for role in dict.fromkeys(m["role"] for m in messages if m["content"]):
+    roles = list(dict.fromkeys(m["role"] for m in messages if m["content"]))
+    if len(roles) > MAX_ROLES:  # for each the template is asked once more
+        raise bad(f"messages: there are {len(roles)} roles, at most {MAX_ROLES} may be", "messages")
+    for role in roles:
         if role in EVERYBODY:
             continue
         try:

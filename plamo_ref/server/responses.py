@@ -146,7 +146,8 @@ def _usage(counts: Mapping[str, int]) -> dict[str, Any]:
 
 def _head(request: ResponsesRequest, model: str, name: str) -> dict[str, Any]:
     """What is known from the beginning: mostly what was asked for."""
-    asked = request.model_dump(by_alias=True, exclude_none=True)
+    shown = {"text", "tools", "tool_choice"}
+    asked = request.model_dump(by_alias=True, exclude_none=True, include=shown)
     return {
         "id": f"resp_{name}",
         "object": "response",

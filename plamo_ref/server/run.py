@@ -1,4 +1,6 @@
-"""Start the engine, serve, drain, stop.
+"""Serve, start the engine, drain, stop.
+
+While the engine starts, `/health` says so, and everything else is asked to come again.
 
 Invariant: when `serve` returns, the engine process is gone. SIGTERM and SIGINT let what is being
 streamed come to its end, for at most `drain_seconds`; a second SIGINT does not wait.
@@ -70,17 +72,24 @@ async def serve(
     template = load_template(llm.folder, chat_template, llm.tokenizer)
     tls = address.context()
     with listen(address) as listener:
-        async with llm:
-            app = create_app(Service(llm, config, template))
-            server = _Server(_settings(app, config, tls, drain_seconds))
+        app = create_app(Service(llm, config, template))
+        server = _Server(_settings(app, config, tls, drain_seconds))
+        serving = asyncio.create_task(server.serve(sockets=[listener]))
+        try:
+            if not await _started(llm, serving):
+                return
             listening(address.name(listener))
-            watch = asyncio.create_task(_until_dead(llm, server))
-            try:
-                await server.serve(sockets=[listener])
-            finally:
-                watch.cancel()
+            dead = asyncio.create_task(llm.dead.wait())
+            await asyncio.wait({serving, dead}, return_when=asyncio.FIRST_COMPLETED)
+            dead.cancel()
+            server.should_exit = True
+            await serving  # which lets the streams come to their end
             if llm.dead.is_set():
-                raise EngineGoneError("the engine ended and is not started again: see above")
+                raise EngineGoneError(f"the engine ended and is not started again: {llm.end}")
+        finally:
+            server.should_exit = True
+            await asyncio.wait({serving})
+            await llm.close()
 
 
 def _settings(
@@ -100,6 +109,17 @@ def _settings(
     )
 
 
-async def _until_dead(llm: AsyncLLM, server: uvicorn.Server) -> None:
-    await llm.dead.wait()
-    server.should_exit = True
+async def _started(llm: AsyncLLM, serving: asyncio.Task[None]) -> bool:
+    """Start the engine; False: a signal has ended the server before.
+
+    Raises:
+        EngineError: the engine cannot be started.
+    """
+    starting = asyncio.create_task(llm.start())
+    await asyncio.wait({starting, serving}, return_when=asyncio.FIRST_COMPLETED)
+    if not starting.done():
+        starting.cancel()
+        await asyncio.wait({starting})
+        return False
+    await starting
+    return True

@@ -15,6 +15,7 @@ from plamo_ref.server.strict import Strict
 from plamo_ref.server.tool_schemas import ToolCall, ToolChoice, Tools
 
 SAFE = 2**53 - 1  # up to it every reader of JSON sees the same integers
+SOME_IDS = 1 << 17  # tokens that a request names one by one; no vocabulary has more
 
 
 def _whole(value: Any) -> Any:
@@ -29,6 +30,15 @@ def _all_whole(value: Any) -> Any:
     return value
 
 
+def _first_bias(value: Any) -> Any:
+    """Pydantic's maps go on after the first wrong value, its lists do not."""
+    if isinstance(value, dict):
+        for token, bias in value.items():
+            if type(bias) not in (int, float) or not -100 <= bias <= 100:
+                raise ValueError(f"{token}: Input should be a number from -100 to 100")
+    return value
+
+
 Count = Annotated[int, Field(ge=0, le=SAFE), BeforeValidator(_whole)]
 Positive = Annotated[int, Field(ge=1, le=SAFE), BeforeValidator(_whole)]
 TopK = Annotated[int, Field(ge=-1, le=SAFE), BeforeValidator(_whole)]
@@ -37,6 +47,7 @@ Penalty = Annotated[float, Field(ge=-2, le=2)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Factor = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Bias = Annotated[float, Field(ge=-100, le=100)]
+Biases = Annotated[dict[str, Bias], Field(max_length=SOME_IDS), BeforeValidator(_first_bias)]
 TokenId = Annotated[int, Field(ge=0, le=SAFE)]
 RequestId = Annotated[str, Field(pattern=r"^[A-Za-z0-9._:@/+=~-]{1,128}$")]
 Text = Annotated[str, Field(min_length=1)]
@@ -104,7 +115,7 @@ class Sampling(Strict):
 
     model: str | None = None  # the one that is served
     frequency_penalty: Penalty | None = None
-    logit_bias: dict[str, Bias] | None = None
+    logit_bias: Biases | None = None
     max_tokens: Count | None = None
     max_completion_tokens: Positive | None = None  # the newer name
     n: Positive | None = None
@@ -125,7 +136,7 @@ class Sampling(Strict):
     include_stop_str_in_output: bool | None = None
     skip_special_tokens: bool | None = None
     spaces_between_special_tokens: bool | None = None
-    stop_token_ids: AnyIds | None = None
+    stop_token_ids: Annotated[AnyIds, Field(max_length=SOME_IDS)] | None = None
     guided_json: dict[str, Any] | str | None = None
     guided_regex: str | None = None
     guided_choice: Annotated[list[Text], Field(min_length=1)] | None = None

@@ -6,10 +6,13 @@ as finished once: with a reason, as an error, or as aborted.
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Sequence
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import aclosing, suppress
 from dataclasses import replace
 from functools import cached_property
+from typing import TypeVar
+
+import msgspec
 
 from plamo_ref.engine.async_llm import AsyncLLM
 from plamo_ref.engine.calls import Delta, Job
@@ -18,8 +21,15 @@ from plamo_ref.server.config import ServerConfig
 from plamo_ref.server.errors import bad, conflict
 from plamo_ref.server.metrics import Metrics
 from plamo_ref.server.templates import ChatTemplate
+from plamo_ref.server.workers import Workers
+
+T = TypeVar("T")
 
 LONG_TEXT = 4096  # characters that would keep the event loop too long
+LONG_IDS = 1 << 14  # tokens likewise, which are handed on as they are
+TOKEN_BYTES = 5  # at most, on its way to the engine
+LONG_ANSWER = 1024  # tokens, perhaps with their log probabilities
+DELTAS = 256  # that are turned into an answer before others have their turn
 
 
 class Service:
@@ -31,6 +41,7 @@ class Service:
         self.llm, self.template = llm, template
         self.config = replace(config, sampling_defaults=llm.sampling_defaults)
         self.metrics = Metrics(llm)
+        self.workers = Workers()
         self.started = int(time.time())
 
     @cached_property
@@ -44,15 +55,30 @@ class Service:
 
     async def encode(self, text: str, *, add_bos: bool | None = None) -> list[int]:
         """Token ids of a prompt; a text that cannot fit is refused before it costs anything."""
-        if len(text) > self.max_characters:
-            raise self._too_long(f"{len(text):,} characters")
-        if len(text) <= LONG_TEXT:
-            return self.llm.tokenizer.encode(text, add_bos)
-        return await asyncio.to_thread(self.llm.tokenizer.encode, text, add_bos)
+        (ids,) = await self.encode_all([text], add_bos=add_bos)
+        return ids
+
+    async def encode_all(
+        self, texts: Sequence[str], *, add_bos: bool | None = None
+    ) -> list[list[int]]:
+        """As `encode`, of several prompts."""
+        for text in texts:
+            if len(text) > self.max_characters:
+                raise self._too_long(f"{len(text):,} characters")
+        encode = self.llm.tokenizer.encode
+
+        def work() -> list[list[int]]:
+            return [encode(text, add_bos) for text in texts]
+
+        return await self.beside(work, sum(map(len, texts)) > LONG_TEXT)
+
+    async def beside(self, work: Callable[[], T], long: bool) -> T:
+        """`work()`; if it is long, in a thread."""
+        return await self.workers.run(work) if long else work()
 
     def check_ids(self, ids: Sequence[int], name: str) -> None:
         size = self.llm.vocab_size
-        for token in ids:
+        for token in (min(ids, default=0), max(ids, default=0)):
             if not 0 <= token < size:
                 raise bad(f"{name}: {token} is no token id; they are 0 to {size - 1}", name)
 
@@ -81,6 +107,21 @@ class Service:
             "context_length_exceeded",
         )
 
+    def _check_copies(self, prompts: Sequence[Sequence[int]], params: SamplingParams) -> int:
+        """Bytes that go to the engine: each choice takes its prompt, biases and grammar along."""
+        with suppress(OverflowError):  # an integer of more than 64 bits, which is refused later
+            more = len(msgspec.msgpack.encode(params))
+            size = params.n * sum(len(ids) * TOKEN_BYTES + more for ids in prompts)
+            if size > self.config.max_copied_bytes:
+                raise conflict(
+                    f"n: {params.n} choices of {len(prompts)} prompts, with their parameters, are "
+                    f"{size:,} bytes for the engine; at most {self.config.max_copied_bytes:,} "
+                    "may be: ask for fewer at a time",
+                    "n",
+                )
+            return size
+        return 0
+
     async def run(
         self, prompts: Sequence[Sequence[int]], params: SamplingParams, *, whole: bool = False
     ) -> AsyncGenerator[list[Delta], None]:
@@ -88,8 +129,13 @@ class Service:
 
         Yields as `AsyncLLM.batches` does.
         """
-        jobs = [Job(ids, params.completion(i)) for ids in prompts for i in range(params.n)]
         began = time.perf_counter()
+        size = self._check_copies(prompts, params)
+
+        def make() -> list[Job]:
+            return [Job(ids, params.completion(i)) for ids in prompts for i in range(params.n)]
+
+        jobs = await self.beside(make, size > LONG_IDS * TOKEN_BYTES)
         reasons: list[str] = []
         ending = "abort"  # of those that have no reason when this ends
         try:
@@ -103,7 +149,10 @@ class Service:
                         if delta.finish_reason is not None:
                             reasons.append(delta.finish_reason)
                             self.metrics.end_to_end.add(time.perf_counter() - began)
-                    yield batch
+                    for start in range(0, len(batch), DELTAS):
+                        if start:  # who is behind has thousands to catch up with
+                            await asyncio.sleep(0)
+                        yield batch[start : start + DELTAS]
         except Exception:
             ending = "error"
             raise

@@ -70,9 +70,23 @@ async def _hang_up(receive: Receive) -> None:
 async def answer(receive: Receive, work: Coroutine[Any, Any, Mapping[str, Any]]) -> Response:
     """The JSON of what `work` returns."""
     try:
-        return json_response(await unless_hung_up(receive, work))
+        body = await unless_hung_up(receive, work)
     except HungUpError:
         return Response(status_code=CLIENT_GONE)
+    return Response(await encoded(body), media_type="application/json")
+
+
+async def encoded(body: Mapping[str, Any]) -> bytes:
+    """The JSON of an answer; between two choices, which can be long, others have their turn."""
+    if "choices" not in body:
+        return msgspec.json.encode(body)
+    head = msgspec.json.encode({**body, "choices": []})
+    parts = []
+    for choice in body["choices"]:
+        parts.append(msgspec.json.encode(choice))
+        await asyncio.sleep(0)
+    before, after = head.split(b'"choices":[]', 1)
+    return b"".join((before, b'"choices":[', b",".join(parts), b"]", after))
 
 
 class EventStream(Response):
