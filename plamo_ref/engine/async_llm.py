@@ -4,9 +4,8 @@ Invariant: every call of `generate` ends: with its last token, with an error, or
 and when it ends, however that is, the engine holds nothing of it. What is under way is bounded: by
 `max_requests` requests, and for each call by `max_unread` tokens that nobody has fetched.
 
-The engine process knows token ids only. Turning them into text, and finding stop strings in it,
-happens here, on another core, while the engine computes its next step; a request that a stop string
-ends therefore computes a token or two in vain, which nobody sees.
+Text is made, and stop strings are found, while the engine process computes its next step; so a
+request that a stop string ends computes a token or two in vain, which nobody sees.
 """
 
 import asyncio
@@ -94,21 +93,19 @@ class AsyncLLM:
         self.tokenizer = Plamo2Tokenizer.from_folder(self.folder)
         shape = Plamo2Config.from_file(self.folder / CONFIG_FILE)
         check_vocabulary(self.tokenizer, self.folder, shape.vocab_size)
-        told = GenerationFile.chosen(
-            self.folder, shape, config.load_format, config.generation_config
-        )
-        self.sampling_defaults = told.sampling  # fields of SamplingParams, for who names none
+        given = (config.load_format, config.generation_config)
+        # Fields of SamplingParams, for who names none.
+        self.sampling_defaults = GenerationFile.chosen(self.folder, shape, *given).sampling
         some, any_number = Whole("1 or more", least=1), Whole("0 or more")
         self.max_requests = read(EngineError, "max_requests", max_requests, some)
         self.max_unread = read(EngineError, "max_unread", max_unread, some)
-        restarts = read(EngineError, "max_restarts", max_restarts, any_number)
         positive = Number("above 0", lambda seconds: seconds > 0)
+        restarts = read(EngineError, "max_restarts", max_restarts, any_number)
         stall = read(EngineError, "stall_seconds", stall_seconds, positive)
         self.stats = Stats()
         self.observers: list[Observer] = []
-        self._life = Supervisor(
-            self.folder, asdict(config), restarts, stall, self._hear, self._lost
-        )
+        settings = (asdict(config), restarts, stall)
+        self._life = Supervisor(self.folder, *settings, self._hear, self._lost)
         self._streams: dict[str, Stream] = {}
         self._audits: dict[int, asyncio.Future[Audited]] = {}
         self._numbers = itertools.count()
@@ -155,10 +152,7 @@ class AsyncLLM:
     # --- work ----------------------------------------------------------------------------------
 
     async def generate(self, jobs: Sequence[Job]) -> AsyncGenerator[Delta, None]:
-        """Work on all jobs together; yield every token as it comes, of whichever job.
-
-        Closes and raises as `batches` does.
-        """
+        """As `batches`, token by token, of whichever job."""
         async with aclosing(self.batches(jobs)) as batches:
             async for batch in batches:
                 for delta in batch:

@@ -28,7 +28,7 @@ from plamo_ref.engine.choosing import (
 )
 from plamo_ref.engine.config import EngineConfig, EngineError
 from plamo_ref.engine.flight import Flight, describe, record_of
-from plamo_ref.engine.limits import check_request, longest_request
+from plamo_ref.engine.limits import Limits, longest_request
 from plamo_ref.engine.planner import MemoryPlan
 from plamo_ref.engine.record import StepRecord
 from plamo_ref.engine.recovery import rebuild
@@ -40,7 +40,6 @@ from plamo_ref.engine.scheduler_v1 import V1Scheduler
 from plamo_ref.sampling import AdjustTables, Guide, SamplingParams
 
 GRAMMAR_SECONDS = 0.01  # for the grammars of a step: a mask takes a hundredth of that
-STALLED_SECONDS = 0.01  # where nothing else can be done
 # Called after a step with its record, the requests that got a token, and their logits [n, V]. The
 # step is done by then: what an observer raises is raised to whoever made it, and changes nothing.
 Told = tuple[StepRecord, Sequence[Request], Tensor]
@@ -54,22 +53,20 @@ class EngineCore:
         self.runner, self.config = runner, config
         self.cache = plan.new_cache()
         self.queues = Queues(config, self.cache, plan.max_num_seqs)
-        schedulers: dict[str, type[V0Scheduler] | type[V1Scheduler]] = {
-            "v0": V0Scheduler,
-            "v1": V1Scheduler,
-        }
-        self.scheduler: Scheduler = schedulers[config.scheduler](self.queues)
+        policy = V0Scheduler if config.scheduler == "v0" else V1Scheduler
+        self.scheduler: Scheduler = policy(self.queues)
         self.requests: dict[str, Request] = {}
         self.observers: list[Observer] = []
         self.num_steps = self._arrivals = 0
-        self.max_model_len = longest_request(config, self.cache, runner.model.config)
+        model = runner.model.config
+        self.max_model_len = longest_request(config, self.cache, model)
+        self._limits = Limits(config, model.vocab_size, self.max_model_len)
         self._overlap = config.resolve_overlap(runner.device)
         self.tables = AdjustTables() if config.adjust_tables else None
         self._flight: Flight | None = None  # launched, not landed
         self._undecided: list[Request] = []  # have a token on which their grammar has to speak
         self._moved: list[Request] = []  # what `step` has to return
-        self._torn = False
-        self._mended = False  # a moment ago
+        self._torn = self._mended = False  # torn: something is being changed; see `recover`
 
     # --- requests come and go ------------------------------------------------------------------
 
@@ -81,30 +78,20 @@ class EngineCore:
         request_id: str | None = None,
         guide: Guide | None = None,
     ) -> Request:
-        """Queue a request. `guide` is the grammar of `params.guided`, at its beginning.
+        """Queue a request, unless anything is raised. `guide`: of `params.guided`, at its beginning.
 
         Raises:
             EngineError: it could never run: empty, too long, or not made of known tokens.
-
-        Whatever is raised, nothing was queued.
         """
         self.recover()
         request_id = str(self._arrivals) if request_id is None else request_id
         if request_id in self.requests:
             raise EngineError(f"request {request_id} is already running")
-        checked = check_request(
-            request_id,
-            prompt_ids,
-            params,
-            config=self.config,
-            vocab_size=self.runner.model.config.vocab_size,
-            max_model_len=self.max_model_len,
-        )
-        stops = {*params.stop_token_ids, *(() if params.ignore_eos else stop_ids)}
+        prompt = self._limits.check(request_id, prompt_ids, params)
+        stops = frozenset({*params.stop_token_ids, *(() if params.ignore_eos else stop_ids)})
         # Requests without a seed still must not share their random numbers.
         seed = params.seed if params.seed is not None else (self.config.seed << 32) + self._arrivals
-        arrival = self._arrivals
-        request = Request(request_id, checked, params, frozenset(stops), seed, arrival, guide)
+        request = Request(request_id, prompt, params, stops, seed, self._arrivals, guide)
         self._torn = True
         self._arrivals += 1
         self.queues.add(request)
@@ -149,9 +136,8 @@ class EngineCore:
         nobody. A request whose grammar takes its time over a token is returned when it is known
         whether that token is its last; until then it rests, and the others go on.
 
-        Whatever is raised, the next call goes on, with the tokens that would have been. Requests
-        may have got tokens then of which no call has told: who counts those that it has seen misses
-        none.
+        Whatever is raised, the next call goes on, with the tokens that would have been. No call may
+        have told of some of them: who counts those that it has seen misses none.
         """
         self.recover()
         self._torn = True
@@ -178,7 +164,7 @@ class EngineCore:
             self._torn, self._mended = False, True
 
     def _advance(self) -> Told | None:
-        seconds = STALLED_SECONDS if self.is_stalled else 0
+        seconds = GRAMMAR_SECONDS if self.is_stalled else 0
         undecided, self._undecided = self._undecided, []
         mended, self._mended = self._mended, False
         if self._decide(undecided, seconds) and not mended:
@@ -258,13 +244,12 @@ class EngineCore:
             landed.append(request)
             rows.append(row)
         self._decide(landed, GRAMMAR_SECONDS)
-        told = None
-        if flight.log is not None:
-            finished = tuple(r.request_id for r in landed if r.finish_reason is not None)
-            record = record_of(flight, self.num_steps, finished, self.queues)
-            told = (record, landed, logits[rows])
         self.num_steps += 1
-        return told
+        if flight.log is None:
+            return None
+        finished = tuple(r.request_id for r in landed if r.finish_reason is not None)
+        record = record_of(flight, self.num_steps - 1, finished, self.queues)
+        return record, landed, logits[rows]
 
     # --- what a token means --------------------------------------------------------------------
 
@@ -272,9 +257,8 @@ class EngineCore:
         """Finish those whose token was their last. Their grammars get so much time to say it,
         together; whoever waits longer is undecided. Returns whether anybody was decided."""
         decided, end = False, time.monotonic() + seconds
-        for request in requests:
-            if request.status == "finished":
-                continue  # aborted while it was undecided, or its token was an error
+        # Some may have been aborted while they were undecided, or their token was an error.
+        for request in (r for r in requests if r.status != "finished"):
             guide = request.guide
             request.awaits_guide = guide is not None and not guide.wait(end - time.monotonic())
             if request.awaits_guide:
@@ -293,11 +277,8 @@ class EngineCore:
     @property
     def is_stalled(self) -> bool:
         """Whether all there is to do waits for a grammar."""
-        return (
-            bool(self._undecided)
-            and self._flight is None
-            and all(request.awaits_guide for request in self.requests.values())
-        )
+        rest = all(request.awaits_guide for request in self.requests.values())
+        return bool(self._undecided) and self._flight is None and rest
 
     # --- whose error it is ---------------------------------------------------------------------
 
@@ -312,7 +293,7 @@ class EngineCore:
 
     def _blame(self, requests: Sequence[Request], errors: Mapping[int, Exception]) -> None:
         """End the requests that made these errors, by row."""
-        for row, error in errors.items():
-            if requests[row].status != "finished":
-                self._moved.append(requests[row])
-                self._end(requests[row], "error", error)
+        for request, error in ((requests[row], error) for row, error in errors.items()):
+            if request.status != "finished":
+                self._moved.append(request)
+                self._end(request, "error", error)

@@ -5,6 +5,7 @@ nothing in it is of a type that a step could stumble over.
 """
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from operator import index
 
 from plamo_ref.config import Plamo2Config
@@ -39,38 +40,41 @@ def longest_request(config: EngineConfig, cache: HybridCache, model: Plamo2Confi
     return longest
 
 
-def check_request(
-    request_id: str,
-    prompt_ids: Sequence[int],
-    params: SamplingParams,
-    *,
-    config: EngineConfig,
-    vocab_size: int,
-    max_model_len: int,
-) -> tuple[int, ...]:
-    """Refuse what could never run. Returns the prompt's ids.
+@dataclass(frozen=True)
+class Limits:
+    """What an engine holds a request against."""
 
-    Raises:
-        EngineError: the request is empty, too long, or not made of known tokens; the message
-            names the field and the value.
-    """
-    if not isinstance(params, SamplingParams):
-        raise EngineError(f"request {request_id}: {shown(params)} is no SamplingParams")
-    prompt = _known(prompt_ids, vocab_size, f"request {request_id}: prompt token {{place}} is")
-    for field in ("logit_bias", "stop_token_ids"):
-        _known(getattr(params, field), vocab_size, f"request {request_id}: {field} names token")
-    if not prompt:
-        raise EngineError(f"request {request_id}: the prompt has no tokens")
-    if len(prompt) >= max_model_len:
-        cure = "give the cache more memory or raise max_model_len"
-        if config.scheduler == "v0" and config.chunk_size is None:
-            cure = "scheduler='v0' computes a prompt in one step: set chunk_size, or raise "
-            cure += "max_num_batched_tokens"
-        raise EngineError(
-            f"request {request_id}: the prompt has {len(prompt):,} tokens, but prompt and "
-            f"output together may have {max_model_len:,}; {cure}"
-        )
-    return prompt
+    config: EngineConfig
+    vocab_size: int
+    max_model_len: int  # tokens, prompt and output together
+
+    def check(
+        self, request_id: str, prompt_ids: Sequence[int], params: SamplingParams
+    ) -> tuple[int, ...]:
+        """Refuse what could never run. Returns the prompt's ids.
+
+        Raises:
+            EngineError: the request is empty, too long, or not made of known tokens; the message
+                names the field and the value.
+        """
+        mine, size = f"request {request_id}", self.vocab_size
+        if not isinstance(params, SamplingParams):
+            raise EngineError(f"{mine}: {shown(params)} is no SamplingParams")
+        prompt = _known(prompt_ids, size, f"{mine}: prompt token {{place}} is")
+        for field in ("logit_bias", "stop_token_ids"):
+            _known(getattr(params, field), size, f"{mine}: {field} names token")
+        if not prompt:
+            raise EngineError(f"{mine}: the prompt has no tokens")
+        if len(prompt) >= self.max_model_len:
+            cure = "give the cache more memory or raise max_model_len"
+            if self.config.scheduler == "v0" and self.config.chunk_size is None:
+                cure = "scheduler='v0' computes a prompt in one step: set chunk_size, or raise "
+                cure += "max_num_batched_tokens"
+            raise EngineError(
+                f"{mine}: the prompt has {len(prompt):,} tokens, but prompt and output together "
+                f"may have {self.max_model_len:,}; {cure}"
+            )
+        return prompt
 
 
 def _known(token_ids: Iterable[object], vocab_size: int, what: str) -> tuple[int, ...]:

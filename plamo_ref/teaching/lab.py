@@ -294,8 +294,7 @@ def _draw_params(pick: Pick, config: Plamo2Config) -> SamplingParams:
             "logit_bias": {pick(0, config.vocab_size - 1): float(pick(-3, 3))},
             "min_tokens": pick(0, drawn["max_tokens"]),
         }
-        names, wanted = list(adjustments), pick(0, 2 * len(adjustments) - 1)
-        drawn |= {names[wanted]: adjustments[names[wanted]]} if wanted < len(names) else adjustments
-    if pick(0, 3) == 0:
-        drawn |= {"logprobs": pick(0, 3), "prompt_logprobs": pick(0, 3)}
-    return SamplingParams(**drawn)
+        alone = dict(enumerate(adjustments.items())).get(pick(0, 2 * len(adjustments) - 1))
+        drawn |= adjustments if alone is None else dict([alone])
+    scores = {"logprobs": pick(0, 3), "prompt_logprobs": pick(0, 3)} if pick(0, 3) == 0 else {}
+    return SamplingParams(**drawn | scores)
