@@ -137,12 +137,11 @@ class AsyncLLM:
 
     @property
     def dead(self) -> asyncio.Event:
-        """Set once the engine has gone and no other will come."""
+        """Set once the engine has gone and no other will come; `end` says why."""
         return self._life.dead
 
     @property
     def end(self) -> str:
-        """Why no other will come."""
         return self._life.end
 
     @property

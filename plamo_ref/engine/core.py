@@ -78,7 +78,7 @@ class EngineCore:
         request_id: str | None = None,
         guide: Guide | None = None,
     ) -> Request:
-        """Queue a request, unless anything is raised. `guide`: of `params.guided`, at its beginning.
+        """Queue a request, unless anything is raised. `guide` follows `params.guided`.
 
         Raises:
             EngineError: it could never run: empty, too long, or not made of known tokens.
