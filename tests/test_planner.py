@@ -102,7 +102,7 @@ def test_a_plan_fits_its_budget_and_seats_everybody(
 def planned_length(plan: MemoryPlan, wanted: int | None) -> float:
     """Tokens that a request may have, as the engine that gets this plan would say it."""
     engine = EngineConfig(max_model_len=wanted)
-    return longest_request(engine, plan.new_cache(), 10 * 1024 * 1024)
+    return longest_request(engine, plan.new_cache(), SHAPE_8B)
 
 
 SETTINGS = {
