@@ -63,7 +63,7 @@ def read_ids(given: Any, name: str = "the prompt") -> tuple[int, ...]:
         EngineError: there is something else among them.
     """
     items = _items(given, name)
-    if all(type(item) is int for item in items):  # at once: prompts are long
+    if set(map(type, items)) <= {int}:  # at once: prompts are long, and there can be many
         return tuple(items)
     ids = []
     for place, item in enumerate(items):

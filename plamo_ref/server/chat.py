@@ -13,7 +13,7 @@ from plamo_ref.sampling import SamplingParams
 from plamo_ref.server.conversation import for_template
 from plamo_ref.server.errors import bad
 from plamo_ref.server.logprobs import chat_entry, prompt_entries
-from plamo_ref.server.params import chat_params, check_model, stop_reason
+from plamo_ref.server.params import chat_params, check_model, names_many_tokens, stop_reason
 from plamo_ref.server.rendering import render
 from plamo_ref.server.schemas import ChatRequest, Conversation
 from plamo_ref.server.service import LONG_ANSWER, Service
@@ -70,10 +70,13 @@ class Chat:
         most = service.max_tokens(ids, request.max_tokens)
         if request.max_completion_tokens is not None:
             most = service.max_tokens(ids, request.max_completion_tokens)
-        params = chat_params(request, service.config, most, plan.grammar if plan else None)
-        params = template.with_stops(params, service.llm.tokenizer)
-        if plan is not None:
-            params = plan.with_marks(params, service.llm.tokenizer)
+
+        def work() -> SamplingParams:
+            params = chat_params(request, service.config, most, plan.grammar if plan else None)
+            params = template.with_stops(params, service.llm.tokenizer)
+            return params if plan is None else plan.with_marks(params, service.llm.tokenizer)
+
+        params = await service.beside(work, names_many_tokens(request))
         return cls(service, request, ids, params, name, plan)
 
     async def whole(self) -> Mapping[str, Any]:

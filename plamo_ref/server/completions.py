@@ -15,7 +15,12 @@ from plamo_ref.engine.calls import Delta
 from plamo_ref.sampling import SamplingParams
 from plamo_ref.server.errors import bad, conflict
 from plamo_ref.server.logprobs import CompletionLogprobs, join_columns, prompt_entries
-from plamo_ref.server.params import check_model, completion_params, stop_reason
+from plamo_ref.server.params import (
+    check_model,
+    completion_params,
+    names_many_tokens,
+    stop_reason,
+)
 from plamo_ref.server.schemas import CompletionRequest, StreamOptions
 from plamo_ref.server.service import LONG_ANSWER, Service
 from plamo_ref.server.usage import Usage
@@ -77,7 +82,8 @@ class Completion:
         if wanted == 0 and not request.echo:
             raise conflict("max_tokens: 0 makes sense only with echo", "max_tokens")
         most = max(service.max_tokens(ids, wanted) for _, ids in prompts)
-        params = completion_params(request, service.config, most)
+        work = partial(completion_params, request, service.config, most)
+        params = await service.beside(work, names_many_tokens(request))
         return cls(service, request, prompts, params, name)
 
     async def whole(self) -> Mapping[str, Any]:

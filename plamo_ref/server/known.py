@@ -48,7 +48,9 @@ def checked(data: Mapping[str, Any], known: Set[str], table: Table) -> dict[str,
         PydanticCustomError: one is not known, or is in the table and asks for what is not done.
     """
     known = known - table.keys()
-    for name in data.keys() - known:
+    for name in data:  # the first that is wrong is enough
+        if name in known:
+            continue
         if name not in table:
             raise _unknown(name, known)
         if not table[name].takes(data[name]):

@@ -21,6 +21,7 @@ from plamo_ref.server.schemas import (
     TokenizeRequest,
 )
 
+MANY_TOKENS = 1 << 10  # biases and stop tokens, which are looked at one by one
 PLAIN = (
     "frequency_penalty",
     "presence_penalty",
@@ -35,6 +36,11 @@ PLAIN = (
     "skip_special_tokens",
     "stop_token_ids",
 )
+
+
+def names_many_tokens(request: Sampling) -> bool:
+    """Whether making its parameters would keep the event loop too long."""
+    return len(request.logit_bias or ()) + len(request.stop_token_ids or ()) > MANY_TOKENS
 
 
 def check_model(name: str | None, config: ServerConfig) -> None:
