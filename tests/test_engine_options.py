@@ -39,6 +39,7 @@ OTHER: dict[str, tuple[list[str], Any]] = {
     "compile_sizes": (["--compile-sizes", "8,32"], [8, 32]),
     "pdl": (["--no-pdl"], False),
     "overlap": (["--overlap"], True),
+    "adjust_tables": (["--no-adjust-tables"], False),
     "cuda_graphs": (["--no-cuda-graphs"], False),
     "graph_tokens": (["--graph-tokens", "0"], 0),
     "precompile": (["--no-precompile"], False),

@@ -265,10 +265,10 @@ def test_a_guide_that_is_replayed_stands_where_one_stands_that_came_there(name):
         ids.append(draw.choice([int(token) for token in masks[-1].nonzero()[0]]))
         guide.accept(ids[-1])
     for count in (0, 1, len(ids) // 2, len(ids) - 1):
-        guide.replay(ids[:count], (EOS,))
+        guide.restart(ids[:count])
         assert (guide.mask((EOS,)) == masks[count]).all()
         again = MAKER.start(params)
-        again.replay(ids[:count], (EOS,))
+        again.restart(ids[:count])
         for token in ids[count:]:
             again.mask((EOS,))
             again.accept(token)

@@ -101,7 +101,7 @@ def calls(table: Kernels, shape: Shape, dtype: torch.dtype) -> Iterator[Callable
         yield lambda p=paged, r=requests, w=window: table.paged_prefill(
             x(2048, heads, size), *p, ints(r + 1), w
         )
-    flags = empty(8, dtype=torch.bool)
+    flags = empty(8, dtype=torch.int64)
     yield lambda: table.conv_update(x(8, channels), weight, conv_cache, ints(8))
     yield lambda: table.conv_prefill(x(2048, channels), weight, conv_cache, ints(8), ints(9), flags)
     for kept in (F32, BF16):

@@ -206,6 +206,7 @@ _KINDS: Mapping[str, Kind] = {
     "compile_sizes": Listed("numbers of tokens, 1 or more each", _POSITIVE),
     "pdl": Flag(),
     "overlap": NoneFor(Flag()),
+    "adjust_tables": Flag(),
     "cuda_graphs": Flag(),
     "graph_tokens": Whole("0 (record decode steps only) or more"),
     "precompile": Flag(),
