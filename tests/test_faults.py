@@ -41,7 +41,7 @@ def first_failure(*errors: type[Exception]) -> int | None:
             run_trace(trace(seed), pair(HYBRID))
         except errors:
             return seed
-        except (PlamoRefError, LookupError, RuntimeError, AssertionError):
+        except (PlamoRefError, LookupError, RuntimeError, ValueError, AssertionError):
             pass  # another check was quicker, or it broke down
     return None
 

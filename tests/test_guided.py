@@ -277,7 +277,7 @@ def test_a_guide_that_is_replayed_stands_where_one_stands_that_came_there(name):
 
 def guide_at(params: GuidedParams, ids: list[int]) -> bool:
     guide = MAKER.start(params)
-    guide.replay(ids, (EOS,))
+    guide.restart(ids)
     return guide.finished
 
 

@@ -151,7 +151,7 @@ def test_segments_of_long_requests_pass_their_state_on(counts):
     """Segments of two chunks, among them empty requests and those that end with a segment."""
     few = Config(up_to=1 << 30, block=16, warps=4)
     plan = Plan(chunk=16, walk=few, sums=few, carry=replace(few, block=64), segment=32)
-    cut = replace(KERNELS, scan_prefill=partial(KERNELS.scan_prefill, plan=plan))
+    cut = KERNELS.but(scan_prefill=partial(KERNELS.scan_prefill, plan=plan))
     shape = replace(SMALL[1], mamba_heads=2)  # P 32, N 24
     _, case = scan_cases(Maker(CPU, F32), shape, 1, counts)
     ((_, ratio, most, _, good),) = check([case], F32, cut)
@@ -273,7 +273,7 @@ def test_the_check_notices_a_wrong_kernel(monkeypatch, capsys):
     monkeypatch.setattr(check_module, "small_cases", few)
     assert main([]) == 0
     assert "all good" in capsys.readouterr().out
-    broken = replace(KERNELS, linear_swiglu=lambda x, w: KERNELS.linear_swiglu(x, w) * 1.0001)
+    broken = KERNELS.but(linear_swiglu=lambda x, w: KERNELS.linear_swiglu(x, w) * 1.0001)
     monkeypatch.setattr(check_module, "triton_table", lambda: broken)
     assert main([]) == 1
     assert "BAD" in capsys.readouterr().out
