@@ -33,10 +33,10 @@ lab: $(VENV)/.installed-notebooks
 	$(RUN) jupyter lab --LabApp.default_url=/lab/tree/notebooks $(if $(filter 0,$(shell id -u)),--allow-root)
 
 student: $(VENV)/.installed-notebooks
-	$(RUN) plamo_ref.teaching.editions build/student
+	$(RUN) tools.course.editions build/student
 
 slides: $(VENV)/.installed-notebooks
-	$(RUN) plamo_ref.teaching.slides build/slides
+	$(RUN) tools.course.slides build/slides
 
 # Both parts run, and either can fail. Without Chromium the browser tests are left out, and
 # tools/chromium.sh has said why.

@@ -1,9 +1,10 @@
 """Which configuration of paged attention is fastest: `python benchmarks/attention_sweep.py`.
 
-It made the tables in plamo_ref/kernels/triton_prefill.py and triton_decode.py. Candidates take the
-place of those tables one after the other, so that what is timed is what the engine launches; each
-must agree with the torch twin in float32 before its time counts. A candidate that does not compile,
-does not fit the shared memory or fails is a line of its case, not the end. About a minute on a GPU.
+It made the tables in plamo_ref/kernels/attention/triton_prefill.py and triton_decode.py. Candidates
+take the place of those tables one after the other, so that what is timed is what the engine
+launches; each must agree with the torch twin in float32 before its time counts. A candidate that
+does not compile, does not fit the shared memory or fails is a line of its case, not the end. About
+a minute on a GPU.
 
     --only prefill|decode    one of the two
     --model 8B|1B            one of the two
@@ -30,11 +31,11 @@ from unittest.mock import patch
 import torch
 from torch import Tensor
 
-from plamo_ref.kernels.ceilings import Ceilings, measure_ceilings
-from plamo_ref.kernels.check_cases import paged_case
-from plamo_ref.kernels.check_parts import MODELS, SMALL, Case, Maker, Shape
-from plamo_ref.kernels.paged_attention import paged_decode, paged_prefill
-from plamo_ref.kernels.timing import graph_seconds
+from plamo_ref.bench.kernels.cases import paged_case
+from plamo_ref.bench.kernels.ceilings import Ceilings, measure_ceilings
+from plamo_ref.bench.kernels.parts import MODELS, SMALL, Case, Maker, Shape
+from plamo_ref.bench.kernels.timing import graph_seconds
+from plamo_ref.kernels.attention.twin import paged_decode, paged_prefill
 
 LIMIT = 1e-2  # ratio of norms, in bfloat16
 ROWS_OF_TWIN = 1024  # queries at a time: the twin's scores are [heads, queries, keys]
@@ -80,8 +81,8 @@ class Row:
 @contextmanager
 def installed(operation: str, candidate: tuple[int, ...]) -> Iterator[Any]:
     """The launcher of the operation, with the candidate as its only configuration."""
-    from plamo_ref.kernels import triton_decode, triton_prefill
-    from plamo_ref.kernels.triton_launch import Config
+    from plamo_ref.kernels.attention import triton_decode, triton_prefill
+    from plamo_ref.kernels.launch import Config
 
     with ExitStack() as stack:
 

@@ -18,8 +18,8 @@ from typing import Any
 
 from plamo_ref import LLM, SamplingParams
 from plamo_ref.bench.report import report, write
-from plamo_ref.hub import find
-from plamo_ref.models.corpus import encode_passages, split
+from plamo_ref.intake.hub import find
+from tools.tiny.corpus import encode_passages, split
 
 SCORED = SamplingParams(max_tokens=1, prompt_logprobs=0)
 

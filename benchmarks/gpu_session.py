@@ -16,7 +16,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from plamo_ref.bench.ledger import LINES
+from tools.ledger import LINES
 
 BENCH = ("-m", "plamo_ref", "bench")
 LARGE = ("--max-num-batched-tokens", "16384")
@@ -64,7 +64,7 @@ def ablation(shape: str) -> Part:
 
 BF16 = ("--state-dtype", "bfloat16")
 PARTS = {
-    "check": Part(("-m", "plamo_ref.kernels.check"), None, 240),
+    "check": Part(("-m", "plamo_ref.bench.kernels.check"), None, 240),
     "engine": Part(("benchmarks/gpu_engine.py",), None, 120),
     "decode8b": decode("8b"),
     "decode8b-bf16": decode("8b", *BF16),

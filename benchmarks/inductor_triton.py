@@ -26,9 +26,9 @@ from torch.fx.passes.fake_tensor_prop import FakeTensorProp
 from triton.backends.compiler import GPUTarget
 
 from plamo_ref.bench.report import report, write
-from plamo_ref.kernels.mlp import swiglu
-from plamo_ref.kernels.norm import add_norm
-from plamo_ref.kernels.qk_norm_rope import qk_norm_rope
+from plamo_ref.kernels.linear.swiglu import swiglu
+from plamo_ref.kernels.norm.twin import add_norm
+from plamo_ref.kernels.rope.twin import qk_norm_rope
 
 H200 = SimpleNamespace(
     name="NVIDIA H200",

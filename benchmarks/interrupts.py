@@ -23,8 +23,8 @@ from typing import Any
 
 from plamo_ref import LLM, SamplingParams
 from plamo_ref.bench.report import report, write
+from plamo_ref.proof.interrupts import interrupted
 from plamo_ref.sampling import GuidedParams
-from plamo_ref.teaching.interrupts import interrupted
 
 STREAMS = [
     ("吾輩は", SamplingParams(temperature=0, max_tokens=12)),

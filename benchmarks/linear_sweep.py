@@ -1,6 +1,6 @@
 """Which configuration multiplies a few tokens fastest: `python benchmarks/linear_sweep.py`.
 
-It made the tables in plamo_ref/kernels/triton_linear.py. For every projection of the 8B shape and
+It made the tables in plamo_ref/kernels/linear/triton.py. For every projection of the 8B shape and
 several numbers of tokens it times candidates and cuBLAS on weights that do not fit the cache, all
 launches in one CUDA graph, as a decode step makes them. Needs a GPU.
 """
@@ -50,7 +50,7 @@ def constants(rung: int, candidate: tuple[int, ...], swiglu: bool, pdl: bool) ->
 
 def compile_one(job: tuple[int, tuple[int, ...], bool, bool, bool]) -> str:
     """In a process of its own: afterwards the kernel is in the cache folder."""
-    from plamo_ref.kernels.triton_linear import linear_kernel
+    from plamo_ref.kernels.linear.triton import linear_kernel
 
     rung, candidate, swiglu, pdl, wide = job
     out = torch.float32 if wide else torch.bfloat16
@@ -102,9 +102,9 @@ def main() -> None:
 
     import triton
 
-    from plamo_ref.kernels.mlp import swiglu as swiglu_twin
-    from plamo_ref.kernels.triton_linear import LEAST_COLUMNS, linear_kernel
-    from plamo_ref.kernels.triton_mlp import swiglu as swiglu_op
+    from plamo_ref.kernels.linear.swiglu import swiglu as swiglu_twin
+    from plamo_ref.kernels.linear.triton import LEAST_COLUMNS, linear_kernel
+    from plamo_ref.kernels.linear.triton_swiglu import swiglu as swiglu_op
 
     torch.manual_seed(0)
     print(torch.cuda.get_device_name())

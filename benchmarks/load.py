@@ -16,11 +16,11 @@ import torch
 
 from plamo_ref.bench.report import report, write
 from plamo_ref.bench.shapes import SHAPES
-from plamo_ref.checkpoint import save
 from plamo_ref.engine.llm import LLM
-from plamo_ref.hub import find
+from plamo_ref.intake.hub import find
 from plamo_ref.sampling import SamplingParams
-from plamo_ref.tokenizer import Plamo2Tokenizer
+from plamo_ref.text.tokenizer import Plamo2Tokenizer
+from plamo_ref.weights.checkpoint import save
 
 CACHE_BYTES = 200_000_000
 TOKENS = 8

@@ -23,7 +23,7 @@ import torch
 
 from plamo_ref.bench.report import report, write
 from plamo_ref.sampling import GuidedParams, GuideMaker, RowContext, SamplingParams, adjust
-from plamo_ref.tokenizer import Plamo2Tokenizer, Row
+from plamo_ref.text.tokenizer import Plamo2Tokenizer, Row
 
 SPECIAL = ("unk", "bos", "eos", "pad", "op")
 EOS = 2

@@ -1,9 +1,9 @@
 """Which cut of a prefill scan and of its convolution is fastest: `python benchmarks/scan_sweep.py`.
 
-It made the tables in plamo_ref/kernels/scan_plan.py and triton_conv_prefill.py. Every candidate is
-compared with the twin in float64 first, then timed in a CUDA graph at the 8B shape: one long
-prompt, many short ones, and parts of a few tokens. Needs a GPU; `--dry` goes through all of it
-with one tiny case in Triton's interpreter. `--json FILE` keeps every row.
+It made the tables in plamo_ref/kernels/ssm/triton_plan.py and ../conv/triton_prefill.py. Every
+candidate is compared with the twin in float64 first, then timed in a CUDA graph at the 8B shape:
+one long prompt, many short ones, and parts of a few tokens. Needs a GPU; `--dry` goes through all
+of it with one tiny case in Triton's interpreter. `--json FILE` keeps every row.
 """
 
 import argparse
@@ -22,8 +22,8 @@ from unittest.mock import patch
 
 import torch
 
-from plamo_ref.kernels.check_cases import conv_cases, scan_cases
-from plamo_ref.kernels.check_parts import MODELS, SMALL, Case, Maker
+from plamo_ref.bench.kernels.cases import conv_cases, scan_cases
+from plamo_ref.bench.kernels.parts import MODELS, SMALL, Case, Maker
 
 COPY_BANDWIDTH, TENSOR_RATE = 4.28e12, 768e12  # of one H200: bytes read and written /s, FLOP/s
 SHOWN = 12  # rows of a case; the file of --json has all
@@ -53,8 +53,8 @@ CONVS = [  # tokens of a program, block, warps, tile
 
 def plans(counts: tuple[int, ...], best: tuple[Any, ...] | None) -> Iterator[tuple[str, Any]]:
     """Labels and plans: first ways to walk, then, with the best of them, ways to make the sums."""
-    from plamo_ref.kernels.scan_plan import PLAN, Plan
-    from plamo_ref.kernels.triton_launch import Config
+    from plamo_ref.kernels.launch import Config
+    from plamo_ref.kernels.ssm.triton_plan import PLAN, Plan
 
     def config(block: int, warps: int, stages: int) -> Config:
         return Config(up_to=1 << 30, block=block, warps=warps, stages=stages)
@@ -81,7 +81,7 @@ def dry_plans(counts: tuple[int, ...], best: tuple[Any, ...] | None) -> Iterator
 
 def compile_plan(plan: Any) -> str:
     """In a process of its own: afterwards the kernels are in the cache folder."""
-    from plamo_ref.kernels.triton_scan import scan_prefill
+    from plamo_ref.kernels.ssm.triton_scan import scan_prefill
 
     try:
         (case,) = scans(Maker(torch.device("cpu"), torch.bfloat16), MODELS[0], (64, 4000))
@@ -105,9 +105,9 @@ def scans(make: Maker, shape: Any, counts: tuple[int, ...]) -> list[Case]:
 
 def measured(case: Case, table: Any, truth: list[torch.Tensor]) -> tuple[float, float]:
     """Seconds of one call, and its error against the truth."""
-    from plamo_ref.kernels.ceilings import median_seconds
-    from plamo_ref.kernels.check import compare, results
-    from plamo_ref.kernels.timing import copied, graph_seconds
+    from plamo_ref.bench.kernels.ceilings import median_seconds
+    from plamo_ref.bench.kernels.check import compare, results
+    from plamo_ref.bench.kernels.timing import copied, graph_seconds
 
     error, _ = compare(results(case, table), truth)
     # Every run moves the slots' states on: the case itself stays for the next candidate.
@@ -120,7 +120,7 @@ def measured(case: Case, table: Any, truth: list[torch.Tensor]) -> tuple[float, 
 
 def race(name: str, case: Case, candidates: Any, table_of: Any, limit: float) -> list[dict]:
     """Rows of all candidates of one case, fastest first; one that fails is a line, no more."""
-    from plamo_ref.kernels.check import compare, results
+    from plamo_ref.bench.kernels.check import compare, results
     from plamo_ref.kernels.choice import TORCH
 
     truth = results(case, TORCH, torch.float64)
@@ -197,11 +197,11 @@ def main() -> int:
 
 
 def sweep(prompts: Any, shape: Any, dtype: Any, device: torch.device, dry: bool) -> list[dict]:
-    from plamo_ref.kernels import triton_conv_prefill
-    from plamo_ref.kernels.check import LIMITS
+    from plamo_ref.bench.kernels.check import LIMITS
     from plamo_ref.kernels.choice import triton_table
-    from plamo_ref.kernels.triton_launch import Config
-    from plamo_ref.kernels.triton_scan import scan_prefill
+    from plamo_ref.kernels.conv import triton_prefill as triton_conv_prefill
+    from plamo_ref.kernels.launch import Config
+    from plamo_ref.kernels.ssm.triton_scan import scan_prefill
 
     table, rows = triton_table(), []
 

@@ -21,8 +21,8 @@ from urllib.parse import urlsplit
 from urllib.request import urlopen
 
 from plamo_ref.bench.shapes import SHAPES
-from plamo_ref.hub import find
-from plamo_ref.tokenizer import Plamo2Tokenizer
+from plamo_ref.intake.hub import find
+from plamo_ref.text.tokenizer import Plamo2Tokenizer
 
 NAME = "m"  # of the model, to clients
 KANA = "あいうえおかきくけこさしすせそたちつてとなにぬねのはひふへほまみむめもやゆよらりるれろわん"

@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from plamo_ref.bench.report import report, write
-from plamo_ref.detokenizer import IncrementalDetokenizer
-from plamo_ref.tokenizer import Plamo2Tokenizer, Row
+from plamo_ref.text.detokenizer import IncrementalDetokenizer
+from plamo_ref.text.tokenizer import Plamo2Tokenizer, Row
 
 LONGEST = 16  # code points of a made piece
 COUNTED = 500_000  # code points of the text whose substrings are counted

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from plamo_ref.engine.outputs import CompletionOutput, RequestOutput, StreamPiece
     from plamo_ref.errors import PlamoRefError
     from plamo_ref.sampling import SamplingParams
-    from plamo_ref.tokenizer import Plamo2Tokenizer
+    from plamo_ref.text.tokenizer import Plamo2Tokenizer
 
 __version__ = "0.1.0"
 

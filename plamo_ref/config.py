@@ -11,8 +11,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from plamo_ref.config_values import ConfigError, check_layer_types, check_values, fields_of
-from plamo_ref.json_files import read_object
+from plamo_ref.intake.config_values import ConfigError, check_layer_types, check_values, fields_of
+from plamo_ref.intake.json_files import read_object
 
 __all__ = ["ConfigError", "LayerKind", "Plamo2Config"]
 

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from plamo_ref.batch import AttentionCache, ForwardBatch, LayerCache, MambaCache
 from plamo_ref.config import LayerKind, Plamo2Config
-from plamo_ref.kernels.selection import SelectionParams
-from plamo_ref.kernels.ssm import ScanInputs, ScanParams
+from plamo_ref.kernels.ssm.selection import SelectionParams
+from plamo_ref.kernels.ssm.twin import ScanInputs, ScanParams
 from plamo_ref.kernels.table import Kernels
 from plamo_ref.linear import Linear
 

@@ -15,17 +15,17 @@ from triton import knobs
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 
+from plamo_ref.bench.simulator import Trace
 from plamo_ref.bench.workloads import run
 from plamo_ref.engine.config import EngineConfig
 from plamo_ref.engine.core import EngineCore
-from plamo_ref.engine.dry_run import dry_run
-from plamo_ref.engine.planner import plan_memory
+from plamo_ref.engine.fast.dry_run import dry_run
+from plamo_ref.engine.fast.precompile import compile_ahead
+from plamo_ref.engine.memory.planner import plan_memory
 from plamo_ref.engine.runner import ModelRunner
-from plamo_ref.engine.traces import Trace
 from plamo_ref.kernels.choice import triton_table
-from plamo_ref.kernels.precompile import compile_ahead
-from plamo_ref.random_weights import random_model
-from plamo_ref.teaching.lab import lab_config
+from plamo_ref.proof.lab import lab_config
+from plamo_ref.weights.random import random_model
 
 CPU, BF16, F32 = torch.device("cpu"), torch.bfloat16, torch.float32
 ENGINE = EngineConfig(block_size=4, max_num_seqs=9, max_num_batched_tokens=70)

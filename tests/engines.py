@@ -1,6 +1,6 @@
 """Small engines for the tests: one model for every set of memory groups that PLaMo 2 can have.
 
-Invariant tested: none here; see plamo_ref/teaching/lab.py for what these are made of.
+Invariant tested: none here; see plamo_ref/proof/lab.py for what these are made of.
 """
 
 from functools import cache
@@ -11,8 +11,8 @@ from plamo_ref.config import Plamo2Config
 from plamo_ref.engine.config import EngineConfig
 from plamo_ref.engine.core import EngineCore
 from plamo_ref.engine.runner import ModelRunner
+from plamo_ref.proof.lab import Pair, lab_config, lab_plan, least_blocks, random_pair
 from plamo_ref.sampling import SamplingParams
-from plamo_ref.teaching.lab import Pair, lab_config, lab_plan, least_blocks, random_pair
 
 GREEDY = SamplingParams(temperature=0, max_tokens=8)
 

@@ -11,10 +11,10 @@ from tempfile import TemporaryDirectory
 import torch
 
 from plamo_ref import LLM
-from plamo_ref.checkpoint_save import save
+from plamo_ref.proof.lab import lab_config, random_tensors
 from plamo_ref.reference import Plamo2Reference
-from plamo_ref.teaching.lab import lab_config, random_tensors
-from plamo_ref.tokenizer import Plamo2Tokenizer, Row
+from plamo_ref.text.tokenizer import Plamo2Tokenizer, Row
+from plamo_ref.weights.save import save
 
 SPECIAL = ("unk", "bos", "eos", "pad", "op")
 BOS, EOS, PAD, OP = 1, 2, 3, 4

@@ -23,9 +23,10 @@ import zmq
 import zmq.asyncio
 
 from plamo_ref import LLM, SamplingParams
-from plamo_ref.engine import restarts, supervisor
-from plamo_ref.engine.async_llm import AsyncLLM
-from plamo_ref.engine.calls import (
+from plamo_ref.engine.config import EngineError
+from plamo_ref.remote import restarts, supervisor
+from plamo_ref.remote.async_llm import AsyncLLM
+from plamo_ref.remote.calls import (
     Delta,
     EngineBusyError,
     EngineDiedError,
@@ -35,11 +36,10 @@ from plamo_ref.engine.calls import (
     RequestRefusedError,
     SlowReaderError,
 )
-from plamo_ref.engine.child import EngineProcess
-from plamo_ref.engine.config import EngineError
-from plamo_ref.engine.messages import Add, Alive, Codec, Failed, Ready, Step, Token
-from plamo_ref.engine.restarts import Restarts
-from plamo_ref.engine.supervisor import Supervisor
+from plamo_ref.remote.child import EngineProcess
+from plamo_ref.remote.messages import Add, Alive, Codec, Failed, Ready, Step, Token
+from plamo_ref.remote.restarts import Restarts
+from plamo_ref.remote.supervisor import Supervisor
 from plamo_ref.sampling import GuidedParams, TokenLogprobs
 
 ENGINE = {
@@ -317,8 +317,8 @@ def test_closing_ends_running_calls():
 def test_the_engine_process_ends_with_its_front_however_that_dies():
     script = """
 import asyncio
-from plamo_ref.engine.async_llm import AsyncLLM
-from plamo_ref.engine.calls import Job
+from plamo_ref.remote.async_llm import AsyncLLM
+from plamo_ref.remote.calls import Job
 from plamo_ref.sampling import SamplingParams
 
 async def main():

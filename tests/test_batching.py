@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from plamo_ref.batch import join
 from plamo_ref.engine.batching import BatchPlan, build_batch
 from plamo_ref.engine.core import EngineCore
-from plamo_ref.engine.scheduler import Schedule
+from plamo_ref.engine.scheduling.scheduler import Schedule
 from plamo_ref.sampling import SamplingParams
 
 CPU = torch.device("cpu")

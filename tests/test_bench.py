@@ -9,9 +9,9 @@ from plamo_ref.bench import workloads
 from plamo_ref.bench.report import command
 from plamo_ref.bench.scheduling import time_decisions
 from plamo_ref.bench.shapes import SHAPES, open_core
+from plamo_ref.bench.simulator import Trace
 from plamo_ref.cli import main
 from plamo_ref.engine.config import EngineConfig
-from plamo_ref.engine.traces import Trace
 
 
 def test_the_mixed_workload_is_the_recorded_one():

@@ -12,15 +12,15 @@ import torch
 
 from plamo_ref.bench.ablation import ABLATIONS, NOTHING, Weights, ablate, chosen, with_twins
 from plamo_ref.bench.floors import decode_bytes, decode_floor, prefill_floor, trace_floor
+from plamo_ref.bench.kernels.ceilings import Ceilings, measure_ceilings, median_seconds
 from plamo_ref.bench.products import projections, time_products
 from plamo_ref.bench.shapes import SHAPES, open_core, open_model
+from plamo_ref.bench.simulator import Trace
 from plamo_ref.bench.startup import StartupError, time_startup
 from plamo_ref.bench.steps import Bench, step_seconds
 from plamo_ref.budget import linear_flops
 from plamo_ref.cli import main
 from plamo_ref.engine.config import EngineConfig, EngineError
-from plamo_ref.engine.traces import Trace
-from plamo_ref.kernels.ceilings import Ceilings, measure_ceilings, median_seconds
 from plamo_ref.kernels.choice import TORCH
 from plamo_ref.kernels.table import OPERATIONS
 

@@ -9,7 +9,7 @@ import pytest
 
 from plamo_ref import LLM, Plamo2Tokenizer
 from plamo_ref.cli import main
-from plamo_ref.hub import find
+from plamo_ref.intake.hub import find
 
 GOLDEN = Path(__file__).parent / "golden" / "c1_1b_like"
 

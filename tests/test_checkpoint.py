@@ -19,10 +19,10 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from plamo_ref import checkpoint_save
-from plamo_ref.checkpoint import Checkpoint, CheckpointError, save
 from plamo_ref.config import ConfigError, Plamo2Config
 from plamo_ref.errors import PlamoRefError
+from plamo_ref.weights import save as checkpoint_save
+from plamo_ref.weights.checkpoint import Checkpoint, CheckpointError, save
 
 GOLDEN = Path(__file__).parent / "golden"
 CASES = ("c1_1b_like", "c3_full_mix", "c5_step4_shard", "c9_vocab_pad")
@@ -462,7 +462,7 @@ def test_pickles_are_never_read_and_remote_code_is_never_run(single: Path, tmp_p
 MEASURE = """
 import sys, threading
 import torch
-from plamo_ref.checkpoint import Checkpoint
+from plamo_ref.weights.checkpoint import Checkpoint
 
 def anonymous():
     for line in open("/proc/self/status"):

@@ -7,8 +7,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from plamo_ref.checkpoint import Checkpoint, CheckpointError
-from plamo_ref.checkpoint_device import DeviceCopier, is_finite, read_ahead
+from plamo_ref.weights.checkpoint import Checkpoint, CheckpointError
+from plamo_ref.weights.device import DeviceCopier, is_finite, read_ahead
 
 CPU = torch.device("cpu")
 GOLDEN = Path(__file__).parent / "golden"

@@ -13,9 +13,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from plamo_ref import LLM, SamplingParams
-from plamo_ref.engine.choosing import NO_TOKEN, LogitsError, choose, choose_on_device
 from plamo_ref.engine.request import Request
-from plamo_ref.hub import find
+from plamo_ref.engine.tokens import NO_TOKEN, LogitsError, choose, choose_on_device
+from plamo_ref.intake.hub import find
 
 KINDS = {
     "greedy": SamplingParams(temperature=0),

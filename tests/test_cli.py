@@ -19,14 +19,14 @@ import click
 import pytest
 
 from plamo_ref import budget, cli
-from plamo_ref.checkpoint import Checkpoint
 from plamo_ref.commands import _findings, _options, doctor, info
 from plamo_ref.commands._tables import human_bytes, human_flops
 from plamo_ref.config import Plamo2Config
 from plamo_ref.errors import PlamoRefError
 from plamo_ref.reference import Plamo2Reference, generate_text
 from plamo_ref.sampling import SamplingParams
-from plamo_ref.tokenizer import Plamo2Tokenizer
+from plamo_ref.text.tokenizer import Plamo2Tokenizer
+from plamo_ref.weights.checkpoint import Checkpoint
 
 ROOT = Path(__file__).parent.parent
 GOLDEN = Path(__file__).parent / "golden"

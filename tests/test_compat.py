@@ -16,10 +16,10 @@ from junk import JUNK, outcome
 from plamo_ref import LLM, EngineConfig, SamplingParams
 from plamo_ref.commands import _vllm_options
 from plamo_ref.commands.serve import serve
-from plamo_ref.compat import CALL, ENGINE, MODEL, SAMPLING
-from plamo_ref.engine.async_llm import AsyncLLM
 from plamo_ref.engine.config import EngineError
 from plamo_ref.errors import PlamoRefError
+from plamo_ref.intake.vllm_names import CALL, ENGINE, MODEL, SAMPLING
+from plamo_ref.remote.async_llm import AsyncLLM
 from plamo_ref.sampling import GuidedError, GuidedParams, SamplingError
 from plamo_ref.server import run
 

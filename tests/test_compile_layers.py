@@ -14,13 +14,13 @@ from engines import CONFIGS, new_core, pair
 from torch._dynamo.utils import counters
 
 from plamo_ref import LLM, SamplingParams
-from plamo_ref.engine import compiling, custom_ops
-from plamo_ref.engine.compiling import CompiledModel, compile_model
 from plamo_ref.engine.config import EngineConfig, EngineError
-from plamo_ref.engine.custom_ops import compiled_table, opaque, opened
+from plamo_ref.engine.fast import compiling, custom_ops
+from plamo_ref.engine.fast.compiling import CompiledModel, compile_model
+from plamo_ref.engine.fast.custom_ops import compiled_table, opaque, opened
 from plamo_ref.kernels.choice import TORCH
-from plamo_ref.teaching.lab import Pair, draw_trace
-from plamo_ref.teaching.law import LawError, run_trace
+from plamo_ref.proof.lab import Pair, draw_trace
+from plamo_ref.proof.law import LawError, run_trace
 
 # The compiler's own imports use what torch.jit has deprecated.
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")

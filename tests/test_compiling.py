@@ -15,8 +15,8 @@ pytest.importorskip("triton")
 KERNEL = """
 import torch, triton
 import triton.language as tl
-from plamo_ref.kernels.triton_launch import silu
-from plamo_ref.teaching.compiling import CompileError, compiled
+from plamo_ref.kernels.launch import silu
+from plamo_ref.bench.kernels.machine_code import CompileError, compiled
 
 BLOCK = 1024
 

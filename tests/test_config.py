@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from plamo_ref.config import ConfigError, Plamo2Config
-from plamo_ref.config_values import FOREIGN, NUMBERS, SIZES
-from plamo_ref.hub import find
+from plamo_ref.intake.config_values import FOREIGN, NUMBERS, SIZES
+from plamo_ref.intake.hub import find
 
 TINY: dict[str, Any] = json.loads((find("tiny") / "config.json").read_text())
 

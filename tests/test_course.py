@@ -11,9 +11,9 @@ import pytest
 from click.testing import CliRunner
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-from plamo_ref.teaching import course_map, measured, slides
-from plamo_ref.teaching.measured import Measured, minutes_of, table
-from plamo_ref.teaching.wrong_answers import lessons
+from tools.course import course_map, measured, slides
+from tools.course.measured import Measured, minutes_of, table
+from tools.course.wrong_answers import lessons
 
 ROOT = Path(__file__).parents[1]
 COURSE = ROOT / "course"

@@ -14,9 +14,9 @@ from click.testing import CliRunner
 from nbformat import NotebookNode
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
-from plamo_ref.teaching import editions, wrong_answers
-from plamo_ref.teaching.editions import EditionError, exercises, rehearsal, student
-from plamo_ref.teaching.wrong_answers import AnswerError, lessons, read_answers, try_answers
+from tools.course import editions, wrong_answers
+from tools.course.editions import EditionError, exercises, rehearsal, student
+from tools.course.wrong_answers import AnswerError, lessons, read_answers, try_answers
 
 ROOT = Path(__file__).parents[1]
 LESSONS = dict(lessons(ROOT))

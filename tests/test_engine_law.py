@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from plamo_ref import LLM, SamplingParams
-from plamo_ref.teaching.lab import Trace, draw_trace
-from plamo_ref.teaching.law import run_trace
+from plamo_ref.proof.lab import Trace, draw_trace
+from plamo_ref.proof.law import run_trace
 
 GOLDEN = Path(__file__).parent / "golden"
 TRACES = max(240, settings.default.max_examples)

@@ -13,9 +13,9 @@ import pytest
 from plamo_ref import cli
 from plamo_ref.commands import _engine_options as engine_options
 from plamo_ref.commands import serve as serve_module
-from plamo_ref.engine import async_llm
 from plamo_ref.engine.config import EngineConfig
 from plamo_ref.errors import PlamoRefError
+from plamo_ref.remote import async_llm
 
 FIELDS = {field.name: field for field in dataclasses.fields(EngineConfig)}
 # What nobody would get by leaving the option out, and what is written for it.

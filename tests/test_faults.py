@@ -10,15 +10,15 @@ import pytest
 from engines import CONFIGS, pair
 
 from plamo_ref import LLM, SamplingParams
-from plamo_ref.engine.cache import IntegrityError
-from plamo_ref.engine.pool import PoolError
+from plamo_ref.engine.memory.cache import IntegrityError
+from plamo_ref.engine.memory.pool import PoolError
 from plamo_ref.errors import PlamoRefError
-from plamo_ref.teaching.audits import ScheduleError
-from plamo_ref.teaching.faults import FAULTS, fault
-from plamo_ref.teaching.faults_text import TEXT_FAULTS, TextError, check_text
-from plamo_ref.teaching.lab import Trace, draw_trace
-from plamo_ref.teaching.law import LawError, run_trace
-from plamo_ref.teaching.planting import Fault
+from plamo_ref.proof.audits import ScheduleError
+from plamo_ref.proof.faults import FAULTS, fault
+from plamo_ref.proof.faults_text import TEXT_FAULTS, TextError, check_text
+from plamo_ref.proof.lab import Trace, draw_trace
+from plamo_ref.proof.law import LawError, run_trace
+from plamo_ref.proof.planting import Fault
 
 HYBRID = "mamba, sliding and full"
 TRACES = 60

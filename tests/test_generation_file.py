@@ -13,15 +13,15 @@ from typing import Any
 import pytest
 
 from plamo_ref import LLM, SamplingParams
-from plamo_ref.checkpoint import Checkpoint, CheckpointError
 from plamo_ref.config import ConfigError
-from plamo_ref.engine.async_llm import AsyncLLM
 from plamo_ref.engine.source import open_source
-from plamo_ref.hub import find
+from plamo_ref.intake.hub import find
+from plamo_ref.remote.async_llm import AsyncLLM
 from plamo_ref.server.config import ServerConfig
-from plamo_ref.server.params import chat_params
-from plamo_ref.server.schemas import ChatRequest
+from plamo_ref.server.openai.params import chat_params
+from plamo_ref.server.openai.schemas import ChatRequest
 from plamo_ref.server.service import Service
+from plamo_ref.weights.checkpoint import Checkpoint, CheckpointError
 
 GREEDY = {"temperature": 0, "max_new_tokens": 7, "top_k": 3, "repetition_penalty": 1.5}
 

@@ -22,12 +22,12 @@ from hypothesis import strategies as st
 from noise import EOS, OP, assert_clean, noise_folder, noise_llm, noise_rows
 
 from plamo_ref import SamplingParams
-from plamo_ref.engine.async_llm import AsyncLLM
-from plamo_ref.engine.calls import GrammarRefusedError, Job
 from plamo_ref.grammar.pool import IDLE, MAX_DEATHS, GuidePool
 from plamo_ref.grammar.worker import WorkerLimits
+from plamo_ref.remote.async_llm import AsyncLLM
+from plamo_ref.remote.calls import GrammarRefusedError, Job
 from plamo_ref.sampling import GuidedError, GuidedParams, GuideMaker
-from plamo_ref.tokenizer import Plamo2Tokenizer
+from plamo_ref.text.tokenizer import Plamo2Tokenizer
 
 TOKENIZER = Plamo2Tokenizer(noise_rows())
 V = TOKENIZER.vocab_size + 7

@@ -18,7 +18,7 @@ from plamo_ref.bench.shapes import SHAPES
 from plamo_ref.engine.batching import BatchPlan, build_batch
 from plamo_ref.engine.config import EngineConfig
 from plamo_ref.engine.core import EngineCore
-from plamo_ref.engine.graphs import (
+from plamo_ref.engine.fast.graphs import (
     DECODES,
     FULL_WIDTHS,
     LADDER,
@@ -27,9 +27,9 @@ from plamo_ref.engine.graphs import (
     Ladders,
     table_widths,
 )
-from plamo_ref.engine.planner import plan_memory
+from plamo_ref.engine.memory.planner import plan_memory
+from plamo_ref.proof.lab import lab_plan
 from plamo_ref.sampling import SamplingParams
-from plamo_ref.teaching.lab import lab_plan
 
 CPU = torch.device("cpu")
 GREEDY = SamplingParams(temperature=0, max_tokens=3, ignore_eos=True)

@@ -28,7 +28,7 @@ from plamo_ref import LLM, SamplingParams
 from plamo_ref.grammar.pool import GuidePool
 from plamo_ref.reference import generate_ids
 from plamo_ref.sampling import GuidedError, GuidedParams, GuideMaker
-from plamo_ref.tokenizer import Plamo2Tokenizer
+from plamo_ref.text.tokenizer import Plamo2Tokenizer
 
 SEEDS = 12
 TOKENIZER = Plamo2Tokenizer(noise_rows())

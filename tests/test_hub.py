@@ -17,9 +17,9 @@ import pytest
 from hub_server import COMMIT, HubServer, Repo
 
 import plamo_ref
-from plamo_ref.checkpoint import Checkpoint, CheckpointError
 from plamo_ref.errors import PlamoRefError
-from plamo_ref.hub import HubError, find
+from plamo_ref.intake.hub import HubError, find
+from plamo_ref.weights.checkpoint import Checkpoint, CheckpointError
 
 GOLDEN = Path(__file__).parent / "golden"
 SHARDED = GOLDEN / "c5_step4_shard"
@@ -27,7 +27,7 @@ SHARDED = GOLDEN / "c5_step4_shard"
 CLIENT = """
 import json, os, sys
 from plamo_ref.errors import PlamoRefError
-from plamo_ref.hub import find
+from plamo_ref.intake.hub import find
 for line in sys.stdin:
     request = json.loads(line)
     token = request.pop("token", None)

@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from plamo_ref.errors import PlamoRefError
-from plamo_ref.json_files import MAX_DEPTH, is_file, is_there, parse, read_object, read_text
-from plamo_ref.values import shown
+from plamo_ref.intake.json_files import MAX_DEPTH, is_file, is_there, parse, read_object, read_text
+from plamo_ref.intake.values import shown
 
 
 class WrongError(PlamoRefError):

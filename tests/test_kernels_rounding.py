@@ -13,14 +13,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from plamo_ref.kernels.conv import conv_prefill, conv_update
-from plamo_ref.kernels.linear import linear_swiglu, whole
-from plamo_ref.kernels.mlp import swiglu
-from plamo_ref.kernels.norm import add_norm, rms_norm
-from plamo_ref.kernels.paged_attention import paged_decode, paged_prefill
-from plamo_ref.kernels.qk_norm_rope import qk_norm_rope, rope_tables, rotate
-from plamo_ref.kernels.selection import SelectionParams, selection
-from plamo_ref.kernels.ssm import ScanInputs, ScanParams, scan_prefill, state_update
+from plamo_ref.kernels.attention.twin import paged_decode, paged_prefill
+from plamo_ref.kernels.conv.twin import conv_prefill, conv_update
+from plamo_ref.kernels.linear.swiglu import swiglu
+from plamo_ref.kernels.linear.twin import linear_swiglu, whole
+from plamo_ref.kernels.norm.twin import add_norm, rms_norm
+from plamo_ref.kernels.rope.twin import qk_norm_rope, rope_tables, rotate
+from plamo_ref.kernels.ssm.selection import SelectionParams, selection
+from plamo_ref.kernels.ssm.twin import ScanInputs, ScanParams, scan_prefill, state_update
 from plamo_ref.reference.functions import rms_norm as reference_norm
 from plamo_ref.reference.functions import rope
 

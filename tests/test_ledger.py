@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from plamo_ref.bench.ledger import LINES, files_of, ledger
+from tools.ledger import LINES, files_of, ledger
 
 DECODE = {
     "model": "8b",

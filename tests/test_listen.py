@@ -21,7 +21,7 @@ from servers import running_server
 
 from plamo_ref import cli
 from plamo_ref.commands import serve as serve_module
-from plamo_ref.server.listen import Address, ServeError, listen
+from plamo_ref.server.edge.listen import Address, ServeError, listen
 
 KEY = "two words"
 

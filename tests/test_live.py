@@ -19,9 +19,9 @@ from nbformat.v4 import new_code_cell, new_notebook
 
 from plamo_ref import LLM, SamplingParams
 from plamo_ref.teaching import live, live_bars
-from plamo_ref.teaching.execute import execute
 from plamo_ref.teaching.live import Chat, chat_widget, live_panel
 from plamo_ref.teaching.live_bars import Bars, levels
+from tools.course.execute import execute
 
 PROMPT = "It was <the> best & the"
 LONG = SamplingParams(temperature=0, max_tokens=400, ignore_eos=True)

@@ -15,10 +15,10 @@ from plamo_ref import LLM, SamplingParams
 from plamo_ref.engine.config import EngineError
 from plamo_ref.engine.outputs import StreamPiece
 from plamo_ref.errors import PlamoRefError
-from plamo_ref.hub import find
+from plamo_ref.intake.hub import find
 from plamo_ref.reference import Plamo2Reference, generate_ids
 from plamo_ref.sampling import SamplingError
-from plamo_ref.text_stream import TextStream
+from plamo_ref.text.stream import TextStream
 
 PROMPTS = ["吾輩は", "To be", "\n\n", "メロスは激怒した。"]
 

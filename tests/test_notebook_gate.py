@@ -11,9 +11,9 @@ from click.testing import CliRunner
 from nbformat import NotebookNode
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
-from plamo_ref.teaching.editions import TAGS
-from plamo_ref.teaching.execute import normalise
-from plamo_ref.teaching.gate import RULES, main, violations
+from tools.course.editions import TAGS
+from tools.course.execute import normalise
+from tools.course.gate import RULES, main, violations
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))

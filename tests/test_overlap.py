@@ -8,9 +8,9 @@ import pytest
 from engines import CONFIGS, new_core
 
 from plamo_ref import LLM, SamplingParams
-from plamo_ref.engine.choosing import needs_host
 from plamo_ref.engine.request import Request
-from plamo_ref.teaching.lab import LabGuide
+from plamo_ref.engine.tokens import needs_host
+from plamo_ref.proof.lab import LabGuide
 
 PROMPTS = ["吾輩は", "To be, or", "三四郎は" * 9, "x"]
 

@@ -15,10 +15,9 @@ from hypothesis import strategies as st
 
 from plamo_ref import LLM
 from plamo_ref.config import Plamo2Config
-from plamo_ref.engine.cache import AttentionGroup
 from plamo_ref.engine.config import EngineConfig, EngineError
-from plamo_ref.engine.limits import longest_request
-from plamo_ref.engine.planner import (
+from plamo_ref.engine.memory.cache import AttentionGroup
+from plamo_ref.engine.memory.planner import (
     CPU_CACHE_BYTES,
     MemoryPlan,
     attention_groups,
@@ -26,6 +25,7 @@ from plamo_ref.engine.planner import (
     plan_memory,
 )
 from plamo_ref.engine.runner import ModelRunner
+from plamo_ref.engine.scheduling.limits import longest_request
 
 GIB = 1 << 30
 SHAPE_1B = Plamo2Config(

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from plamo_ref.engine.config import EngineError
-from plamo_ref.engine.pool import NULL_PLACE, Pool, PoolError
+from plamo_ref.engine.memory.pool import NULL_PLACE, Pool, PoolError
 from plamo_ref.errors import PlamoRefError
 
 

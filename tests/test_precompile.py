@@ -12,11 +12,11 @@ import torch
 
 from plamo_ref.bench.shapes import SHAPES
 from plamo_ref.engine.config import EngineConfig
-from plamo_ref.engine.dry_run import dry_run, rooms, shortened
-from plamo_ref.engine.graphs import LADDER
-from plamo_ref.engine.planner import plan_memory
+from plamo_ref.engine.fast.dry_run import dry_run, rooms, shortened
+from plamo_ref.engine.fast.graphs import LADDER
+from plamo_ref.engine.fast.precompile import compile_ahead
+from plamo_ref.engine.memory.planner import plan_memory
 from plamo_ref.kernels.choice import TORCH
-from plamo_ref.kernels.precompile import compile_ahead
 
 pytest.importorskip("triton")
 HERE = Path(__file__).parent

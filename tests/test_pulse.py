@@ -12,10 +12,10 @@ import types
 import pytest
 import zmq
 
-from plamo_ref.engine.heartbeat import Heartbeat
-from plamo_ref.engine.messages import Alive, Codec, Ready, Step
-from plamo_ref.engine.pulse import COMPILING_SECONDS, Pulse
-from plamo_ref.engine.restarts import MAX_DELAY, Life, Restarts
+from plamo_ref.remote.heartbeat import Heartbeat
+from plamo_ref.remote.messages import Alive, Codec, Ready, Step
+from plamo_ref.remote.pulse import COMPILING_SECONDS, Pulse
+from plamo_ref.remote.restarts import MAX_DELAY, Life, Restarts
 
 READY = Ready(1, 1, 1, 1)
 
@@ -90,7 +90,7 @@ def heart():
 
 def test_the_pace_of_steps_is_learned_and_the_slowest_is_remembered(heart, monkeypatch):
     clock = types.SimpleNamespace(monotonic=lambda: clock.time, time=0.0)
-    monkeypatch.setattr("plamo_ref.engine.heartbeat.time", clock)
+    monkeypatch.setattr("plamo_ref.remote.heartbeat.time", clock)
 
     def step(tokens: int, seconds: float) -> None:
         heart.now("step", tokens)

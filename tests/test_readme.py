@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from plamo_ref.bench.ledger import END, START, ledger, replace_ledger
+from tools.ledger import END, START, ledger, replace_ledger
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")

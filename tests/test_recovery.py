@@ -21,20 +21,20 @@ from noise import assert_clean, noise_llm
 
 from plamo_ref import LLM, SamplingParams
 from plamo_ref.engine import core as core_module
-from plamo_ref.engine.cache import HybridCache
 from plamo_ref.engine.config import EngineError
 from plamo_ref.engine.core import EngineCore
+from plamo_ref.engine.memory.cache import HybridCache
+from plamo_ref.engine.memory.pool import Pool
 from plamo_ref.engine.outputs import StreamPiece
-from plamo_ref.engine.pool import Pool
 from plamo_ref.engine.request import Request
 from plamo_ref.engine.runner import ModelRunner
-from plamo_ref.engine.scheduler import Queues
+from plamo_ref.engine.scheduling.scheduler import Queues
 from plamo_ref.grammar.pool import GuidePool
+from plamo_ref.proof.audits import check_all_free
+from plamo_ref.proof.interrupts import interrupted
+from plamo_ref.proof.lab import LabGuide
 from plamo_ref.sampling import GuidedError, GuidedParams
-from plamo_ref.teaching.audits import check_all_free
-from plamo_ref.teaching.interrupts import interrupted
-from plamo_ref.teaching.lab import LabGuide
-from plamo_ref.text_stream import TextStream
+from plamo_ref.text.stream import TextStream
 
 # --- the core: at every point of a step -----------------------------------------------------------
 

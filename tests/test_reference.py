@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch import Tensor
 
+from plamo_ref.proof.lab import lab_config, random_pair
 from plamo_ref.reference import Plamo2Reference, generate_ids, generate_text
 from plamo_ref.reference.attention import AttentionState
 from plamo_ref.reference.functions import rms_norm, rope, visible
@@ -21,8 +22,7 @@ from plamo_ref.reference.generation import PromptError
 from plamo_ref.reference.mamba import MambaState
 from plamo_ref.reference.scan import scan_chunks, scan_steps
 from plamo_ref.sampling import SamplingParams
-from plamo_ref.teaching.lab import lab_config, random_pair
-from plamo_ref.tokenizer import Plamo2Tokenizer
+from plamo_ref.text.tokenizer import Plamo2Tokenizer
 
 GOLDEN = Path(__file__).parent / "golden"
 CASES = sorted(path.name for path in GOLDEN.glob("c*"))

@@ -11,7 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from plamo_ref.kernels.sample import sample as draw_rows
+from plamo_ref.kernels.sample.twin import sample as draw_rows
 from plamo_ref.sampling import (
     RowContext,
     SamplingError,

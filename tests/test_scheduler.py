@@ -14,15 +14,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from plamo_ref.config import ConfigError
-from plamo_ref.engine.cache import AttentionGroup, HybridCache
 from plamo_ref.engine.config import EngineConfig, EngineError
-from plamo_ref.engine.pool import Pool
+from plamo_ref.engine.memory.cache import AttentionGroup, HybridCache
+from plamo_ref.engine.memory.pool import Pool
 from plamo_ref.engine.request import Request
-from plamo_ref.engine.scheduler import Queues, Schedule
-from plamo_ref.engine.scheduler_v0 import V0Scheduler
-from plamo_ref.engine.scheduler_v1 import V1Scheduler
+from plamo_ref.engine.scheduling.scheduler import Queues, Schedule
+from plamo_ref.engine.scheduling.scheduler_v0 import V0Scheduler
+from plamo_ref.engine.scheduling.scheduler_v1 import V1Scheduler
+from plamo_ref.proof.lab import lab_config
 from plamo_ref.sampling import SamplingParams
-from plamo_ref.teaching.lab import lab_config
 
 WINDOW, SIZE = 6, 2
 

@@ -18,16 +18,16 @@ from servers import RunningServer, running_server
 
 import plamo_ref
 from plamo_ref import LLM, Plamo2Tokenizer, SamplingParams
-from plamo_ref.hub import find
+from plamo_ref.intake.hub import find
 from plamo_ref.server.config import ServerConfig
 from plamo_ref.server.document import below
 from plamo_ref.server.errors import ApiError
-from plamo_ref.server.logprobs import CompletionLogprobs, token_text
 from plamo_ref.server.metrics import SECONDS, Waits
-from plamo_ref.server.params import common_params
-from plamo_ref.server.schemas import CompletionRequest
-from plamo_ref.server.templates import TemplateLoadError, load_template
-from plamo_ref.server.wire import event
+from plamo_ref.server.openai.logprobs import CompletionLogprobs, token_text
+from plamo_ref.server.openai.params import common_params
+from plamo_ref.server.openai.schemas import CompletionRequest
+from plamo_ref.server.openai.wire import event
+from plamo_ref.server.prompt.templates import TemplateLoadError, load_template
 
 LIMIT = 512  # max_model_len
 BODY = 200_000

@@ -14,7 +14,7 @@ import pytest
 
 from plamo_ref.bench.shapes import SHAPES
 from plamo_ref.engine.source import open_source
-from plamo_ref.tokenizer import Plamo2Tokenizer
+from plamo_ref.text.tokenizer import Plamo2Tokenizer
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 

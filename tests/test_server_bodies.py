@@ -26,14 +26,14 @@ from pydantic import BaseModel, ValidationError
 from servers import RunningServer, running_server
 from test_server import refused
 
-from plamo_ref.engine.async_llm import AsyncLLM
-from plamo_ref.server import schemas
-from plamo_ref.server.bodies import MAX_DEPTH, MAX_DIGITS, parse, shape_of
+from plamo_ref.remote.async_llm import AsyncLLM
 from plamo_ref.server.config import ServerConfig
+from plamo_ref.server.edge.bodies import MAX_DEPTH, MAX_DIGITS, parse, shape_of
+from plamo_ref.server.edge.listen import Address
+from plamo_ref.server.edge.strict import MAX_ITEMS, Strict
 from plamo_ref.server.errors import MAX_MESSAGE, ApiError, shortened
-from plamo_ref.server.listen import Address
+from plamo_ref.server.openai import schemas
 from plamo_ref.server.run import serve
-from plamo_ref.server.strict import MAX_ITEMS, Strict
 
 KEY = "geheim"
 MOST = 4 << 20  # bytes of a body

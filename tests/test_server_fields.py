@@ -14,11 +14,11 @@ from pydantic import ValidationError
 from servers import RunningServer, running_server
 
 from plamo_ref import Plamo2Tokenizer
-from plamo_ref.checkpoint import Checkpoint
-from plamo_ref.hub import find
-from plamo_ref.server import elsewhere
-from plamo_ref.server.responses_schemas import ResponsesRequest
-from plamo_ref.server.schemas import ChatRequest, CompletionRequest
+from plamo_ref.intake.hub import find
+from plamo_ref.server.edge import elsewhere
+from plamo_ref.server.openai.responses_schemas import ResponsesRequest
+from plamo_ref.server.openai.schemas import ChatRequest, CompletionRequest
+from plamo_ref.weights.checkpoint import Checkpoint
 
 COMPLETION = {"prompt": "吾輩は", "max_tokens": 9, "temperature": 0, "return_token_ids": True}
 CHAT = {

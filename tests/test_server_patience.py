@@ -18,9 +18,9 @@ from servers import RunningServer, running_server
 from test_server import refused
 from test_server_scenarios import LONG, raw_request
 
-from plamo_ref.server import patience
 from plamo_ref.server.config import ServerConfig
-from plamo_ref.server.patience import MAX_HEAD_BYTES, impatient
+from plamo_ref.server.edge import patience
+from plamo_ref.server.edge.patience import MAX_HEAD_BYTES, impatient
 
 PROTOCOLS = ["h11"] + ["httptools"] * (importlib.util.find_spec("httptools") is not None)
 HEAD = b"GET / HTTP/1.1\r\nHost: x\r\n"

@@ -21,9 +21,9 @@ import psutil
 import pytest
 from servers import RunningServer, running_server
 
-from plamo_ref.engine.async_llm import AsyncLLM
+from plamo_ref.remote.async_llm import AsyncLLM
 from plamo_ref.server.config import ServerConfig
-from plamo_ref.server.listen import Address
+from plamo_ref.server.edge.listen import Address
 from plamo_ref.server.run import serve
 
 SCALE = int(os.environ.get("SCENARIO_SCALE", "1"))

@@ -23,12 +23,12 @@ from pydantic_ai.models.openai import OpenAIChatModel, OpenAIResponsesModel
 from pydantic_ai.providers.openai import OpenAIProvider
 from servers import RunningServer, running_server
 
-from plamo_ref.engine.calls import Delta, EngineDiedError
-from plamo_ref.server.responses import Responding
-from plamo_ref.server.responses_schemas import ResponsesRequest
-from plamo_ref.server.tool_reader import Piece
-from plamo_ref.server.turn import Turn
-from plamo_ref.server.usage import Usage
+from plamo_ref.remote.calls import Delta, EngineDiedError
+from plamo_ref.server.openai.responses import Responding
+from plamo_ref.server.openai.responses_schemas import ResponsesRequest
+from plamo_ref.server.openai.usage import Usage
+from plamo_ref.server.prompt.turn import Turn
+from plamo_ref.server.tools.reader import Piece
 
 TEMPLATE = Path(__file__).parent / "tools.jinja"
 MESSAGES = [{"role": "user", "content": "How will the weather be?"}]

@@ -8,7 +8,7 @@ import pytest
 from click.testing import CliRunner
 from lab_server import chromium
 
-from plamo_ref.teaching import slides
+from tools.course import slides
 
 ROOT = Path(__file__).parents[1]
 

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from plamo_ref import LLM, SamplingParams
-from plamo_ref.checkpoint import CheckpointError
 from plamo_ref.engine.config import EngineConfig, EngineError
 from plamo_ref.engine.source import open_source
-from plamo_ref.hub import find
+from plamo_ref.intake.hub import find
+from plamo_ref.weights.checkpoint import CheckpointError
 
 
 @pytest.fixture

@@ -42,9 +42,9 @@ from plamo_ref.teaching import (
     thermometer,
     write_recorded,
 )
-from plamo_ref.teaching.execute import execute
 from plamo_ref.teaching.figures import MAX_SVG_BYTES, SERIES, png, svg
 from plamo_ref.teaching.widgets import default_of, panel
+from tools.course.execute import execute
 
 # By name: the package's attribute of this name is the function.
 figures_module = importlib.import_module("plamo_ref.teaching.figures")

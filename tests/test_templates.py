@@ -15,10 +15,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from plamo_ref.hub import find
+from plamo_ref.intake.hub import find
 from plamo_ref.server.errors import ApiError
-from plamo_ref.server.templates import ChatTemplate, TemplateLoadError, load_template
-from plamo_ref.tokenizer import Plamo2Tokenizer
+from plamo_ref.server.prompt.templates import ChatTemplate, TemplateLoadError, load_template
+from plamo_ref.text.tokenizer import Plamo2Tokenizer
 
 Messages = Sequence[Mapping[str, Any]]
 TOKENIZER = Plamo2Tokenizer.from_folder(find("tiny"))

@@ -13,10 +13,10 @@ from engines import GREEDY
 from hypothesis import given
 from hypothesis import strategies as st
 
-from plamo_ref.hub import find
+from plamo_ref.intake.hub import find
 from plamo_ref.sampling import SamplingParams
-from plamo_ref.text_stream import TextStream
-from plamo_ref.tokenizer import Plamo2Tokenizer
+from plamo_ref.text.stream import TextStream
+from plamo_ref.text.tokenizer import Plamo2Tokenizer
 
 TOKENIZER = Plamo2Tokenizer.from_folder(find("tiny"))
 RARE = "\U0001f9ff"  # not in the vocabulary: four BYTE tokens

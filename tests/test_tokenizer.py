@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from plamo_ref.detokenizer import IncrementalDetokenizer
 from plamo_ref.errors import PlamoRefError
-from plamo_ref.tokenizer import (
+from plamo_ref.text.detokenizer import IncrementalDetokenizer
+from plamo_ref.text.tokenizer import (
     NO_PIECE,
     Plamo2Tokenizer,
     Row,

@@ -12,12 +12,12 @@ from pathlib import Path
 import pytest
 
 from plamo_ref import LLM, SamplingParams
-from plamo_ref.engine.async_llm import AsyncLLM
-from plamo_ref.hub import find
+from plamo_ref.intake.hub import find
+from plamo_ref.intake.tokenizer_files import MAX_PIECE
+from plamo_ref.remote.async_llm import AsyncLLM
 from plamo_ref.sampling import GuidedParams
-from plamo_ref.tokenizer import Plamo2Tokenizer, TokenizerError
-from plamo_ref.tokenizer_files import MAX_PIECE
-from plamo_ref.tokenizer_loading import load_tokenizer
+from plamo_ref.text.loading import load_tokenizer
+from plamo_ref.text.tokenizer import Plamo2Tokenizer, TokenizerError
 
 TINY = find("tiny")
 GREEDY = SamplingParams(temperature=0, max_tokens=6)

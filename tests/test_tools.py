@@ -16,14 +16,14 @@ from hypothesis import strategies as st
 from jinja2 import Environment
 
 from plamo_ref import Plamo2Tokenizer
-from plamo_ref.hub import find
-from plamo_ref.sampling.guided import GuidedParams, GuideMaker
+from plamo_ref.grammar.guided import GuidedParams, GuideMaker
+from plamo_ref.intake.hub import find
 from plamo_ref.server.errors import ApiError
-from plamo_ref.server.template_tools import TemplateTools
-from plamo_ref.server.tool_forms import FORMS, JSON, ToolForm
-from plamo_ref.server.tool_grammar import arguments_schema, calls_or, forced, free
-from plamo_ref.server.tool_reader import Arguments, CallBegins, Piece, Text, ToolReader
-from plamo_ref.server.tool_schemas import Function
+from plamo_ref.server.prompt.template_tools import TemplateTools
+from plamo_ref.server.tools.forms import FORMS, JSON, ToolForm
+from plamo_ref.server.tools.grammar import arguments_schema, calls_or, forced, free
+from plamo_ref.server.tools.reader import Arguments, CallBegins, Piece, Text, ToolReader
+from plamo_ref.server.tools.schemas import Function
 
 NAMES = ("weather", "now")
 SCHEMA = {

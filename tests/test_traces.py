@@ -8,12 +8,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from plamo_ref.bench.simulator import Trace, TraceRequest, replay
 from plamo_ref.engine.config import EngineConfig, EngineError
 from plamo_ref.engine.core import EngineCore
 from plamo_ref.engine.llm import LLM
-from plamo_ref.engine.planner import MemoryPlan
+from plamo_ref.engine.memory.planner import MemoryPlan
 from plamo_ref.engine.record import StepRecord
-from plamo_ref.engine.traces import Trace, TraceRequest, replay
 from plamo_ref.sampling import SamplingParams
 
 TALK = Trace.of((5, 3), (3, 2), (7, 4), (5, 3))  # four prompts, as in the lessons

@@ -8,13 +8,13 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from plamo_ref.checkpoint import Checkpoint
-from plamo_ref.models.corpus import Batches, passages, split, unindented
-from plamo_ref.models.run import Recipe, Run, bits_per_byte
-from plamo_ref.models.train import init_weights, main, tiny_config
-from plamo_ref.models.vocabulary import learn_rows
 from plamo_ref.reference import Plamo2Reference
-from plamo_ref.tokenizer import Plamo2Tokenizer
+from plamo_ref.text.tokenizer import Plamo2Tokenizer
+from plamo_ref.weights.checkpoint import Checkpoint
+from tools.tiny.corpus import Batches, passages, split, unindented
+from tools.tiny.run import Recipe, Run, bits_per_byte
+from tools.tiny.train import init_weights, main, tiny_config
+from tools.tiny.vocabulary import learn_rows
 
 WORDS = [
     "猫",

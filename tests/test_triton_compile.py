@@ -19,11 +19,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from plamo_ref.kernels.check_parts import MODELS, Shape
+from plamo_ref.bench.kernels.parts import MODELS, Shape
 from plamo_ref.kernels.choice import triton_table
-from plamo_ref.kernels.sample import KNOBS
-from plamo_ref.kernels.selection import SelectionParams
-from plamo_ref.kernels.ssm import ScanInputs, ScanParams
+from plamo_ref.kernels.sample.twin import KNOBS
+from plamo_ref.kernels.ssm.selection import SelectionParams
+from plamo_ref.kernels.ssm.twin import ScanInputs, ScanParams
 from plamo_ref.kernels.table import Kernels
 
 triton = pytest.importorskip("triton")
@@ -142,7 +142,9 @@ def launches(shape: Shape, dtype: torch.dtype, capability: int = 90) -> tuple[La
     table = triton_table(pdl=True)
     modules = [m for name, m in sys.modules.items() if name.startswith("plamo_ref.kernels.triton_")]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("plamo_ref.kernels.scan_plan.before_hopper", lambda device: capability < 90)
+        patch.setattr(
+            "plamo_ref.kernels.ssm.triton_plan.before_hopper", lambda device: capability < 90
+        )
         for module in modules:
             if hasattr(module, "launch"):
                 patch.setattr(module, "launch", record)

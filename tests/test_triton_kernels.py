@@ -75,7 +75,7 @@ def test_check_without_a_gpu_says_what_it_leaves_out_and_does_not_time():
     if torch.cuda.is_available():
         pytest.skip("this machine has a GPU")
     done = subprocess.run(
-        [sys.executable, "-m", "plamo_ref.kernels.check", "--time"],
+        [sys.executable, "-m", "plamo_ref.bench.kernels.check", "--time"],
         capture_output=True,
         text=True,
         check=False,

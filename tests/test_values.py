@@ -13,7 +13,7 @@ from hypothesis import given
 from junk import JUNK
 
 from plamo_ref.errors import PlamoRefError
-from plamo_ref.values import (
+from plamo_ref.intake.values import (
     Flag,
     Kind,
     Listed,

@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from plamo_ref.commands import _workshop, doctor
 from plamo_ref.commands._workshop import LESSONS
 from plamo_ref.commands.doctor import Finding
-from plamo_ref.teaching.measured import minutes_of
+from tools.course.measured import minutes_of
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = {path.name[:2]: path for path in sorted((ROOT / "notebooks").glob("*.ipynb"))}

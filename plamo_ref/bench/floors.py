@@ -7,6 +7,8 @@ A decode step reads the weights once while it multiplies with them, whichever ta
 sequence's own state and keys come on top, for no other sequence can use them.
 """
 
+from plamo_ref.bench.kernels.ceilings import Ceilings
+from plamo_ref.bench.simulator import Trace
 from plamo_ref.budget import (
     decode_flops,
     head_flops,
@@ -15,8 +17,6 @@ from plamo_ref.budget import (
     weight_bytes_per_step,
 )
 from plamo_ref.config import Plamo2Config
-from plamo_ref.engine.traces import Trace
-from plamo_ref.kernels.ceilings import Ceilings
 
 
 def sequence_bytes(config: Plamo2Config, length: int, item: int, state_item: int) -> int:

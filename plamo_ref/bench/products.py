@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from plamo_ref.kernels.ceilings import median_seconds
-from plamo_ref.kernels.selection import SelectionParams
+from plamo_ref.bench.kernels.ceilings import median_seconds
+from plamo_ref.kernels.ssm.selection import SelectionParams
 from plamo_ref.linear import Linear
 from plamo_ref.model import Plamo2Model
 

@@ -14,10 +14,10 @@ from plamo_ref.batch import ForwardBatch
 from plamo_ref.bench.shapes import SHAPES
 from plamo_ref.engine.batching import build_batch
 from plamo_ref.engine.config import EngineConfig
-from plamo_ref.engine.planner import plan_memory
+from plamo_ref.engine.memory.planner import plan_memory
 from plamo_ref.engine.request import Request
-from plamo_ref.engine.scheduler import Queues
-from plamo_ref.engine.scheduler_v1 import V1Scheduler
+from plamo_ref.engine.scheduling.scheduler import Queues
+from plamo_ref.engine.scheduling.scheduler_v1 import V1Scheduler
 from plamo_ref.sampling import SamplingParams
 
 UNLIMITED = 1 << 42  # bytes that are only counted, never allocated

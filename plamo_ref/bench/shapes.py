@@ -9,10 +9,10 @@ from plamo_ref.config import Plamo2Config
 from plamo_ref.engine.build import ModelLoader, build_core
 from plamo_ref.engine.config import EngineConfig
 from plamo_ref.engine.core import EngineCore
-from plamo_ref.engine.planner import MemoryPlan
+from plamo_ref.engine.memory.planner import MemoryPlan
 from plamo_ref.engine.source import open_source
-from plamo_ref.hub import find
-from plamo_ref.random_weights import random_model
+from plamo_ref.intake.hub import find
+from plamo_ref.weights.random import random_model
 
 SHAPES = {
     "1b": Plamo2Config(

@@ -10,12 +10,12 @@ from statistics import median
 from typing import Any
 
 from plamo_ref.bench.floors import decode_bytes, decode_floor, prefill_floor, trace_floor
+from plamo_ref.bench.kernels.ceilings import Ceilings, measure_ceilings
 from plamo_ref.bench.products import time_products
+from plamo_ref.bench.simulator import Trace
 from plamo_ref.bench.workloads import run, uniform
 from plamo_ref.budget import prefill_flops
 from plamo_ref.engine.core import EngineCore
-from plamo_ref.engine.traces import Trace
-from plamo_ref.kernels.ceilings import Ceilings, measure_ceilings
 
 
 @dataclass(frozen=True)

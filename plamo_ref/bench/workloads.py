@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from plamo_ref.bench.simulator import Trace
 from plamo_ref.engine.core import EngineCore
 from plamo_ref.engine.request import Request
-from plamo_ref.engine.traces import Trace
 from plamo_ref.sampling import SamplingParams
 
 FIRST_ID = 100  # random prompts avoid control tokens

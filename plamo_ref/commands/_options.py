@@ -19,7 +19,7 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 
 def model_options(command: Command) -> Command:
-    """--model, --revision, --offline: what `plamo_ref.hub.find` takes."""
+    """--model, --revision, --offline: what `plamo_ref.intake.hub.find` takes."""
     for option in (
         click.option("--offline", is_flag=True, help="Use what is in the hub cache, ask nobody."),
         click.option("--revision", help="Branch, tag or commit of a hub id."),

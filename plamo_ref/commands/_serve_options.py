@@ -10,8 +10,8 @@ import click
 
 from plamo_ref.commands._options import Command
 from plamo_ref.server.config import ServerConfig
-from plamo_ref.server.listen import Address
-from plamo_ref.server.tool_forms import FORMS
+from plamo_ref.server.edge.listen import Address
+from plamo_ref.server.tools.forms import FORMS
 
 POSITIVE = click.IntRange(1)
 SECONDS = click.FloatRange(0, min_open=True)

@@ -1,7 +1,8 @@
 """Options of vLLM's server that people have in their scripts; --help does not show them.
 
 Invariant: one that changes nothing here is accepted with a line of notice, one that has an
-equivalent is translated, any other is refused by name: `plamo_ref.compat` says which is which.
+equivalent is translated, any other is refused by name: `plamo_ref.intake.vllm_names` says which
+is which.
 """
 
 import ast
@@ -11,8 +12,8 @@ from typing import Any
 import click
 
 from plamo_ref.commands._options import Command
-from plamo_ref.compat import MODEL, translate
 from plamo_ref.errors import PlamoRefError
+from plamo_ref.intake.vllm_names import MODEL, translate
 
 FLAGS = (
     "trust_remote_code",

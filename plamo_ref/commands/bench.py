@@ -19,7 +19,7 @@ from plamo_ref.commands._bench_run import (
 )
 
 if TYPE_CHECKING:
-    from plamo_ref.engine.traces import Trace
+    from plamo_ref.bench.simulator import Trace
 
 POSITIVE = click.IntRange(1)
 PRODUCTS = click.option(
@@ -135,7 +135,7 @@ def prefill(batches: str, lengths: str, repeat: int, products: bool, **options: 
 @result_option
 def mixed(requests: int, scale: float, both: bool, repeat: int, **options: Any) -> None:
     """The mixed workload: prompts of 64-1024 tokens, outputs of 32-512, all at once."""
-    from plamo_ref.engine.traces import Trace
+    from plamo_ref.bench.simulator import Trace
 
     _race(Trace.mixed(requests, scale), both, repeat, options)
 
@@ -152,7 +152,7 @@ def trace(file: Path, both: bool, repeat: int, **options: Any) -> None:
     It is JSON: {"requests": [{"prompt_len": 7, "output_len": 5, "arrival": 0.5}, …]}, arrivals in
     seconds and in order.
     """
-    from plamo_ref.engine.traces import Trace
+    from plamo_ref.bench.simulator import Trace
 
     _race(Trace.read(file), both, repeat, options)
 
@@ -178,8 +178,8 @@ def kernels(shape: str | None, **options: Any) -> None:
     """Every kernel at the published models' shapes against its floor (on a GPU)."""
     import torch
 
-    from plamo_ref.kernels.ceilings import measure_ceilings
-    from plamo_ref.kernels.timing import require_gpu, time_kernels
+    from plamo_ref.bench.kernels.ceilings import measure_ceilings
+    from plamo_ref.bench.kernels.timing import require_gpu, time_kernels
 
     device = require_gpu()
     ceilings = measure_ceilings(device, torch.bfloat16)

@@ -15,7 +15,7 @@ import click
 from plamo_ref.commands import _options as options
 from plamo_ref.config import ConfigError, LayerKind, Plamo2Config
 from plamo_ref.engine.config import DTYPES, torch_dtype
-from plamo_ref.json_files import read_object
+from plamo_ref.intake.json_files import read_object
 
 LENGTHS = (1_000, 10_000, 100_000)
 KINDS: Mapping[LayerKind, tuple[str, str]] = {  # letter and colour in the strip
@@ -33,7 +33,7 @@ def config_path(model: str, revision: str | None, offline: bool) -> Path:
     """
     from huggingface_hub import hf_hub_download
 
-    from plamo_ref.hub import EMBEDDED, HUB_ID, HubError, find
+    from plamo_ref.intake.hub import EMBEDDED, HUB_ID, HubError, find
 
     path = Path(model).expanduser()
     if path.is_file():
@@ -54,7 +54,7 @@ def stored_weights(path: Path, config: Plamo2Config) -> dict[str, Any]:
     Raises:
         CheckpointError: there are weights, but not those that the config calls for.
     """
-    from plamo_ref.checkpoint import Checkpoint
+    from plamo_ref.weights.checkpoint import Checkpoint
 
     if path.name != "config.json" or not any(path.parent.glob("*.safetensors")):
         data = read_object(path, ConfigError)
@@ -164,7 +164,7 @@ def plan(
         EngineError: the model, or one request beside it, does not fit.
     """
     from plamo_ref.engine.config import EngineConfig
-    from plamo_ref.engine.planner import plan_device
+    from plamo_ref.engine.memory.planner import plan_device
 
     engine = EngineConfig(
         dtype=dtype, max_num_seqs=max_num_seqs, max_num_batched_tokens=max_num_batched_tokens

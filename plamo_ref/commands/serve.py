@@ -54,10 +54,10 @@ def serve(model: str, served_model_names: tuple[str, ...], **given: Any) -> None
 
     It listens on this machine alone unless --host says otherwise; then think of --api-key.
     """
-    from plamo_ref.engine.async_llm import AsyncLLM
+    from plamo_ref.remote.async_llm import AsyncLLM
     from plamo_ref.server import run
     from plamo_ref.server.config import ServerConfig
-    from plamo_ref.server.listen import Address
+    from plamo_ref.server.edge.listen import Address
 
     translated, notice = vllm.translated(given | {"model": model})
     name, *aliases = served_model_names or (model,)

@@ -15,10 +15,10 @@ from torch import Tensor
 
 from plamo_ref.batch import ForwardBatch, Room
 from plamo_ref.config import LayerKind
-from plamo_ref.engine.cache import BlockTable, HybridCache
-from plamo_ref.engine.pool import NULL_PLACE
+from plamo_ref.engine.memory.cache import BlockTable, HybridCache
+from plamo_ref.engine.memory.pool import NULL_PLACE
 from plamo_ref.engine.request import Request
-from plamo_ref.engine.scheduler import Schedule
+from plamo_ref.engine.scheduling.scheduler import Schedule
 
 Place = Callable[[Room], ForwardBatch]  # a batch on the device with at least so much room
 Rows = slice | Tensor  # of the step's tokens

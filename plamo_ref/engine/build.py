@@ -1,7 +1,8 @@
 """Put an engine together: device, kernels, weights, plan, runner, core.
 
 Invariant: this is the only place that knows the order; everything it makes is passed on, nothing
-is kept.
+is kept. What only makes a step faster (`engine/fast/`) is imported where it is asked for: without
+it the same engine runs, and a laptop loads none of it.
 """
 
 from collections.abc import Callable
@@ -11,15 +12,11 @@ from functools import partial
 import torch
 
 from plamo_ref.config import Plamo2Config
-from plamo_ref.engine.compiling import compile_model, warm_up
 from plamo_ref.engine.config import EngineConfig, EngineError
 from plamo_ref.engine.core import EngineCore
-from plamo_ref.engine.dry_run import dry_run
-from plamo_ref.engine.graphs import Graphs
-from plamo_ref.engine.planner import MemoryPlan, cache_budget, plan_memory
+from plamo_ref.engine.memory.planner import MemoryPlan, cache_budget, plan_memory
 from plamo_ref.engine.runner import ModelRunner
 from plamo_ref.kernels.choice import can_overlap, select
-from plamo_ref.kernels.precompile import compile_ahead
 from plamo_ref.kernels.table import Kernels
 from plamo_ref.model import Plamo2Model
 
@@ -40,13 +37,19 @@ def build_core(
     ops = select(engine.kernels, device=device, dtype=dtype, pdl=engine.pdl and can_overlap(device))
     compiled: Future[None] | None = None
     if engine.precompile and ops.name == "triton" and device.type == "cuda":
+        from plamo_ref.engine.fast.dry_run import dry_run
+        from plamo_ref.engine.fast.precompile import compile_ahead
+
         compiled = compile_ahead(partial(dry_run, model, engine, ops, dtype, state_dtype), device)
     loaded = load(ops, dtype, device)
     if compiled is not None:
         compiled.result()  # before the first launch, which would compile the same once more
     budget = cache_budget(engine, device, model, dtype.itemsize)
     plan = plan_memory(model, engine, budget, dtype=dtype, state_dtype=state_dtype)
-    loaded = compile_model(loaded, engine.compile, engine.compile_sizes)
+    if engine.compile != "none":
+        from plamo_ref.engine.fast.compiling import compile_model, warm_up
+
+        loaded = compile_model(loaded, engine.compile, engine.compile_sizes)
     try:
         runner = ModelRunner(loaded, plan, state_dtype)
     except RuntimeError as error:  # torch.OutOfMemoryError is one; on a CPU it has no own class
@@ -56,6 +59,9 @@ def build_core(
         raise EngineError(message) from error
     # The torch twins read lengths back to the host, which no graph can record.
     if engine.cuda_graphs and device.type == "cuda" and ops.name != "torch":
+        from plamo_ref.engine.fast.graphs import Graphs
+
         runner.recordings = Graphs(loaded, runner.caches, plan, engine.graph_tokens)
-    warm_up(loaded, runner.caches, engine.compile_sizes)
+    if engine.compile != "none":
+        warm_up(loaded, runner.caches, engine.compile_sizes)
     return EngineCore(runner, plan, engine), plan

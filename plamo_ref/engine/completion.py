@@ -15,8 +15,8 @@ from plamo_ref.engine.outputs import (
     readable_logprobs,
 )
 from plamo_ref.engine.request import FinishReason, Request
-from plamo_ref.text_stream import TextStream
-from plamo_ref.tokenizer import Plamo2Tokenizer
+from plamo_ref.text.stream import TextStream
+from plamo_ref.text.tokenizer import Plamo2Tokenizer
 
 
 @dataclass(eq=False)

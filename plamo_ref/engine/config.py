@@ -11,10 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
 
-from plamo_ref.compat import ENGINE, speaks_vllm
 from plamo_ref.errors import PlamoRefError
-from plamo_ref.kernels.names import KernelChoice
-from plamo_ref.values import (
+from plamo_ref.intake.values import (
     Flag,
     Kind,
     Listed,
@@ -26,6 +24,8 @@ from plamo_ref.values import (
     Whole,
     read_fields,
 )
+from plamo_ref.intake.vllm_names import ENGINE, speaks_vllm
+from plamo_ref.kernels.names import KernelChoice
 
 if TYPE_CHECKING:
     import torch

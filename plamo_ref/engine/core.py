@@ -19,24 +19,24 @@ from torch import Tensor
 
 from plamo_ref.engine.batching import BatchPlan, Unread, build_batch
 from plamo_ref.engine.blame import is_nobodys, together_or_alone
-from plamo_ref.engine.choosing import (
+from plamo_ref.engine.config import EngineConfig, EngineError
+from plamo_ref.engine.flight import Flight, describe, record_of
+from plamo_ref.engine.memory.planner import MemoryPlan
+from plamo_ref.engine.record import StepRecord
+from plamo_ref.engine.recovery import rebuild
+from plamo_ref.engine.request import FinishReason, Request
+from plamo_ref.engine.runner import ModelRunner
+from plamo_ref.engine.scheduling.limits import Limits, longest_request
+from plamo_ref.engine.scheduling.scheduler import Queues, Scheduler
+from plamo_ref.engine.scheduling.scheduler_v0 import V0Scheduler
+from plamo_ref.engine.scheduling.scheduler_v1 import V1Scheduler
+from plamo_ref.engine.tokens import (
     choose_on_device,
     finish_reason,
     is_full,
     read_tokens,
     score_prompt,
 )
-from plamo_ref.engine.config import EngineConfig, EngineError
-from plamo_ref.engine.flight import Flight, describe, record_of
-from plamo_ref.engine.limits import Limits, longest_request
-from plamo_ref.engine.planner import MemoryPlan
-from plamo_ref.engine.record import StepRecord
-from plamo_ref.engine.recovery import rebuild
-from plamo_ref.engine.request import FinishReason, Request
-from plamo_ref.engine.runner import ModelRunner
-from plamo_ref.engine.scheduler import Queues, Scheduler
-from plamo_ref.engine.scheduler_v0 import V0Scheduler
-from plamo_ref.engine.scheduler_v1 import V1Scheduler
 from plamo_ref.sampling import AdjustTables, Guide, SamplingParams
 
 GRAMMAR_SECONDS = 0.01  # for the grammars of a step: a mask takes a hundredth of that

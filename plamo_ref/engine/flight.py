@@ -13,11 +13,11 @@ from torch import Tensor
 
 from plamo_ref.config import LayerKind
 from plamo_ref.engine.batching import BatchPlan
-from plamo_ref.engine.cache import HybridCache
-from plamo_ref.engine.choosing import needs_host
+from plamo_ref.engine.memory.cache import HybridCache
 from plamo_ref.engine.record import ScheduledTokens, StepRecord, memory_in_use
 from plamo_ref.engine.request import Request
-from plamo_ref.engine.scheduler import Queues, Schedule
+from plamo_ref.engine.scheduling.scheduler import Queues, Schedule
+from plamo_ref.engine.tokens import needs_host
 
 
 @dataclass(frozen=True)

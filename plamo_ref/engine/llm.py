@@ -12,7 +12,6 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from plamo_ref.compat import CALL, MODEL, speaks_vllm
 from plamo_ref.engine.build import build_core
 from plamo_ref.engine.callers import Caller, Callers
 from plamo_ref.engine.completion import Completion, gather
@@ -22,13 +21,14 @@ from plamo_ref.engine.prompts import ParamsLike, Prompt, PromptsLike, read_param
 from plamo_ref.engine.record import StepRecord
 from plamo_ref.engine.source import checked_model, checked_source, open_source
 from plamo_ref.grammar.pool import GuidePool
-from plamo_ref.hub import find
+from plamo_ref.intake.hub import find
+from plamo_ref.intake.vllm_names import CALL, MODEL, speaks_vllm
 from plamo_ref.sampling import Guide, GuidedError, SamplingParams
-from plamo_ref.tokenizer_loading import check_params, load_tokenizer
+from plamo_ref.text.loading import check_params, load_tokenizer
 
 
 class LLM:
-    """An engine with a model in it. It takes vLLM's keywords: see `plamo_ref.compat`.
+    """An engine with a model in it. It takes vLLM's keywords: see `plamo_ref.intake.vllm_names`.
 
     It may be interrupted at any moment and used again. Threads may share it, and take turns: a
     `generate` has the engine for itself from its beginning to its end, a `stream` for one step at a
@@ -37,7 +37,7 @@ class LLM:
     Args:
         model: "tiny", a checkpoint folder, or a hub id. A folder without a tokenizer serves token
             ids: prompts are given as ids, and outputs have no text.
-        revision, cache_dir, offline: for hub ids, see `plamo_ref.hub.find`.
+        revision, cache_dir, offline: for hub ids, see `plamo_ref.intake.hub.find`.
         engine: fields of `EngineConfig`.
 
     Raises:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from plamo_ref.engine.request import FinishReason, RequestTimes
 from plamo_ref.sampling import TokenLogprobs
-from plamo_ref.tokenizer import Plamo2Tokenizer
+from plamo_ref.text.tokenizer import Plamo2Tokenizer
 
 
 @dataclass(frozen=True)

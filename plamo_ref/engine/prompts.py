@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from plamo_ref.engine.config import EngineError
+from plamo_ref.intake.values import plain, shown, whole
 from plamo_ref.sampling import SamplingParams
-from plamo_ref.values import plain, shown, whole
 
 # A text, ids, or vLLM's {"prompt": text} and {"prompt_token_ids": ids}. Arrays of NumPy and torch
 # are lists of their items everywhere.

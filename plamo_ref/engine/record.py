@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from plamo_ref.config import LayerKind
-from plamo_ref.engine.cache import HybridCache
+from plamo_ref.engine.memory.cache import HybridCache
 
 
 @dataclass(frozen=True)

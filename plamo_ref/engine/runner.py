@@ -11,7 +11,7 @@ from torch import Tensor
 
 from plamo_ref.batch import AttentionCache, ForwardBatch, LayerCache, MambaCache, Room
 from plamo_ref.engine.batching import Rows
-from plamo_ref.engine.planner import MemoryPlan
+from plamo_ref.engine.memory.planner import MemoryPlan
 from plamo_ref.model import Plamo2Model
 
 

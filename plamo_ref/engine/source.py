@@ -13,17 +13,17 @@ from typing import Any, cast
 
 import torch
 
-from plamo_ref.checkpoint import Checkpoint
-from plamo_ref.checkpoint_files import CONFIG_FILE
 from plamo_ref.config import Plamo2Config
 from plamo_ref.engine.build import ModelLoader
 from plamo_ref.engine.config import EngineError
-from plamo_ref.generation_file import GenerationFile
+from plamo_ref.intake.checkpoint_files import CONFIG_FILE
+from plamo_ref.intake.generation_file import GenerationFile
+from plamo_ref.intake.values import Flag, NoneFor, Text, read
 from plamo_ref.kernels.table import Kernels
-from plamo_ref.loading import load_model
 from plamo_ref.model import Plamo2Model
-from plamo_ref.random_weights import random_model
-from plamo_ref.values import Flag, NoneFor, Text, read
+from plamo_ref.weights.checkpoint import Checkpoint
+from plamo_ref.weights.loading import load_model
+from plamo_ref.weights.random import random_model
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class _Location:
 
 
 def checked_model(model: Any) -> str | Path:
-    """What names a model, for `plamo_ref.hub.find`.
+    """What names a model, for `plamo_ref.intake.hub.find`.
 
     Raises:
         EngineError: it is neither a text nor a path.

@@ -21,7 +21,7 @@ from plamo_ref.grammar.frames import CHUNK, Channel, Frame, Op
 from plamo_ref.grammar.matcher import Compiler
 from plamo_ref.grammar.vocabulary import Vocabulary
 from plamo_ref.grammar.worker import WorkerLimits, quietly, serve
-from plamo_ref.tokenizer import Plamo2Tokenizer
+from plamo_ref.text.tokenizer import Plamo2Tokenizer
 
 NICENESS = 10  # the engine and its front come first
 LOOK_SECONDS = 1.0  # between two looks at whether the engine is still the parent

@@ -28,7 +28,7 @@ from plamo_ref.grammar.source import GrammarSource
 from plamo_ref.grammar.worker import WorkerLimits, why
 
 if TYPE_CHECKING:
-    from plamo_ref.sampling.guided import GuidedParams
+    from plamo_ref.grammar.guided import GuidedParams
 
 DEFAULT_LIMITS = WorkerLimits()
 COMPILING = 4  # grammars at a time; the others wait

@@ -6,7 +6,7 @@ like any others; the control token of that name is never among the tokens that s
 
 from collections.abc import Sequence
 
-from plamo_ref.tokenizer import Plamo2Tokenizer
+from plamo_ref.text.tokenizer import Plamo2Tokenizer
 
 
 class Vocabulary:

@@ -9,18 +9,16 @@ from importlib.util import find_spec
 
 import torch
 
-from plamo_ref.kernels import (
-    conv,
-    linear,
-    norm,
-    paged_attention,
-    qk_norm_rope,
-    sample,
-    selection,
-    ssm,
-)
+from plamo_ref.kernels.attention import twin as paged_attention
+from plamo_ref.kernels.conv import twin as conv
 from plamo_ref.kernels.errors import KernelError
+from plamo_ref.kernels.linear import twin as linear
 from plamo_ref.kernels.names import KernelChoice
+from plamo_ref.kernels.norm import twin as norm
+from plamo_ref.kernels.rope import twin as qk_norm_rope
+from plamo_ref.kernels.sample import twin as sample
+from plamo_ref.kernels.ssm import selection
+from plamo_ref.kernels.ssm import twin as ssm
 from plamo_ref.kernels.table import Table
 
 TORCH = Table(
@@ -47,23 +45,18 @@ TORCH = Table(
 def triton_table(*, pdl: bool = False) -> Table:
     """The Triton kernels. Whether this machine runs them is for `select` to say.
 
-    With `pdl` the kernels of a decode step overlap at their ends: see triton_launch.py.
+    With `pdl` the kernels of a decode step overlap at their ends: see launch.py.
     """
     # Imported here: Triton exists for Linux only, and takes a second to load.
-    from plamo_ref.kernels import (
-        triton_argmax,
-        triton_conv,
-        triton_conv_prefill,
-        triton_decode,
-        triton_linear,
-        triton_norm,
-        triton_prefill,
-        triton_qk,
-        triton_sample,
-        triton_scan,
-        triton_selection,
-        triton_state,
-    )
+    from plamo_ref.kernels.attention import triton_decode, triton_prefill
+    from plamo_ref.kernels.conv import triton_prefill as triton_conv_prefill
+    from plamo_ref.kernels.conv import triton_update as triton_conv
+    from plamo_ref.kernels.linear import triton as triton_linear
+    from plamo_ref.kernels.norm import triton as triton_norm
+    from plamo_ref.kernels.rope import triton as triton_qk
+    from plamo_ref.kernels.sample import triton as triton_sample
+    from plamo_ref.kernels.sample import triton_argmax
+    from plamo_ref.kernels.ssm import triton_scan, triton_selection, triton_state
 
     return Table(
         name="triton",

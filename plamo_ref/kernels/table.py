@@ -1,9 +1,9 @@
 """The contract of the kernels: every operation of the model, its shapes and its source.
 
-A table has an entry for each. The twins (norm.py, linear.py, … in plain torch) define what an entry
-computes; launchers of Triton kernels and boxes that a compiler does not open take their places one
-by one. What one entry computes in a decode step and in a prompt, two kernels, the last three
-entries put together: they take a whole batch.
+A table has an entry for each. The twins (twin.py of each folder, in plain torch) define what an
+entry computes; launchers of Triton kernels and boxes that a compiler does not open take their
+places one by one. What one entry computes in a decode step and in a prompt, two kernels, the last
+three entries put together: they take a whole batch.
 
 Invariant: two tables compute the same thing; the model cannot tell which one it has. Arithmetic is
 in at least float32, and results are rounded once to the dtype of the activations.
@@ -22,8 +22,8 @@ from torch import Tensor
 from plamo_ref.batch import AttentionCache, ForwardBatch, join
 from plamo_ref.config import LayerKind
 from plamo_ref.kernels.errors import KernelError
-from plamo_ref.kernels.selection import SelectionParams
-from plamo_ref.kernels.ssm import ScanInputs, ScanParams
+from plamo_ref.kernels.ssm.selection import SelectionParams
+from plamo_ref.kernels.ssm.twin import ScanInputs, ScanParams
 
 
 class Kernels(Protocol):

@@ -13,8 +13,8 @@ import torch
 from plamo_ref.errors import PlamoRefError
 from plamo_ref.reference.model import Plamo2Reference, SequenceState
 from plamo_ref.sampling import Guide, RowContext, SamplingParams, adjust, sample, uniform
-from plamo_ref.text_stream import TextStream
-from plamo_ref.tokenizer import Plamo2Tokenizer
+from plamo_ref.text.stream import TextStream
+from plamo_ref.text.tokenizer import Plamo2Tokenizer
 
 
 class PromptError(PlamoRefError, ValueError):

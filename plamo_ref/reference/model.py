@@ -18,12 +18,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from plamo_ref.checkpoint import Checkpoint
 from plamo_ref.config import Plamo2Config
-from plamo_ref.hub import find
+from plamo_ref.intake.hub import find
 from plamo_ref.reference.attention import Attention, AttentionState
 from plamo_ref.reference.functions import rms_norm
 from plamo_ref.reference.mamba import Mamba, MambaState
+from plamo_ref.weights.checkpoint import Checkpoint
 
 
 @dataclass

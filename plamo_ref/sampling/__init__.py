@@ -1,7 +1,7 @@
 """From logits to tokens: what a user asks for, and how a token is chosen."""
 
+from plamo_ref.grammar.guided import Guide, GuidedError, GuidedParams, GuideMaker
 from plamo_ref.sampling.adjust import RowContext, adjust
-from plamo_ref.sampling.guided import Guide, GuidedError, GuidedParams, GuideMaker
 from plamo_ref.sampling.logprobs import TokenLogprobs, token_logprobs
 from plamo_ref.sampling.params import SamplingError, SamplingParams
 from plamo_ref.sampling.random import child_seed, uniform

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from plamo_ref.sampling.guided import Guide
+from plamo_ref.grammar.guided import Guide
 from plamo_ref.sampling.params import SamplingParams
 
 

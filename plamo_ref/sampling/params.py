@@ -8,11 +8,9 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from plamo_ref.compat import SAMPLING, speaks_vllm
 from plamo_ref.errors import PlamoRefError
-from plamo_ref.sampling.guided import GuidedParams
-from plamo_ref.sampling.random import child_seed
-from plamo_ref.values import (
+from plamo_ref.grammar.guided import GuidedParams
+from plamo_ref.intake.values import (
     Flag,
     Kind,
     Listed,
@@ -25,6 +23,8 @@ from plamo_ref.values import (
     Whole,
     read_fields,
 )
+from plamo_ref.intake.vllm_names import SAMPLING, speaks_vllm
+from plamo_ref.sampling.random import child_seed
 
 GREEDY_TEMPERATURE = 1e-5  # below it the distribution is an argmax for every float32 logit
 MAX_LOGPROBS = 100  # alternatives reported for one token

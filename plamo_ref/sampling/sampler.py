@@ -10,10 +10,10 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from plamo_ref.kernels import sample as sample_kernel
+from plamo_ref.kernels.sample import twin as sample_kernel
 from plamo_ref.sampling.params import SamplingParams
 
-Draw = Callable[[Tensor, Tensor, bool], Tensor]  # as plamo_ref.kernels.sample.sample
+Draw = Callable[[Tensor, Tensor, bool], Tensor]  # as plamo_ref.kernels.sample.twin.sample
 
 
 def sample(
@@ -45,7 +45,7 @@ def sample(
 def knob_table(
     params: Sequence[SamplingParams], uniforms: Sequence[float], vocab_size: int
 ) -> Tensor:
-    """The parameters as plamo_ref.kernels.sample wants them: [B, 5] float64, on the host."""
+    """The parameters as plamo_ref.kernels.sample.twin wants them: [B, 5] float64, on the host."""
     rows = [
         [
             0.0 if p.greedy else p.temperature,

@@ -10,27 +10,28 @@ from fastapi.middleware.cors import CORSMiddleware
 from starlette.responses import Response
 
 import plamo_ref
-from plamo_ref.server import answers, errors
-from plamo_ref.server.bodies import bounded_route
-from plamo_ref.server.chat import Chat, chat_ids, chat_template
-from plamo_ref.server.completions import Completion
+from plamo_ref.server import errors
 from plamo_ref.server.document import describe
+from plamo_ref.server.edge.bodies import bounded_route
+from plamo_ref.server.edge.gate import Gate
+from plamo_ref.server.edge.request_ids import HEADER, RequestIds, request_id
 from plamo_ref.server.errors import conflict
-from plamo_ref.server.gate import Gate
 from plamo_ref.server.metrics import CONTENT_TYPE
-from plamo_ref.server.params import check_model, no_conversation
-from plamo_ref.server.request_ids import HEADER, RequestIds, request_id
-from plamo_ref.server.responses import Responding
-from plamo_ref.server.responses_schemas import ResponsesRequest
-from plamo_ref.server.schemas import (
+from plamo_ref.server.openai import answers
+from plamo_ref.server.openai.chat import Chat, chat_ids, chat_template
+from plamo_ref.server.openai.completions import Completion
+from plamo_ref.server.openai.params import check_model, no_conversation
+from plamo_ref.server.openai.responses import Responding
+from plamo_ref.server.openai.responses_schemas import ResponsesRequest
+from plamo_ref.server.openai.schemas import (
     ChatRequest,
     CompletionRequest,
     DetokenizeRequest,
     TokenizeRequest,
 )
+from plamo_ref.server.openai.wire import EventStream, answer, json_response
 from plamo_ref.server.service import LONG_TEXT, Service
-from plamo_ref.server.tools import for_template
-from plamo_ref.server.wire import EventStream, answer, json_response
+from plamo_ref.server.tools.offered import for_template
 
 
 def create_app(service: Service) -> FastAPI:

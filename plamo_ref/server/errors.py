@@ -13,7 +13,9 @@ from pydantic import BaseModel, ValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from plamo_ref.engine.calls import (
+from plamo_ref.errors import PlamoRefError
+from plamo_ref.grammar.guided import GuidedError
+from plamo_ref.remote.calls import (
     EngineBusyError,
     EngineDiedError,
     EngineUnavailableError,
@@ -21,9 +23,7 @@ from plamo_ref.engine.calls import (
     RequestRefusedError,
     SlowReaderError,
 )
-from plamo_ref.errors import PlamoRefError
-from plamo_ref.sampling.guided import GuidedError
-from plamo_ref.server.complaints import complaint
+from plamo_ref.server.edge.complaints import complaint
 
 KINDS = {
     400: "invalid_request_error",

@@ -18,8 +18,8 @@ from prometheus_client.core import (
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.registry import Collector
 
-from plamo_ref.engine.async_llm import AsyncLLM
-from plamo_ref.engine.calls import Delta
+from plamo_ref.remote.async_llm import AsyncLLM
+from plamo_ref.remote.calls import Delta
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)

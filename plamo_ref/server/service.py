@@ -14,14 +14,14 @@ from typing import TypeVar
 
 import msgspec
 
-from plamo_ref.engine.async_llm import AsyncLLM
-from plamo_ref.engine.calls import Delta, Job
+from plamo_ref.remote.async_llm import AsyncLLM
+from plamo_ref.remote.calls import Delta, Job
 from plamo_ref.sampling import SamplingParams
 from plamo_ref.server.config import ServerConfig
+from plamo_ref.server.edge.workers import Workers
 from plamo_ref.server.errors import bad, conflict
 from plamo_ref.server.metrics import Metrics
-from plamo_ref.server.templates import ChatTemplate
-from plamo_ref.server.workers import Workers
+from plamo_ref.server.prompt.templates import ChatTemplate
 
 T = TypeVar("T")
 

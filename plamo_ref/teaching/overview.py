@@ -11,23 +11,23 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from plamo_ref.bench.simulator import Trace, replay
 from plamo_ref.config import Plamo2Config
 from plamo_ref.engine.config import EngineConfig
-from plamo_ref.engine.planner import plan_memory
+from plamo_ref.engine.memory.planner import plan_memory
 from plamo_ref.engine.record import StepRecord
-from plamo_ref.engine.traces import Trace, replay
-from plamo_ref.hub import find
+from plamo_ref.intake.hub import find
 from plamo_ref.teaching.figures import style_of
 
 STATIONS = (
-    ("text", "tokenizer.py"),
+    ("text", "text/tokenizer.py"),
     ("Request", "engine/request.py"),
-    ("Schedule", "engine/scheduler_v1.py"),
-    ("memory", "engine/cache.py"),
+    ("Schedule", "engine/scheduling/scheduler_v1.py"),
+    ("memory", "engine/memory/cache.py"),
     ("batch", "engine/batching.py"),
     ("layers", "model.py, kernels/"),
-    ("token ids", "engine/choosing.py"),
-    ("text", "text_stream.py"),
+    ("token ids", "engine/tokens.py"),
+    ("text", "text/stream.py"),
 )
 TRACE = Trace.of((8, 4), (5, 6), (9, 3), (4, 5, 3), (12, 4, 4))
 BUDGET = 10

@@ -12,8 +12,8 @@ from plamo_ref.engine.core import EngineCore
 from plamo_ref.engine.runner import ModelRunner
 from plamo_ref.kernels.choice import TORCH, triton_table
 from plamo_ref.kernels.table import Kernels
+from plamo_ref.proof.lab import lab_config, lab_plan, least_blocks, random_pair
 from plamo_ref.sampling import SamplingParams
-from plamo_ref.teaching.lab import lab_config, lab_plan, least_blocks, random_pair
 
 CONFIG = lab_config(hidden_size_per_head=16, num_key_value_heads=1)
 PROMPTS = ((5, 9, 33, 60, 2, 2, 17, 41, 8), (7, 12, 50))

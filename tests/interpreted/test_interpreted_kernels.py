@@ -13,8 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from plamo_ref.kernels.check import LIMITS, check, compare, copied, main, results
-from plamo_ref.kernels.check_cases import (
+from plamo_ref.bench.kernels.cases import (
     SMALL,
     Case,
     Maker,
@@ -23,10 +22,11 @@ from plamo_ref.kernels.check_cases import (
     scan_cases,
     small_cases,
 )
+from plamo_ref.bench.kernels.check import LIMITS, check, compare, copied, main, results
 from plamo_ref.kernels.choice import TORCH, triton_table
 from plamo_ref.kernels.errors import KernelError
-from plamo_ref.kernels.scan_plan import Plan, plan_scan
-from plamo_ref.kernels.triton_launch import Config
+from plamo_ref.kernels.launch import Config
+from plamo_ref.kernels.ssm.triton_plan import Plan, plan_scan
 
 CPU, F32 = torch.device("cpu"), torch.float32
 CASES = {case.name: case for case in small_cases(CPU, F32)}
@@ -81,7 +81,7 @@ def test_window_edge_at_the_edge_of_a_tile(past):
 def test_split_decode_joins_its_parts(window, lengths, monkeypatch):
     """Long tables get several parts; a short request in the same step leaves most of them empty."""
     launched = []
-    from plamo_ref.kernels import triton_decode
+    from plamo_ref.kernels.attention import triton_decode
 
     plain = triton_decode.launch
     monkeypatch.setattr(
@@ -93,7 +93,7 @@ def test_split_decode_joins_its_parts(window, lengths, monkeypatch):
 
 
 def test_parts_fill_the_device_and_are_worth_joining():
-    from plamo_ref.kernels.triton_decode import KEYS_OF_A_PART, PROGRAMS, number_of_parts
+    from plamo_ref.kernels.attention.triton_decode import KEYS_OF_A_PART, PROGRAMS, number_of_parts
 
     for programs in (1, 4, 37, 256, 4000):
         for keys in (1, 127, 300, 2049, 100_000):
@@ -118,7 +118,7 @@ def test_requests_of_one_step_have_different_pasts(window, block_size):
 
 
 def test_heads_of_a_tile_divide_those_of_a_kv_head():
-    from plamo_ref.kernels.triton_prefill import heads_of_a_tile
+    from plamo_ref.kernels.attention.triton_prefill import heads_of_a_tile
 
     assert [heads_of_a_tile(n, 128) for n in (1, 2, 3, 8, 12, 16)] == [1, 2, 1, 8, 4, 16]
     assert heads_of_a_tile(256, 32) == 32
@@ -265,7 +265,7 @@ def test_nothing_to_do_is_nothing(operation):
 
 
 def test_the_check_notices_a_wrong_kernel(monkeypatch, capsys):
-    from plamo_ref.kernels import check as check_module
+    from plamo_ref.bench.kernels import check as check_module
 
     def few(device, dtype):
         yield next(case for case in CASES.values() if case.operation == "linear_swiglu")

@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from plamo_ref.kernels import sample as twin
 from plamo_ref.kernels.errors import KernelError
-from plamo_ref.kernels.triton_sample import sample
+from plamo_ref.kernels.sample import twin
+from plamo_ref.kernels.sample.triton import sample
 
 KNOB_ROWS = st.tuples(
     st.sampled_from([0.0, 0.3, 1.0, 2.5]),

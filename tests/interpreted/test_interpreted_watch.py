@@ -10,7 +10,7 @@ import torch
 import triton
 import triton.language as tl
 
-from plamo_ref.kernels.check_cases import SMALL, Maker, paged_case
+from plamo_ref.bench.kernels.cases import SMALL, Maker, paged_case
 from plamo_ref.kernels.choice import triton_table
 from plamo_ref.teaching.watching import WatchError, touch_map, watch
 

@@ -1,0 +1,1 @@
+"""The kernels' checks against their twins, their times and their ceilings."""

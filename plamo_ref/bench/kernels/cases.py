@@ -1,0 +1,263 @@
+"""Arguments for every operation: odd shapes for truth, the published models' shapes for speed.
+
+Invariant: whatever an operation must not read is NaN: unused blocks, the rest of a last block,
+slots of others, the slot of a request without a past. All numbers come from one seed.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from plamo_ref.bench.kernels.dense_cases import linear_cases, norm_cases, selection_cases
+from plamo_ref.bench.kernels.parts import SMALL, Case, Maker, Shape
+from plamo_ref.kernels.rope.twin import rope_tables
+from plamo_ref.kernels.sample.twin import kept_weights
+from plamo_ref.kernels.ssm.twin import ScanInputs, ScanParams
+
+
+def qk_case(make: Maker, shape: Shape, tokens: int, parts: int = 0) -> Case:
+    heads, groups, size = shape.heads, shape.kv_heads, shape.size
+    blocks = tokens // shape.block_size + 2
+    positions = make.ints([(7919 * t) % 100_003 for t in range(tokens)])
+    width = (heads + 2 * groups) * size
+    arguments = (
+        # Rows further apart than they are long.
+        make.parts(parts, tokens, width) if parts else make.noise(tokens, width + 8)[:, :width],
+        make.noise(heads, size),
+        make.noise(groups, size),
+        rope_tables(positions, size, 10000.0, make.dtype),
+        make.nan(blocks, shape.block_size, groups, size),
+        make.nan(blocks, shape.block_size, groups, size),
+        make.shuffled(blocks * shape.block_size - 1)[:tokens],
+    )
+    moved = 2 * tokens * width * make.dtype.itemsize
+    label = f"{tokens}, {parts} parts" if parts else f"{tokens}"
+    return Case(label, "qk_norm_rope_write", arguments, (4, 5), moved_bytes=moved)
+
+
+def rope_case(make: Maker, shape: Shape, tokens: int) -> Case:
+    """Positions up to ten million, the longest that a checkpoint names."""
+    positions = make.ints([(7919 * t * t + 4097) % 10_485_760 for t in range(tokens)])
+    return Case(f"{tokens}", "rope_tables", (positions, shape.size, 1e6, make.dtype))
+
+
+def paged_case(
+    make: Maker, shape: Shape, shares: Sequence[tuple[int, int]], window: int | None
+) -> Case:
+    """Shares: tokens of each request computed before, and in this step."""
+    size, groups, block_size = shape.size, shape.kv_heads, shape.block_size
+    firsts = [0 if window is None else max(0, past - window) // block_size for past, _ in shares]
+    lengths = [past + new for past, new in shares]
+    spans = [math.ceil(n / block_size) - f for n, f in zip(lengths, firsts, strict=True)]
+    places = make.shuffled(sum(spans)).tolist()
+    rows = [[places.pop() for _ in range(span)] for span in spans]
+    wide = max(spans) + 1
+    table = make.ints([[*row, *[0] * (wide - len(row))] for row in rows])  # type: ignore[misc]
+    caches = [make.noise(sum(spans) + 1, block_size, groups, size) for _ in range(2)]
+    for cache in caches:
+        cache[0] = math.nan
+        for row, length, (past, _) in zip(rows, lengths, shares, strict=True):
+            if row and length % block_size:
+                cache[row[-1], length % block_size :] = math.nan
+            if row and window is not None:  # what the first query no longer sees
+                cache[row[0], : max(0, past - window) % block_size] = math.nan
+    counts = [new for _, new in shares]
+    q = make.noise(sum(counts), shape.heads, size)
+    common = (q, *caches, table, make.ints(firsts), make.ints(lengths))
+    label = f"{'+'.join(map(str, shares[0]))} ×{len(shares)}, W {window}"
+    past_seen = [min(p, window) if window is not None else p for p, _ in shares]
+    keys = sum(past_seen) + sum(counts)
+    moved = (2 * keys * groups + 2 * sum(counts) * shape.heads) * size * make.dtype.itemsize
+    if all(new == 1 for new in counts):
+        return Case(label, "paged_decode", (*common, window), moved_bytes=moved)
+    pairs = sum(_pairs(past, new, window) for past, new in shares)
+    starts = torch.tensor([0, *counts], device=make.device).cumsum(0)
+    return Case(
+        label,
+        "paged_prefill",
+        (*common, starts, window),
+        moved_bytes=moved,
+        operations=4 * pairs * shape.heads * size,
+    )
+
+
+def _pairs(past: int, new: int, window: int | None) -> int:
+    """Of a query and a key that it sees."""
+    seen = (position + 1 for position in range(past, past + new))
+    return sum(seen) if window is None else sum(min(n, window + 1) for n in seen)
+
+
+def conv_cases(make: Maker, shape: Shape, requests: int, counts: Sequence[int]) -> Iterator[Case]:
+    channels, item = shape.mamba_heads * shape.size, make.dtype.itemsize
+    weight = make.noise(channels, 1, shape.taps)[:, 0, :]
+    cache = make.noise(requests + 2, channels, shape.taps - 1)
+    slots = make.shuffled(requests + 1)[:requests]
+    moved = requests * channels * item * 2 * shape.taps
+    beside_z = make.noise(requests, shape.mamba_heads, 2, shape.size)[:, :, 1]
+    update = (beside_z, weight, cache, slots)
+    yield Case(f"{requests}", "conv_update", update, (2,), moved_bytes=moved)
+    starts, has_past, cache, slots = _parts(make, counts, (channels, shape.taps - 1), make.dtype)
+    # As in_proj leaves it: between two heads of u lies one of z.
+    u = make.noise(sum(counts), shape.mamba_heads, 2, shape.size)[:, :, 1]
+    label = f"{counts[0]} ×{len(counts)}"
+    prefill = (u, weight, cache, slots, starts, has_past)
+    moved = 2 * sum(counts) * channels * item
+    yield Case(label, "conv_prefill", prefill, (2,), moved_bytes=moved)
+
+
+def scan_cases(
+    make: Maker,
+    shape: Shape,
+    requests: int,
+    counts: Sequence[int],
+    state_dtype: torch.dtype = torch.float32,
+) -> Iterator[Case]:
+    heads, size, state = shape.mamba_heads, shape.size, shape.state
+    cache = make.noise(requests + 2, heads, size, state, dtype=state_dtype)
+    slots = make.shuffled(requests + 1)[:requests]
+    kind = str(state_dtype).removeprefix("torch.")
+    item = make.dtype.itemsize
+    moved = requests * heads * size * (2 * state * state_dtype.itemsize + 3 * item)
+    params = scan_params(make, heads)
+    arguments = (scan_inputs(make, shape, requests), params, cache, slots)
+    yield Case(f"{requests}, {kind}", "state_update", arguments, (2,), moved_bytes=moved)
+    if not counts:
+        return
+    starts, has_past, cache, slots = _parts(make, counts, (heads, size, state), state_dtype)
+    tokens = sum(counts)
+    inputs = scan_inputs(make, shape, tokens)
+    yield Case(
+        f"{counts[0]} ×{len(counts)}, {kind}",
+        "scan_prefill",
+        (inputs, params, cache, slots, starts, has_past),
+        (2,),
+        moved_bytes=tokens * heads * size * 3 * item,
+        operations=tokens * heads * (4 * state * size + 64 * (2 * state + 2 * size)),
+    )
+
+
+def scan_inputs(make: Maker, shape: Shape, tokens: int) -> ScanInputs:
+    """z strided as the projection leaves it; Δ from far below to far above the usual."""
+    heads, size, state = shape.mamba_heads, shape.size, shape.state
+    return ScanInputs(
+        u=make.noise(tokens, heads, size),
+        z=make.noise(tokens, heads, 2, size)[:, :, 0],
+        dt=3 * make.noise(tokens, heads) - 2,
+        B=make.noise(tokens, state),
+        C=make.noise(tokens, state),
+    )
+
+
+def scan_params(make: Maker, heads: int) -> ScanParams:
+    wide = torch.promote_types(make.dtype, torch.float32)
+    return ScanParams(
+        A=-make.noise(heads, dtype=wide).exp(),
+        D=make.noise(heads, dtype=wide),
+        dt_bias=make.noise(heads, dtype=wide),
+    )
+
+
+def _parts(
+    make: Maker, counts: Sequence[int], shape: tuple[int, ...], dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Starts, has_past (every second request), slots' memory with NaN where nobody was, slots."""
+    requests = len(counts)
+    starts = torch.tensor([0, *counts], device=make.device).cumsum(0)
+    has_past = make.ints([i % 2 for i in range(requests)])
+    slots = make.shuffled(requests + 1)[:requests]
+    cache = make.nan(requests + 2, *shape, dtype=dtype)
+    cache[slots[has_past > 0]] = make.noise(int(has_past.sum()), *shape, dtype=dtype)
+    return starts, has_past, cache, slots
+
+
+def argmax_case(make: Maker, size: int, rows: int) -> Case:
+    """Logits of few different values, so that equals are everywhere."""
+    logits = make.noise(rows, size + 8)[:, :size].mul(2).round()
+    moved = rows * size * make.dtype.itemsize
+    return Case(f"{rows} of {size}", "argmax", (logits,), moved_bytes=moved)
+
+
+def sample_case(make: Maker, size: int, rows: int) -> Case:
+    """Rows of all kinds. Each row's u is the middle of the share of some likely token, so that a
+    rounding cannot choose another."""
+    logits = 3 * make.noise(rows, size + 3)[:, :size]
+    logits[::4] = logits[::4].round()  # many equals
+    logits[1::5, :: max(2, size // 7)] = -math.inf
+    kinds = (
+        (0.0, size, 1.0, 0.0),
+        (1.0, size, 1.0, 0.0),
+        (0.7, min(size, 50), 1.0, 0.0),
+        (1.3, size, 0.9, 0.0),
+        (1.0, size, 1.0, 0.02),
+        (0.9, min(size, 5), 0.6, 0.1),
+        (2.0, 1, 1.0, 0.0),
+    )
+    table = [[*kinds[row % len(kinds)], 0.0] for row in range(rows)]
+    knobs = torch.tensor(table, dtype=torch.float64, device=make.device)
+    weights = kept_weights(logits.double(), knobs)
+    pick = weights.argsort(dim=-1, descending=True)[:, : min(4, size)]
+    pick = pick.gather(-1, torch.arange(rows, device=make.device)[:, None] % pick.shape[1])
+    pick = torch.where(weights.gather(-1, pick) > 0, pick, weights.argmax(-1, keepdim=True))
+    middle = weights.cumsum(-1).gather(-1, pick) - weights.gather(-1, pick) / 2
+    knobs[:, -1:] = middle / weights.sum(-1, keepdim=True)
+    moved = rows * size * make.dtype.itemsize
+    return Case(f"{rows} of {size}", "sample", (logits, knobs), moved_bytes=moved)
+
+
+def small_cases(device: torch.device, dtype: torch.dtype) -> Iterator[Case]:
+    """Every operation at odd shapes, edges of the window, empty and one-token parts."""
+    for index, shape in enumerate(SMALL):
+        make, window = Maker(device, dtype, seed=index), shape.window
+        cases = [
+            *norm_cases(make, shape, 3),
+            *linear_cases(make, shape, 1 if index else 19),
+            *selection_cases(make, shape, 3),
+            rope_case(make, shape, 3),
+            qk_case(make, shape, 3),
+            qk_case(make, shape, 5, parts=2),
+            *conv_cases(make, shape, 2, (1, 2, 33, 3)),
+            *scan_cases(make, shape, 2, (1, 0, 65 if index == 0 else 18)),
+        ]
+        edges = [(max(0, window + extra - 1), 1) for extra in (-1, 0, 1, 2)]
+        chunks = [(0, 1), (window, 1), (window + 1, 2), (4, 0), (3, 17)]
+        for limit in (window, None):
+            cases += [
+                paged_case(make, shape, edges[:2] if index > 1 else edges, limit),
+                paged_case(make, shape, chunks[1:] if index > 1 else chunks, limit),
+            ]
+        cases.append(argmax_case(make, (1000, 1, 257, 4097, 9001)[index], 3))
+        cases.append(sample_case(make, (1000, 1, 257, 4096, 5001)[index], 14))
+        for case in cases:
+            name = f"{shape.name}: {case.operation} {case.name}"
+            yield Case(name, case.operation, case.arguments, case.written)
+
+
+def model_cases(device: torch.device, dtype: torch.dtype, shape: Shape) -> Iterator[Case]:
+    """Every operation at one published model's shapes."""
+    make = Maker(device, dtype)
+    for tokens in (1, 128, 2048):
+        yield from norm_cases(make, shape, tokens)
+        yield from linear_cases(make, shape, tokens)
+        yield from selection_cases(make, shape, tokens)
+        yield rope_case(make, shape, tokens)
+        yield qk_case(make, shape, tokens)
+    for context, requests in ((300, 1), (2047, 1), (300, 128), (2100, 32)):
+        yield paged_case(make, shape, [(context, 1)] * requests, shape.window)
+    yield paged_case(make, shape, [(9000, 1)] * 2, None)
+    for shares in ([(0, 2048)], [(4000, 2048)], [(0, 300), (100, 77), (2500, 1000)]):
+        yield paged_case(make, shape, shares, shape.window)
+    yield paged_case(make, shape, [(1000, 1048)], None)
+    for requests, counts in (
+        (1, (8192,)),
+        (32, (100, 333, 700, 1)),
+        (128, (64,) * 32),
+        (8, (16,) * 8),
+    ):
+        yield from conv_cases(make, shape, requests, counts)
+        yield from scan_cases(make, shape, requests, counts)
+    yield from scan_cases(make, shape, 128, (700, 1, 300), torch.bfloat16)
+    for rows in (1, 32, 256):
+        yield argmax_case(make, shape.vocabulary, rows)
+        yield sample_case(make, shape.vocabulary, rows)

@@ -1,0 +1,153 @@
+"""Every Triton kernel against its torch twin: `python -m plamo_ref.bench.kernels.check`.
+
+    --time      the published models' shapes on the GPU, timed: GB/s or TFLOP/s, share of the floor
+    --model M   8B or 1B (default: both)
+    --only OP   only this operation, as in scan_prefill; repeatable
+
+On a CUDA GPU: float32 and bfloat16, odd shapes and the published models' shapes. Without one:
+Triton's interpreter, which proves the arithmetic and the addressing in float32 at odd shapes, and
+nothing about bfloat16, speed or races.
+
+The truth is the twin in float64 on the same numbers; the error is ‖got - truth‖ / ‖truth‖, beside
+it the largest single difference over the largest truth. Elements that the twin leaves NaN must be
+NaN: nothing else may be written.
+
+Invariant: exits with 0 only if every comparison asked for that this machine can make was made and
+is good.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Collection, Iterable, Iterator
+
+import torch
+from torch import Tensor
+
+from plamo_ref.bench.kernels.cases import model_cases, small_cases
+from plamo_ref.bench.kernels.ceilings import measure_ceilings
+from plamo_ref.bench.kernels.parts import MODELS, Case
+from plamo_ref.bench.kernels.timing import HEADER, copied, line, time_kernels
+from plamo_ref.kernels.choice import TORCH, triton_table
+from plamo_ref.kernels.errors import KernelError
+from plamo_ref.kernels.linear.twin import whole
+from plamo_ref.kernels.table import OPERATIONS, Kernels
+
+# Ratio of norms. float32: rounding, and three-part tf32 on a GPU. bfloat16: 8 bits of fraction,
+# after up to three roundings in a row.
+LIMITS = {torch.float32: 1e-5, torch.bfloat16: 1e-2}
+MAXIMUM = 4.0  # the largest difference may be so many times the limit, over the largest truth
+
+
+def results(case: Case, table: Kernels, dtype: torch.dtype | None = None) -> list[Tensor]:
+    """What the call returns and what it changed, on copies of the arguments."""
+    arguments = [copied(a, dtype) for a in case.arguments]
+    returned = getattr(table, case.operation)(*arguments)
+    returned = returned if isinstance(returned, tuple) else (returned,)
+    if case.operation == "linear_parts":  # into how many parts is the kernel's own business
+        returned = (whole(returned[0], arguments[0].dtype),)
+    return [*returned, *(arguments[i] for i in case.written)]
+
+
+def compare(got: list[Tensor], truth: list[Tensor]) -> tuple[float, float]:
+    """The largest ratio of norms and the largest maximum; infinite where NaN is in other places, or
+    where integers, which have no rounding, differ."""
+    ratios, most = [0.0], [0.0]
+    for g, t in zip(got, truth, strict=True):
+        if g.shape != t.shape or not torch.equal(g.isnan(), t.isnan()):
+            return float("inf"), float("inf")
+        if not t.is_floating_point() and not torch.equal(g, t):
+            return float("inf"), float("inf")
+        g, t = g.double().nan_to_num(0.0), t.double().nan_to_num(0.0)
+        if t.numel():
+            ratios.append(float((g - t).norm() / t.norm().clamp_min(1e-30)))
+            most.append(float((g - t).abs().max() / t.abs().max().clamp_min(1e-30)))
+    return max(ratios), max(most)
+
+
+def limit_of(case: Case, dtype: torch.dtype) -> float:
+    """A state kept in bfloat16 is rounded when it is stored, whatever computes it."""
+    stored = [case.arguments[i].dtype for i in case.written]
+    return max(LIMITS[kind] for kind in (dtype, *stored))
+
+
+def check(
+    cases: Iterable[Case], dtype: torch.dtype, table: Kernels, only: Collection[str] = ()
+) -> Iterator[tuple[Case, float, float, float, bool]]:
+    """For each case: the kernel's ratio and maximum, the twin's ratio, and whether it is good."""
+    for case in cases:
+        if only and case.operation not in only:
+            continue
+        truth = results(case, TORCH, torch.float64)
+        ratio, most = compare(results(case, table), truth)
+        own, _ = compare(results(case, TORCH), truth)
+        limit = limit_of(case, dtype)
+        yield case, ratio, most, own, ratio <= limit and most <= MAXIMUM * limit
+
+
+def check_all(device: torch.device, models: list[str], only: Collection[str] = ()) -> int:
+    """Print one table, and the failures once more at its end. Returns their number."""
+    table, bad = triton_table(), list[str]()
+    print(f"{'':4} {'dtype':8} {'case':56} {'ratio':>9} {'maximum':>9} {'twin':>9}")
+    dtypes = (torch.float32, torch.bfloat16) if device.type == "cuda" else (torch.float32,)
+    for dtype in dtypes:
+        sources = [("", small_cases(device, dtype))]
+        if device.type == "cuda":
+            wanted = [shape for shape in MODELS if shape.name in models]
+            sources += [(f"{s.name}: ", model_cases(device, dtype, s)) for s in wanted]
+        kind = str(dtype).removeprefix("torch.").replace("float", "f")
+        for prefix, cases in sources:
+            for case, ratio, most, own, good in check(cases, dtype, table, only):
+                name = case.name if not prefix else f"{prefix}{case.operation} {case.name}"
+                word = "ok" if good else "BAD"
+                line = f"{word:4} {kind:8} {name:56} {ratio:9.1e} {most:9.1e} {own:9.1e}"
+                print(line)
+                bad += [] if good else [line]
+    print(*bad, sep="\n")
+    return len(bad)
+
+
+def time_all(device: torch.device, models: list[str]) -> None:
+    """Print a line for each timed call; the floor is that of this machine, measured now."""
+    ceilings = measure_ceilings(device, torch.bfloat16)
+    print(*(f"{key}: {value}" for key, value in ceilings.row().items()), sep="; ")
+    print(HEADER)
+    for row in time_kernels(device, models, ceilings):
+        print(line(row), flush=True)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Returns the exit status: 0 good, 1 a kernel is wrong, 2 it cannot be done here."""
+    parser = argparse.ArgumentParser(prog="python -m plamo_ref.bench.kernels.check")
+    parser.add_argument("--time", action="store_true", help="time the kernels (needs a GPU)")
+    parser.add_argument("--model", choices=[s.name for s in MODELS], help="only this shape")
+    operations = OPERATIONS
+    parser.add_argument("--only", action="append", choices=operations, default=[])
+    options = parser.parse_args(arguments)
+    models = [options.model] if options.model else [s.name for s in MODELS]
+    if torch.cuda.is_available():
+        device = torch.device("cuda")
+        print(f"on {torch.cuda.get_device_name(device)}")
+        if options.time:
+            time_all(device, models)
+            return 0
+    elif options.time:
+        print("--time needs a CUDA GPU", file=sys.stderr)
+        return 2
+    else:
+        # Triton decides when a kernel is defined, and none is defined before `triton_table`.
+        os.environ["TRITON_INTERPRET"] = "1"
+        device = torch.device("cpu")
+        print(
+            "no CUDA GPU: Triton's interpreter, float32, odd shapes. Not checked: bfloat16, speed"
+        )
+    try:
+        bad = check_all(device, models, options.only)
+    except ImportError as error:
+        raise KernelError(f"Triton cannot be imported here: {error}") from None
+    print(f"{bad} of the comparisons are bad" if bad else "all good")
+    return 1 if bad else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

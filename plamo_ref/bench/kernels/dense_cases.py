@@ -1,0 +1,66 @@
+"""Cases of norms and products, the operations that know nothing of requests.
+
+Invariant: numbers come from the maker alone; rows are further apart than they are long.
+"""
+
+import math
+from collections.abc import Iterator
+
+from plamo_ref.bench.kernels.parts import Case, Maker, Shape
+from plamo_ref.kernels.ssm.selection import SelectionParams
+
+
+def norm_cases(make: Maker, shape: Shape, tokens: int) -> Iterator[Case]:
+    item, size = make.dtype.itemsize, shape.hidden
+    x, gain = make.noise(tokens, size), make.noise(size)
+    yield Case(f"{tokens}", "rms_norm", (x, gain, 1e-6), moved_bytes=2 * tokens * size * item)
+    # As B, C and Δ come: a part of a wider row.
+    part = make.noise(tokens, 2 * shape.state + 7)[:, 3 : 3 + shape.state]
+    yield Case(f"{tokens} strided", "rms_norm", (part, make.noise(shape.state), 1e-6))
+    rest = (gain, make.noise(size), 1e-6)
+    arguments = (make.noise(tokens, size), x, *rest)
+    yield Case(f"{tokens}", "add_norm", arguments, moved_bytes=4 * tokens * size * item)
+    parts = make.parts(3, tokens, size)
+    yield Case(f"{tokens}, 3 parts", "add_norm", (arguments[0], parts, *rest))
+
+
+def linear_cases(make: Maker, shape: Shape, tokens: int) -> Iterator[Case]:
+    """Every product of a layer: wide, narrow, and with SwiGLU."""
+    inner = shape.mamba_heads * shape.size
+    wide = (2 * inner, shape.hidden)
+    narrow = (2 * shape.state + max(64, shape.hidden // 16), inner)
+    down = (shape.hidden, shape.intermediate)
+    gate_up = (2 * shape.intermediate, shape.hidden)
+    for operation, (rows, columns) in (
+        ("linear", wide),
+        ("linear_parts", narrow),
+        ("linear_parts", down),
+        ("linear_swiglu", gate_up),
+    ):
+        # Rows further apart than they are long; numbers that add up to about 1.
+        x = make.noise(tokens, columns + 16)[:, :columns]
+        weight = make.noise(rows, columns) / math.sqrt(columns)
+        outs = rows // 2 if operation == "linear_swiglu" else rows
+        moved = (rows * columns + tokens * (columns + outs)) * make.dtype.itemsize
+        yield Case(
+            f"{tokens} · {rows}×{columns}",
+            operation,
+            (x, weight),
+            moved_bytes=moved,
+            operations=2 * tokens * rows * columns,
+        )
+
+
+def selection_cases(make: Maker, shape: Shape, tokens: int) -> Iterator[Case]:
+    state, rank = shape.state, max(64, shape.hidden // 16)
+    width = 2 * state + rank
+    params = SelectionParams(
+        B_gain=make.noise(state),
+        C_gain=make.noise(state),
+        dt_gain=make.noise(rank),
+        dt_weight=make.noise(shape.mamba_heads, rank) / math.sqrt(rank),
+        eps=1e-6,
+    )
+    moved = tokens * (width + 2 * state + shape.mamba_heads) * make.dtype.itemsize
+    yield Case(f"{tokens}", "selection", (make.noise(tokens, width), params), moved_bytes=moved)
+    yield Case(f"{tokens}, 4 parts", "selection", (make.parts(4, tokens, width), params))

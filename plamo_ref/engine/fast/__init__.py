@@ -1,0 +1,1 @@
+"""What makes a step cheaper to launch. Injected by build.py; the book never imports it."""

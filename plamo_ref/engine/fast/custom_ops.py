@@ -1,0 +1,210 @@
+"""The operations on the cache, as the compiler sees them: boxes with a name that it does not open.
+
+A compiled layer computes everything else itself and calls these in between. Each takes the whole
+batch of a step as its vector and, on the CPU, the numbers of its room: their contents say all that
+can differ between two steps of equally many tokens, and a compiler looks at shapes, never at
+contents.
+
+Invariant: an operation changes only the cache that its `mutates_args` name, in place, and returns a
+contiguous tensor of its own. Built in notebooks/12_torch_compile_fusion.ipynb.
+"""
+
+from dataclasses import dataclass, replace
+from functools import cache as remember
+
+import torch
+from torch import Tensor
+
+from plamo_ref.batch import AttentionCache, ForwardBatch, Room
+from plamo_ref.config import LayerKind
+from plamo_ref.engine.memory.planner import ATTENTION_KINDS
+from plamo_ref.kernels.choice import TORCH, triton_table
+from plamo_ref.kernels.rope.twin import qk_norm_rope
+from plamo_ref.kernels.ssm.twin import ScanInputs, ScanParams
+from plamo_ref.kernels.table import Kernels, Table
+
+
+@dataclass(frozen=True, kw_only=True)
+class OpaqueBatch(ForwardBatch):
+    """A batch whose room is out of the compiler's sight."""
+
+    counts: Tensor  # [5] int64 on the CPU: the numbers of the room, -1 where a group is missing
+
+
+def opaque(batch: ForwardBatch) -> OpaqueBatch:
+    """The same batch; its vector and `counts` say everything."""
+    # Copies, so that the compiler sees the same kind of tensor in every room.
+    groups = {
+        kind: replace(group, slot_mapping=group.slot_mapping.clone())
+        for kind, group in batch.groups.items()
+    }
+    room, widths = batch.room, dict(batch.room.widths)
+    numbers = [
+        room.decodes,
+        room.prompts,
+        room.tokens,
+        *(widths.get(k, -1) for k in ATTENTION_KINDS),
+    ]
+    return OpaqueBatch(**vars(batch) | {"groups": groups}, counts=torch.tensor(numbers))
+
+
+def opened(vector: Tensor, counts: Tensor) -> ForwardBatch:
+    """The batch again. `counts` is on the CPU, so nobody waits."""
+    decodes, prompts, tokens, *widths = counts.tolist()
+    groups = tuple(
+        (k, width) for k, width in zip(ATTENTION_KINDS, widths, strict=True) if width >= 0
+    )
+    return ForwardBatch.over(Room(decodes, prompts, tokens, groups), vector)
+
+
+@remember
+def _kernels(kernels: str) -> Kernels:
+    """The kernels that the operations run: an operation's arguments cannot be a table."""
+    return TORCH if kernels == "torch" else triton_table()
+
+
+# --- attention -----------------------------------------------------------------------------------
+
+
+@torch.library.custom_op("plamo_ref::write_kv", mutates_args=("keys", "values"))
+def write_kv(k: Tensor, v: Tensor, keys: Tensor, values: Tensor, slot_mapping: Tensor) -> None:
+    """k, v [T, G, P] into rows `slot_mapping` [T] of keys, values [blocks, block_size, G, P]."""
+    keys.flatten(0, 1)[slot_mapping] = k
+    values.flatten(0, 1)[slot_mapping] = v
+
+
+@write_kv.register_fake
+def _(k: Tensor, v: Tensor, keys: Tensor, values: Tensor, slot_mapping: Tensor) -> None:
+    return None
+
+
+@torch.library.custom_op("plamo_ref::attend", mutates_args=())
+def attend_op(
+    q: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    vector: Tensor,
+    counts: Tensor,
+    kind: str,
+    window: int | None,
+    kernels: str,
+) -> Tensor:
+    """As `Kernels.attend`: q [T, H, P] → [T, H, P]."""
+    group: LayerKind = "full" if kind == "full" else "sliding_window"
+    cache = AttentionCache(keys, values)
+    return _kernels(kernels).attend(q, group, window, opened(vector, counts), cache).contiguous()
+
+
+@attend_op.register_fake
+def _(
+    q: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    vector: Tensor,
+    counts: Tensor,
+    kind: str,
+    window: int | None,
+    kernels: str,
+) -> Tensor:
+    return q.new_empty(q.shape)
+
+
+# --- Mamba ---------------------------------------------------------------------------------------
+
+
+@torch.library.custom_op("plamo_ref::convolve", mutates_args=("cache",))
+def convolve_op(
+    u: Tensor, weight: Tensor, cache: Tensor, vector: Tensor, counts: Tensor, kernels: str
+) -> Tensor:
+    """As `Kernels.convolve`: u [T, H, P] → [T, H·P]."""
+    return _kernels(kernels).convolve(u, weight, opened(vector, counts), cache).contiguous()
+
+
+@convolve_op.register_fake
+def _(
+    u: Tensor, weight: Tensor, cache: Tensor, vector: Tensor, counts: Tensor, kernels: str
+) -> Tensor:
+    return u.new_empty((u.shape[0], weight.shape[0]))
+
+
+@torch.library.custom_op("plamo_ref::scan", mutates_args=("cache",))
+def scan_op(
+    u: Tensor,
+    z: Tensor,
+    dt: Tensor,
+    B: Tensor,
+    C: Tensor,
+    A: Tensor,
+    D: Tensor,
+    dt_bias: Tensor,
+    cache: Tensor,
+    vector: Tensor,
+    counts: Tensor,
+    kernels: str,
+) -> Tensor:
+    """As `Kernels.scan`: u, z [T, H, P] → [T, H, P]."""
+    inputs, params = ScanInputs(u, z, dt, B, C), ScanParams(A, D, dt_bias)
+    return _kernels(kernels).scan(inputs, params, opened(vector, counts), cache).contiguous()
+
+
+@scan_op.register_fake
+def _(
+    u: Tensor,
+    z: Tensor,
+    dt: Tensor,
+    B: Tensor,
+    C: Tensor,
+    A: Tensor,
+    D: Tensor,
+    dt_bias: Tensor,
+    cache: Tensor,
+    vector: Tensor,
+    counts: Tensor,
+    kernels: str,
+) -> Tensor:
+    return z.new_empty(z.shape)
+
+
+# --- the table -----------------------------------------------------------------------------------
+
+
+def compiled_table(kernels: str) -> Table:
+    """What a compiled layer runs on: twins, because the compiler can only fuse what it can read,
+    and boxes for what touches the cache, which run the kernels named."""
+
+    def qk_norm_rope_write(
+        qkv: Tensor,
+        q_gain: Tensor,
+        k_gain: Tensor,
+        tables: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        slot_mapping: Tensor,
+    ) -> Tensor:
+        q, k, v = qk_norm_rope(qkv, q_gain, k_gain, tables)
+        write_kv(k, v, keys, values, slot_mapping)
+        return q
+
+    def attend(
+        q: Tensor, kind: LayerKind, window: int | None, batch: OpaqueBatch, cache: AttentionCache
+    ) -> Tensor:
+        place = (cache.keys, cache.values, batch.vector, batch.counts)
+        return attend_op(q, *place, kind, window, kernels)
+
+    def convolve(u: Tensor, weight: Tensor, batch: OpaqueBatch, cache: Tensor) -> Tensor:
+        return convolve_op(u, weight, cache, batch.vector, batch.counts, kernels)
+
+    def scan(inputs: ScanInputs, params: ScanParams, batch: OpaqueBatch, cache: Tensor) -> Tensor:
+        i, p = inputs, params
+        return scan_op(
+            *(i.u, i.z, i.dt, i.B, i.C, p.A, p.D, p.dt_bias),
+            *(cache, batch.vector, batch.counts, kernels),
+        )
+
+    return TORCH.but(
+        name="compiled",
+        qk_norm_rope_write=qk_norm_rope_write,
+        attend=attend,
+        convolve=convolve,
+        scan=scan,
+    )

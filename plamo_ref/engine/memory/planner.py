@@ -1,0 +1,285 @@
+"""From a byte budget to numbers of blocks and slots, with the reasons.
+
+Invariant: everything planned fits the budget; one request alone can always run, to max_model_len
+where that is given; more memory never gives less; a plan is refused with the missing bytes rather
+than made too small to work.
+Built in notebooks/06_hybrid_cache_manager.ipynb.
+"""
+
+import math
+from bisect import bisect_right
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+
+from plamo_ref.config import LayerKind, Plamo2Config
+from plamo_ref.engine.config import EngineConfig, EngineError
+from plamo_ref.engine.memory.cache import AttentionGroup, HybridCache
+from plamo_ref.engine.memory.pool import Pool
+
+CPU_CACHE_BYTES = 1 << 30  # without memory_bytes on a machine without a GPU
+ATTENTION_KINDS: tuple[LayerKind, ...] = ("sliding_window", "full")
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """How many places of each kind, null places included, and what they cost."""
+
+    groups: tuple[AttentionGroup, ...]
+    num_blocks: Mapping[LayerKind, int]
+    block_bytes: Mapping[LayerKind, int]
+    num_slots: int  # 0: the model has no Mamba layers
+    slot_bytes: int
+    block_size: int
+    max_num_seqs: int
+    budget: int
+    reasons: tuple[str, ...] = ()
+
+    @property
+    def total_bytes(self) -> int:
+        blocks = sum(self.num_blocks[kind] * self.block_bytes[kind] for kind in self.num_blocks)
+        return blocks + self.num_slots * self.slot_bytes
+
+    def new_cache(self) -> HybridCache:
+        """An empty cache of this size."""
+        blocks = {kind: Pool(f"{kind} block", n) for kind, n in self.num_blocks.items()}
+        slots = Pool("state slot", self.num_slots) if self.num_slots else None
+        return HybridCache(self.groups, blocks, slots, self.block_size)
+
+
+def attention_groups(config: Plamo2Config) -> tuple[AttentionGroup, ...]:
+    """The attention groups that the model has."""
+    windows = {"sliding_window": config.attention_window_size, "full": None}
+    return tuple(
+        AttentionGroup(kind, windows[kind]) for kind in ATTENTION_KINDS if config.layers_of(kind)
+    )
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What one request takes, in blocks and bytes, if it may have so many tokens."""
+
+    size: int  # of a block, in tokens
+    block_bytes: Mapping[LayerKind, int]
+    slot_bytes: int
+    span: int  # blocks of a window, or of the whole request if that is shorter
+    full_span: int  # full-attention blocks of the longest request, at least `span`
+
+    @classmethod
+    def of(
+        cls,
+        config: Plamo2Config,
+        size: int,
+        longest: int | None,
+        dtype: torch.dtype,
+        state_dtype: torch.dtype,
+    ) -> "Needs":
+        """Of a request of `longest` tokens; None: of as many as there is room for."""
+        # Blocks of W + 1 keys, wherever they begin; fewer if no request can become that long.
+        window = min(config.attention_window_size, longest or math.inf)
+        span = math.ceil((window + size) / size)
+        return cls(
+            size=size,
+            block_bytes={
+                group.kind: config.kv_bytes_per_token(group.kind, dtype.itemsize) * size
+                for group in attention_groups(config)
+            },
+            slot_bytes=config.state_bytes(dtype.itemsize, state_dtype.itemsize),
+            span=span,
+            full_span=max(span, math.ceil((longest or 0) / size)),
+        )
+
+    @property
+    def window_bytes(self) -> int:
+        """Of a block of the windowed group; 0 without one."""
+        return self.block_bytes.get("sliding_window", 0)
+
+    @property
+    def full_bytes(self) -> int:
+        """Of a block of the full-attention group; 0 without one."""
+        return self.block_bytes.get("full", 0)
+
+    @property
+    def reserved(self) -> int:
+        """Bytes of the null places."""
+        return self.slot_bytes + sum(self.block_bytes.values())
+
+    @property
+    def seat_bytes(self) -> int:
+        """Of a further seat, besides full-attention blocks, which all requests share."""
+        return self.slot_bytes + self.span * self.window_bytes
+
+    @property
+    def first_bytes(self) -> int:
+        """Of everything that the longest request needs when it is alone."""
+        return self.reserved + self.seat_bytes + self.full_span * self.full_bytes
+
+
+def plan_memory(
+    config: Plamo2Config,
+    engine: EngineConfig,
+    budget: int,
+    *,
+    dtype: torch.dtype,
+    state_dtype: torch.dtype,
+) -> MemoryPlan:
+    """Divide `budget` bytes.
+
+    First of all one request of the greatest length must fit: seats give way to length. What is left
+    buys further seats, up to `max_num_seqs`: a state slot and a window in every attention group for
+    each; then room for the prompt tokens of one step in the windowed group. With full attention
+    half of it buys length, that is full-attention blocks, and what seats do not want does so, too.
+
+    More memory never makes a plan smaller: as many seats at least, and as many tokens.
+
+    Raises:
+        EngineError: the budget does not hold one request.
+    """
+    needs = Needs.of(config, engine.block_size, engine.max_model_len, dtype, state_dtype)
+    if budget < needs.first_bytes:
+        fits = partial(Needs.of, config, engine.block_size, dtype=dtype, state_dtype=state_dtype)
+        raise EngineError(_refusal(engine, budget, needs, lambda n: fits(n).first_bytes))
+    seats, num_blocks = _divide(engine, needs, budget - needs.first_bytes)
+    num_slots = 1 + seats if needs.slot_bytes else 0
+    used = num_slots * needs.slot_bytes + sum(
+        num_blocks[kind] * needs.block_bytes[kind] for kind in num_blocks
+    )
+    return MemoryPlan(
+        groups=attention_groups(config),
+        num_blocks=num_blocks,
+        block_bytes=needs.block_bytes,
+        num_slots=num_slots,
+        slot_bytes=needs.slot_bytes,
+        block_size=needs.size,
+        max_num_seqs=seats,
+        budget=budget,
+        reasons=_reasons(config, engine, seats, needs, num_blocks, budget - used),
+    )
+
+
+def _divide(engine: EngineConfig, needs: Needs, spare: int) -> tuple[int, dict[LayerKind, int]]:
+    """Seats, and blocks of each group, once one request has what it needs and `spare` bytes are
+    left. Each share of them only grows with them, so everything that it buys does."""
+    further, in_step = (
+        engine.max_num_seqs - 1,
+        math.ceil(engine.max_num_batched_tokens / needs.size),
+    )
+    full_blocks, for_full = needs.full_span, 0
+    if needs.full_bytes:
+        wanted = further * needs.seat_bytes + in_step * needs.window_bytes
+        for_full = spare - min(spare // 2, wanted)
+        if engine.max_model_len is not None:  # more than all seats can fill is of no use
+            for_full = min(for_full, further * needs.full_span * needs.full_bytes)
+        full_blocks += for_full // needs.full_bytes
+        further = min(further, full_blocks // needs.span - 1)
+    rest = spare - for_full
+    if needs.seat_bytes:
+        further = min(further, rest // needs.seat_bytes)
+    blocks: dict[LayerKind, int] = {}
+    if needs.window_bytes:
+        left = rest - further * needs.seat_bytes
+        more = min(left // needs.window_bytes, in_step)
+        blocks["sliding_window"] = 1 + (1 + further) * needs.span + more
+    if needs.full_bytes:
+        blocks["full"] = 1 + full_blocks
+    return 1 + further, blocks
+
+
+def _refusal(
+    engine: EngineConfig, budget: int, needs: Needs, bytes_of: Callable[[int], int]
+) -> str:
+    """Why nothing can be planned, and what would do. `bytes_of`: needs by length in tokens."""
+    blocks = needs.span * needs.window_bytes + needs.full_span * needs.full_bytes
+    what = f"{needs.span} blocks for its window in each attention group"
+    if needs.full_span > needs.span:
+        tokens = f"max_model_len={engine.max_model_len:,} tokens"
+        what = f"{needs.span} blocks for a window, {needs.full_span} for {tokens}"
+        what = what if needs.window_bytes else f"{needs.full_span} blocks for {tokens}"
+    longest = engine.max_model_len or needs.span * needs.size
+    fits = bisect_right(range(1, longest + 1), budget, key=bytes_of)
+    shorter = f", or set max_model_len={fits} or less" if fits > 1 else ""  # a prompt, an answer
+    return (
+        f"the cache has {budget:,} bytes, but one request needs {needs.first_bytes:,}: "
+        f"a state slot ({needs.slot_bytes:,}), {what} ({blocks:,}) and one spare place of each "
+        f"({needs.reserved:,}). Raise memory_bytes or gpu_memory_utilization{shorter}"
+    )
+
+
+def _reasons(
+    config: Plamo2Config,
+    engine: EngineConfig,
+    seats: int,
+    needs: Needs,
+    num_blocks: Mapping[LayerKind, int],
+    left: int,
+) -> tuple[str, ...]:
+    """The plan in sentences."""
+    size, window, span = needs.size, config.attention_window_size, needs.span
+    seat_bytes = needs.seat_bytes + span * needs.full_bytes
+    whole = engine.max_model_len is not None and engine.max_model_len < window
+    reach = "the longest request" if whole else f"W + 1 = {window + 1} keys"
+    limit = "max_num_seqs" if seats == engine.max_num_seqs else "memory"
+    lines = [
+        f"{seats} seats, limited by {limit}: each {seat_bytes:,} bytes = a state slot and "
+        f"{span} blocks of {size} tokens per attention group, enough for {reach}"
+    ]
+    if "sliding_window" in num_blocks:
+        lines.append(
+            f"{num_blocks['sliding_window']:,} windowed blocks: one window a seat, and prompt "
+            f"tokens of one step (max_num_batched_tokens={engine.max_num_batched_tokens})"
+        )
+    if "full" in num_blocks:
+        tokens = (num_blocks["full"] - 1) * size
+        lines.append(
+            f"{num_blocks['full']:,} full-attention blocks: {tokens:,} tokens for all requests "
+            "together; the longest request can have them all"
+        )
+    else:
+        lines.append("no full-attention layer: a request's memory does not grow with its length")
+    return (*lines, f"{left:,} bytes unused")
+
+
+def plan_device(
+    config: Plamo2Config, engine: EngineConfig, memory: int, dtype: torch.dtype
+) -> MemoryPlan:
+    """The plan for a device of `memory` bytes that has nothing else to hold.
+
+    Raises:
+        EngineError: the weights, or one request beside them, do not fit.
+    """
+    weights = config.num_parameters * dtype.itemsize
+    usable = int(memory * engine.gpu_memory_utilization)
+    needed = weights + activation_bytes(engine, config, dtype.itemsize)
+    if usable <= needed:
+        cure = "lower max_num_batched_tokens or max_num_seqs"
+        if usable <= weights:
+            cure = "raise gpu_memory_utilization" if weights < memory else "take a larger device"
+        raise EngineError(
+            f"{usable:,} usable bytes ({engine.gpu_memory_utilization:.0%} of {memory:,}) do not "
+            f"hold the weights ({weights:,}) and one step ({needed - weights:,}); {cure}"
+        )
+    state_dtype = engine.resolve_state_dtype(dtype)
+    return plan_memory(config, engine, usable - needed, dtype=dtype, state_dtype=state_dtype)
+
+
+def cache_budget(
+    engine: EngineConfig, device: torch.device, config: Plamo2Config, itemsize: int
+) -> int:
+    """Bytes for the cache once the weights are on the device."""
+    if engine.memory_bytes is not None:
+        return engine.memory_bytes
+    if device.type != "cuda":
+        return CPU_CACHE_BYTES
+    free, total = torch.cuda.mem_get_info(device)
+    usable = int(total * engine.gpu_memory_utilization) - (total - free)
+    return max(0, usable - activation_bytes(engine, config, itemsize))
+
+
+def activation_bytes(engine: EngineConfig, config: Plamo2Config, itemsize: int) -> int:
+    """A bound on what one step needs besides weights and cache: a few of its widest tensors."""
+    widest = max(2 * config.intermediate_size, 2 * config.mamba_inner_size, config.q_size)
+    hidden = engine.max_num_batched_tokens * (widest + 4 * config.hidden_size) * itemsize * 3
+    logits = engine.max_num_seqs * config.vocab_size * 4 * 6  # sampling sorts in float64
+    return hidden + logits

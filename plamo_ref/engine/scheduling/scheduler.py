@@ -1,0 +1,124 @@
+"""What both schedulers share: the queues, admission, preemption.
+
+Invariant: `running` is in order of arrival and so is `waiting`, and nobody in `waiting` arrived
+before anybody in `running` who is still computing its first tokens: first come, first served.
+Only who waits for its grammar is passed over, until it has it. A preempted request loses its
+memory, keeps its output, and waits at its place by arrival.
+Built in notebooks/07_continuous_batching.ipynb.
+"""
+
+from bisect import insort
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from plamo_ref.engine.config import EngineConfig
+from plamo_ref.engine.memory.cache import HybridCache
+from plamo_ref.engine.request import Request
+
+
+@dataclass
+class Schedule:
+    """The decision for one step."""
+
+    tokens: dict[Request, int] = field(default_factory=dict)  # new tokens of each, in order
+    admitted: list[Request] = field(default_factory=list)
+    preempted: list[Request] = field(default_factory=list)
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(self.tokens.values())
+
+    def __bool__(self) -> bool:
+        return bool(self.tokens)
+
+
+class Scheduler(Protocol):
+    """A policy: who computes how many tokens in the next step."""
+
+    queues: "Queues"
+
+    def schedule(self) -> Schedule:
+        """Decide the next step and allocate its memory. Empty if there is nothing to do."""
+        ...
+
+
+class Queues:
+    """Waiting and running requests, and the moves between them."""
+
+    def __init__(self, config: EngineConfig, cache: HybridCache, max_num_seqs: int) -> None:
+        self.config, self.cache, self.max_num_seqs = config, cache, max_num_seqs
+        self.waiting: deque[Request] = deque()
+        self.running: list[Request] = []
+
+    def add(self, request: Request) -> None:
+        self.waiting.append(request)
+
+    def clear(self) -> None:
+        """Nobody waits, nobody runs, nobody holds memory."""
+        self.waiting.clear()
+        self.running.clear()
+        self.cache.clear()
+
+    def remove(self, request: Request) -> None:
+        """Take a finished or aborted request out, wherever it is, and free its memory."""
+        if request in self.running:
+            self.running.remove(request)
+        elif request in self.waiting:
+            self.waiting.remove(request)
+        self.cache.release(request.request_id)
+
+    @property
+    def next_waiting(self) -> Request | None:
+        """Whose turn it is to be admitted, if there is a seat."""
+        if len(self.running) >= self.max_num_seqs:
+            return None
+        return next((r for r in self.waiting if not r.awaits_guide), None)
+
+    def grant(self, request: Request, wanted: int, schedule: Schedule) -> int:
+        """Allocate up to `wanted` tokens for a running request; preempt newer ones if need be.
+
+        Returns the number of tokens; 0 if the request itself had to go.
+        """
+        while not (tokens := self._fit(request, wanted)):
+            newest = self.running[-1]
+            self.preempt(newest, schedule)
+            if newest is request:
+                return 0
+        self._give(request, tokens, schedule)
+        return tokens
+
+    def admit(self, request: Request, wanted: int, schedule: Schedule) -> int:
+        """Let the next waiting request run with `wanted` tokens; 0 if it has to wait.
+
+        All of `wanted` must fit, or the newcomer would soon be preempted again; only when nobody
+        else runs does it start with what there is.
+        """
+        tokens = self._fit(request, wanted)
+        if not tokens or (tokens < wanted and self.running):
+            return 0
+        self.waiting.remove(request)
+        insort(self.running, request, key=_arrival)
+        request.status = "running"
+        schedule.admitted.append(request)
+        self._give(request, tokens, schedule)
+        return tokens
+
+    def preempt(self, request: Request, schedule: Schedule) -> None:
+        """Recompute later: free the memory, wait before all who came later."""
+        self.running.remove(request)
+        self.cache.release(request.request_id)
+        request.reset()
+        insort(self.waiting, request, key=_arrival)
+        schedule.preempted.append(request)
+
+    def _fit(self, request: Request, wanted: int) -> int:
+        return self.cache.fit(request.request_id, request.num_computed_tokens, wanted)
+
+    def _give(self, request: Request, tokens: int, schedule: Schedule) -> None:
+        self.cache.allocate(request.request_id, request.num_computed_tokens, tokens)
+        schedule.tokens[request] = tokens
+
+
+def _arrival(request: Request) -> int:
+    return request.arrival

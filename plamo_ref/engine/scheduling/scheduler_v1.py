@@ -1,0 +1,35 @@
+"""One token budget for everything: a decode is a request with one token left to compute.
+
+Invariant: no step computes more than `max_num_batched_tokens` tokens; running requests come before
+waiting ones; a prompt is cut where the budget ends and goes on in the next step.
+Built in notebooks/08_v1_scheduler.ipynb.
+"""
+
+from plamo_ref.engine.scheduling.scheduler import Queues, Schedule
+
+
+class V1Scheduler:
+    """Running requests first, oldest first; then admit while budget, seats and memory last."""
+
+    def __init__(self, queues: Queues) -> None:
+        self.queues = queues
+
+    def schedule(self) -> Schedule:
+        queues, schedule = self.queues, Schedule()
+        budget = queues.config.max_num_batched_tokens
+
+        for request in list(queues.running):
+            if not budget:
+                break
+            if request.can_run:  # not preempted a moment ago, not waiting for its grammar
+                wanted = min(request.num_uncomputed_tokens, budget)
+                budget -= queues.grant(request, wanted, schedule)
+
+        while budget and (first := queues.next_waiting) and not schedule.preempted:
+            wanted = min(first.num_uncomputed_tokens, budget)
+            granted = queues.admit(first, wanted, schedule)
+            if not granted:
+                break
+            budget -= granted
+
+        return schedule

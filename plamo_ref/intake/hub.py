@@ -1,0 +1,150 @@
+"""From the name of a model to a folder: "tiny", a folder, or a hub id such as "pfnet/plamo-2-1b".
+
+Invariant: a folder that `find` has fetched holds config.json and every weight file that its index
+names. Only JSON, safetensors and chat templates are asked for: neither code nor pickles reach the
+disk.
+"""
+
+import re
+from pathlib import Path
+
+from huggingface_hub import constants, snapshot_download
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    HTTPError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+
+from plamo_ref.errors import PlamoRefError
+from plamo_ref.intake.checkpoint_files import CONFIG_FILE, CheckpointError, read_index
+from plamo_ref.intake.json_files import is_file, is_folder, is_there
+from plamo_ref.intake.values import shown
+
+EMBEDDED = "tiny"
+TEMPLATE_FOLDER = "additional_chat_templates"  # Transformers puts all but the default one here
+WANTED = ("*.json", "*.jsonl", "*.safetensors", "*.jinja")
+# Other formats live in sub-folders, of which only this one is ours. A pattern cannot say "all but
+# that", so each says for one letter of its name: as that one up to here, and then different.
+UNWANTED = (
+    *(f"{TEMPLATE_FOLDER[:i]}[!{letter}]*/*" for i, letter in enumerate(f"{TEMPLATE_FOLDER}/")),
+    *(f"{TEMPLATE_FOLDER[:i]}/*" for i in range(len(TEMPLATE_FOLDER))),
+    f"{TEMPLATE_FOLDER}/*/*",
+)
+HUB_ID = re.compile(r"[\w.-]{1,96}/[\w.-]{1,96}", re.ASCII)
+
+
+class HubError(PlamoRefError, OSError):
+    """A model that cannot be found or fetched; the message says what to do about it."""
+
+
+def find(
+    model: str | Path,
+    *,
+    revision: str | None = None,
+    cache_dir: str | Path | None = None,
+    offline: bool = False,
+) -> Path:
+    """The folder of `model`, downloaded first if it is a hub id.
+
+    The string "tiny" is the checkpoint inside this package (a folder of that name is "./tiny"); an
+    existing folder is itself; "org/name" is looked up on the hub that HF_ENDPOINT names, with the
+    token of HF_TOKEN or `hf auth login`. Files already there are not fetched again, and a
+    connection that breaks is taken up where it broke.
+
+    Args:
+        revision: branch, tag or commit on the hub; None: its main branch.
+        cache_dir: where downloads are kept; None: the hub library's own cache (HF_HOME).
+        offline: ask nobody, use what is in the cache. HF_HUB_OFFLINE=1 does the same.
+
+    Raises:
+        HubError: no such model, no access to it, no connection, or an incomplete copy.
+        CheckpointError: what was fetched is no safetensors checkpoint.
+    """
+    if model == EMBEDDED:
+        return Path(__file__).parents[1] / "models" / EMBEDDED
+    folder = _folder(model)
+    if model and is_folder(folder):
+        return folder
+    if not isinstance(model, str) or not HUB_ID.fullmatch(model) or model[0] == ".":
+        kind = "a file: give its folder" if is_there(folder) else "nothing of that name"
+        raise HubError(
+            f'{shown(str(model))}: expected "{EMBEDDED}", a folder, or a hub id "org/name"; '
+            f"found {kind}"
+        )
+    cache = Path(cache_dir or constants.HF_HUB_CACHE).expanduser()
+    folder = _download(model, revision, cache, offline)
+    _check_complete(model, folder)
+    return folder
+
+
+def _folder(model: str | Path) -> Path:
+    path = Path(model)
+    try:
+        return path.expanduser()
+    except RuntimeError:  # "~nobody"
+        return path
+
+
+def _download(model: str, revision: str | None, cache: Path, offline: bool) -> Path:
+    try:
+        return Path(
+            snapshot_download(
+                model,
+                revision=revision,
+                cache_dir=cache,
+                local_files_only=offline,
+                allow_patterns=list(WANTED),
+                ignore_patterns=list(UNWANTED),
+            )
+        )
+    # HTTPError is the base of whatever the library's own HTTP client raises, broken reads included.
+    except (HTTPError, OSError, ValueError) as error:
+        raise HubError(_advice(error, model, revision or "main", cache, offline)) from error
+
+
+def _advice(error: Exception, model: str, revision: str, cache: Path, offline: bool) -> str:
+    """One line: what the hub said, and what to do about it."""
+    hub = constants.ENDPOINT
+    # A refusal is hidden behind "not in the cache either": what the hub said is the real reason.
+    if isinstance(error, LocalEntryNotFoundError) and isinstance(error.__cause__, HfHubHTTPError):
+        error = error.__cause__
+    if isinstance(error, HFValidationError):
+        return f"{model}: not a hub id: {error}"
+    status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
+    login = "set HF_TOKEN or run `hf auth login`"
+    if isinstance(error, GatedRepoError):
+        return f"{model}: gated: accept its licence on {hub}/{model}, then {login}"
+    if isinstance(error, RevisionNotFoundError):
+        return f"{model}: {hub} has no revision {revision!r} of it: check the branch, tag or commit"
+    if isinstance(error, RepositoryNotFoundError) or status == 404:
+        return f"{model}: not on {hub}: the id is misspelt, or it is private (then {login})"
+    if status in (401, 403):
+        return (
+            f"{model}: {hub} refuses the token (HTTP {status}): {login} with one that may read it"
+        )
+    if status is not None:
+        return f"{model}: {hub} answers with HTTP {status}: try again later"
+    if isinstance(error, LocalEntryNotFoundError):
+        have = f"revision {revision!r} is not, or not wholly, in the cache {cache}"
+        if offline or constants.is_offline_mode():
+            return f"{model}: offline, and {have}: run once online, or give cache_dir or a folder"
+        return f"{model}: {hub} cannot be reached, and {have}: check the network or HF_ENDPOINT"
+    said = " ".join(f"{type(error).__name__}: {error}".split())
+    return f"{model}: the download from {hub} failed ({said}): run again, finished files are kept"
+
+
+def _check_complete(model: str, folder: Path) -> None:
+    """The hub library takes any folder in its cache for a whole one when it cannot ask the hub."""
+    if not is_file(folder / CONFIG_FILE):
+        raise HubError(f"{model}: no {CONFIG_FILE} in {folder}: not a model, or half a download")
+    try:
+        read_index(folder)
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"{model}: {error}. Only safetensors are fetched, no pickles; if the hub has the file, "
+            "run again online"
+        ) from None

@@ -1,0 +1,1 @@
+"""RMS norms, alone and with the addition before them."""

@@ -1,0 +1,1 @@
+"""Norm, rotation and writing of queries, keys and values."""

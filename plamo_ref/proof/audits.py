@@ -1,0 +1,98 @@
+"""Who looks on while the engine runs: the audit of its memory, and the rules of its schedulers.
+
+Invariant: what is expected is arithmetic written down here; of the engine only the state is read.
+"""
+
+import math
+from collections.abc import Sequence
+
+from plamo_ref.engine.core import EngineCore
+from plamo_ref.engine.memory.cache import IntegrityError
+from plamo_ref.engine.record import ScheduledTokens, StepRecord
+from plamo_ref.errors import PlamoRefError
+
+
+class ScheduleError(PlamoRefError, AssertionError):
+    """A scheduler did what it must not, or did nothing."""
+
+
+def audit(core: EngineCore, scheduled: Sequence[ScheduledTokens] = ()) -> None:
+    """The cache's own audit, and what the cache cannot know: who is entitled to memory.
+
+    Raises:
+        IntegrityError: memory is lost, shared by mistake, missing, or kept for too long.
+    """
+    cache, running = core.cache, {r.request_id: r for r in core.queues.running}
+    cache.check_integrity()
+    if cache.holdings.keys() != running.keys():
+        raise IntegrityError(
+            f"memory is held by {sorted(cache.holdings)}, but running are {sorted(running)}"
+        )
+    for request in running.values():
+        cache.check_covers(request.request_id, request.num_computed_tokens)
+    for share in scheduled:
+        if share.request_id in running:
+            _audit_tables(core, share)
+
+
+def _audit_tables(core: EngineCore, share: ScheduledTokens) -> None:
+    """After computing tokens start to end - 1, blocks reach from the first visible key to end."""
+    size, end = core.cache.block_size, share.start + share.num_tokens
+    for kind, table in core.cache.holdings[share.request_id].tables.items():
+        window = core.runner.model.config.attention_window_size
+        visible = 0 if kind == "full" else max(0, share.start - window)
+        expected = (visible // size, math.ceil(end / size))
+        if (table.first, table.end) != expected:
+            raise IntegrityError(
+                f"request {share.request_id}, group {kind}, after tokens {share.start} to "
+                f"{end - 1}: holds blocks {table.first} to {table.end - 1}, "
+                f"should hold {expected[0]} to {expected[1] - 1}"
+            )
+
+
+def check_all_free(core: EngineCore) -> None:
+    audit(core)
+    pools = [*core.cache.blocks.values(), *([core.cache.slots] if core.cache.slots else [])]
+    used = {pool.name: pool.num_used for pool in pools if pool.num_used}
+    if used or core.requests or core.queues.waiting:
+        raise IntegrityError(f"everybody is gone, but in use are {used or core.requests}")
+    if core.tables is not None and core.tables.num_seats:
+        raise IntegrityError(f"everybody is gone, but {core.tables.num_seats} rows are kept")
+
+
+# --- schedule -------------------------------------------------------------------------------------
+
+
+def check_schedule(core: EngineCore, record: StepRecord) -> None:
+    """What holds for every step of either scheduler.
+
+    Raises:
+        ScheduleError: names the step and the rule.
+    """
+    config, queues = core.config, core.queues
+    prefills = [share for share in record.scheduled if share.kind != "decode"]
+    order = [request.arrival for request in (*queues.running, *queues.waiting)]
+    served = [
+        core.requests[s.request_id] for s in record.scheduled if s.request_id in core.requests
+    ]
+    last = max((request.arrival for request in served), default=-1)
+    passed_over = [
+        r for r in queues.running if r not in served and r.arrival < last and r.guide is None
+    ]
+    is_v0, chunk = config.scheduler == "v0", config.chunk_size
+    rules = {
+        "the token budget is exceeded": record.num_tokens > config.max_num_batched_tokens,
+        "somebody was admitted in a step for which somebody had to go": bool(
+            record.admitted and record.preempted
+        ),
+        "more requests run than there are seats": len(queues.running) > queues.max_num_seqs,
+        "not first come, first served": order != sorted(order),
+        "a running request was passed over": not is_v0 and bool(passed_over),
+        "prefills and decodes in one step": is_v0 and 0 < len(prefills) < len(record.scheduled),
+        "a chunk is too long": is_v0
+        and chunk is not None
+        and any(share.num_tokens > chunk for share in prefills),
+    }
+    broken = [rule for rule, is_broken in rules.items() if is_broken]
+    if broken:
+        raise ScheduleError(f"step {record.step}: {'; '.join(broken)}: {record}")

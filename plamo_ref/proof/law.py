@@ -1,0 +1,266 @@
+"""The equivalence law, run on a trace: the tokens of a request depend on the request alone.
+
+Invariant: what is expected comes from the reference and from arithmetic written down here, never
+from the engine that is being watched. Three checks look on, each with its own error:
+
+    audit      after every step: each block and slot has one owner, and every running request
+               holds exactly the blocks that its last step could see, no more and no fewer
+    schedule   after every step: budget, seats, first come first served, no idle step
+    law        at the end: logits and ids of every request are those of the reference
+
+All memory that nobody owns is filled with NaN, so that reading it shows. What interrupts a step is
+no excuse: the same must hold behind it; only nobody has seen the logits of such a step.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from plamo_ref.batch import MambaCache
+from plamo_ref.engine.core import EngineCore
+from plamo_ref.engine.flight import record_of
+from plamo_ref.engine.record import StepRecord
+from plamo_ref.engine.request import Request
+from plamo_ref.engine.runner import ModelRunner
+from plamo_ref.engine.scheduling.scheduler import Schedule
+from plamo_ref.errors import PlamoRefError
+from plamo_ref.proof.audits import ScheduleError, audit, check_all_free, check_schedule
+from plamo_ref.proof.interrupts import interrupted
+from plamo_ref.proof.lab import Interruption, Pair, Trace, TraceRequest
+from plamo_ref.reference import Plamo2Reference
+from plamo_ref.sampling import RowContext, TokenLogprobs, adjust, sample, token_logprobs, uniform
+
+TOLERANCE = 1e-10  # of logits, in float64
+
+
+class LawError(PlamoRefError, AssertionError):
+    """A request's tokens depend on something else than the request."""
+
+
+@dataclass
+class TraceResult:
+    """What happened, so that one can see whether the traces are worth anything."""
+
+    records: list[StepRecord] = field(default_factory=list)
+    requests: list[Request] = field(default_factory=list)
+    interrupted_at: list[str] = field(default_factory=list)  # where in the engine
+    largest_error: float = 0.0  # of a logit
+
+    @property
+    def num_preemptions(self) -> int:
+        """Those for want of memory; the trace's own are not counted."""
+        return sum(len(record.preempted) for record in self.records)
+
+
+def run_trace(trace: Trace, pair: Pair) -> TraceResult:
+    """Let the engine live through `trace` and look at it from all sides.
+
+    Raises:
+        LawError, ScheduleError, IntegrityError, PoolError: it did something wrong.
+    """
+    runner = ModelRunner(pair.served, trace.plan, pair.served.embedding.dtype)
+    core = EngineCore(runner, trace.plan, trace.engine)
+    result, logits = TraceResult(), dict[str, dict[int, Tensor]]()
+
+    def observe(record: StepRecord, sampled: Sequence[Request], rows: Tensor) -> None:
+        result.records.append(record)
+        for request, row in zip(sampled, rows, strict=True):
+            seen = logits.setdefault(request.request_id, {})
+            seen[len(request.output_ids) - 1] = row.clone()
+
+    core.observers.append(observe)
+    poison(core)
+    for step in range(_most_steps(trace)):
+        _happen(step, trace, core, result)
+        audit(core)
+        if core.has_work:
+            _one_step(core, result, trace.interruptions.get(step))
+        elif all(request.arrival <= step for request in trace.requests):
+            break
+    else:
+        raise ScheduleError(f"{_most_steps(trace)} steps were not enough: somebody starves")
+    check_all_free(core)
+    for request, asked in zip(result.requests, _in_order(trace), strict=True):
+        seen = logits.get(request.request_id, {})
+        missing = set(range(len(request.output_ids))) ^ seen.keys()
+        if missing and not (result.interrupted_at and max(missing) < len(request.output_ids)):
+            raise LawError(f"request {request.request_id}: logits of its tokens {sorted(missing)}")
+        error = check_law(request, asked, seen, pair.reference, core)
+        result.largest_error = max(result.largest_error, error)
+    return result
+
+
+def _in_order(trace: Trace) -> list[TraceRequest]:
+    """The requests, in order of arrival."""
+    return sorted(trace.requests, key=lambda request: request.arrival)
+
+
+def _most_steps(trace: Trace) -> int:
+    """Each step, somebody computes a token; a token is computed again only after a preemption,
+    which needs somebody older to have got one."""
+    tokens = sum(len(r.prompt) + (r.params.max_tokens or 0) for r in trace.requests)
+    last = max(request.arrival for request in trace.requests)
+    again = len(trace.requests) + len(trace.preemptions) + len(trace.interruptions)
+    return last + 2 + tokens * (1 + again)
+
+
+def _happen(step: int, trace: Trace, core: EngineCore, result: TraceResult) -> None:
+    """Arrivals, preemptions and aborts before a step."""
+    for number, request in enumerate(trace.requests):
+        if request.arrival == step:
+            guide = request.guide(core.runner.model.config.vocab_size)
+            name = f"r{number}"
+            added = core.add(request.prompt, request.params, request_id=name, guide=guide)
+            result.requests.append(added)
+    for _ in range(min(trace.preemptions.get(step, 0), len(core.queues.running))):
+        core.queues.preempt(core.queues.running[-1], Schedule())
+    for number, request in enumerate(trace.requests):
+        if request.abort == step:
+            core.finish(f"r{number}", "abort")
+
+
+def _one_step(core: EngineCore, result: TraceResult, interruption: Interruption | None) -> None:
+    before = len(result.records)
+    if interruption is None:
+        core.step()
+    elif _interrupted_step(core, result, interruption):
+        audit(core)
+        poison(core)
+        return
+    flight = core.in_flight
+    if len(result.records) == before and flight is None:
+        raise ScheduleError(f"step {core.num_steps}: there is work, but nobody computed anything")
+    # With overlap the newest step has no record yet, and the newest record is a step behind.
+    if flight is not None:
+        record = record_of(flight, core.num_steps, (), core.queues)
+        audit(core, record.scheduled)
+        check_schedule(core, record)
+    elif core.config.overlap:
+        audit(core)
+    else:
+        audit(core, result.records[-1].scheduled)
+        check_schedule(core, result.records[-1])
+    poison(core)
+
+
+def _interrupted_step(core: EngineCore, result: TraceResult, interruption: Interruption) -> bool:
+    """Whether it was; if the step is over sooner, it is one like any other."""
+    planned = interruption.error("planned by the trace")
+    with interrupted(interruption.point, planned) as interrupter:
+        try:
+            core.step()
+        except BaseException as error:
+            if error is not planned:
+                raise
+    if interrupter.where is not None:
+        result.interrupted_at.append(interrupter.where)
+    return interrupter.where is not None
+
+
+def poison(core: EngineCore) -> None:
+    """Fill every place that nobody owns, the null places too, with NaN."""
+    kinds = core.runner.model.config.layer_kinds
+    for kind, cache in zip(kinds, core.runner.caches, strict=True):
+        if isinstance(cache, MambaCache):
+            tensors, pool = (cache.conv, cache.ssm), core.cache.slots
+        else:
+            tensors, pool = (cache.keys, cache.values), core.cache.blocks[kind]
+        assert pool is not None
+        free = [0, *pool.free_places()]
+        for tensor in tensors:
+            tensor[free] = math.nan
+
+
+# --- law ------------------------------------------------------------------------------------------
+
+
+def check_law(
+    request: Request,
+    asked: TraceRequest,
+    logits: Mapping[int, Tensor],
+    reference: Plamo2Reference,
+    core: EngineCore,
+) -> float:
+    """Compare what a request got with one pass of the reference; returns the largest error.
+
+    Args:
+        logits: those that were seen, by number of the output token.
+
+    Raises:
+        LawError: names the request and the token.
+    """
+    outputs, prompt = request.output_ids, request.prompt_ids
+    name = f"request {request.request_id}"
+    largest = 0.0
+    with torch.inference_mode():
+        truth = reference.run(torch.tensor([*prompt, *outputs])).logits[
+            :-1
+        ]  # [prompt + output - 1]
+    if outputs:
+        expected = truth[len(prompt) - 1 :]
+        for index, row in logits.items():
+            error = float((row - expected[index]).abs().max())
+            if not error <= TOLERANCE:  # NaN is not
+                raise LawError(f"{name}, token {index}: a logit is off by {error:.3g}")
+            largest = max(largest, error)
+        _check_tokens(request, asked, expected, name)
+        _check_prompt_logprobs(request, truth[: len(prompt) - 1], name)
+    _check_end(request, asked, core.max_model_len, name)
+    return largest
+
+
+def _check_tokens(request: Request, asked: TraceRequest, truth: Tensor, name: str) -> None:
+    params, outputs = request.params, request.output_ids
+    contexts = []
+    for index in range(len(outputs)):
+        guide = asked.guide(truth.shape[-1])
+        if guide is not None:
+            guide.restart(outputs[:index])
+        contexts.append(
+            RowContext(params, request.prompt_ids, outputs[:index], request.stop_ids, guide)
+        )
+    uniforms = [uniform(request.seed, index) for index in range(len(outputs))]
+    expected = sample(adjust(truth, contexts), [params] * len(outputs), uniforms).tolist()
+    if outputs != expected:
+        raise LawError(f"{name}: drew {outputs}, the reference draws {expected}")
+    if params.logprobs is not None:
+        _check_logprobs(
+            request.logprobs, token_logprobs(truth, outputs, params.logprobs), f"{name}, output"
+        )
+
+
+def _check_prompt_logprobs(request: Request, truth: Tensor, name: str) -> None:
+    count = request.params.prompt_logprobs
+    expected = [] if count is None else token_logprobs(truth, request.prompt_ids[1:], count)
+    _check_logprobs(request.prompt_logprobs, expected, f"{name}, prompt")
+
+
+def _check_logprobs(
+    got: Sequence[TokenLogprobs], expected: Sequence[TokenLogprobs], where: str
+) -> None:
+    ids = [[(each.token_id, each.rank) for each in side] for side in (got, expected)]
+    values = [[each.logprob for each in side] for side in (got, expected)]
+    tops = [[[token for token, _ in each.top] for each in side] for side in (got, expected)]
+    if ids[0] != ids[1] or tops[0] != tops[1]:
+        raise LawError(f"{where}: log probabilities of {ids[0]}, expected those of {ids[1]}")
+    for index, (one, other) in enumerate(zip(*values, strict=True)):
+        if not abs(one - other) <= TOLERANCE:
+            raise LawError(f"{where}, token {index}: log probability {one}, expected {other}")
+
+
+def _check_end(request: Request, asked: TraceRequest, max_model_len: int, name: str) -> None:
+    if str(request.error) == "planned by the trace":
+        return  # it came where the engine worked for this request alone, so it is this request's
+    outputs, stops = request.output_ids, set(request.params.stop_token_ids)
+    stopped = [token in stops for token in outputs]
+    full = len(outputs) == request.params.max_tokens or request.num_tokens == max_model_len
+    spoken = asked.grammar is not None and len(outputs) >= asked.grammar[1]
+    expected = "stop" if any(stopped[-1:]) or spoken else ("length" if full else "abort")
+    if any(stopped[:-1]) or request.finish_reason != expected:
+        raise LawError(
+            f"{name}: ended by {request.finish_reason!r} with {len(outputs)} tokens {outputs}, "
+            f"stop tokens {sorted(stops)}; expected {expected!r} and no stop token before the end"
+        )

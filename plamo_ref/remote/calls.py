@@ -1,0 +1,153 @@
+"""What the front knows of a call while the engine works on it, and how a call can go wrong.
+
+Invariant: a call that has an error, or whose jobs all have a finish reason, never changes again.
+"""
+
+import asyncio
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import msgspec
+
+from plamo_ref.engine.config import EngineError
+from plamo_ref.engine.prompts import read_ids
+from plamo_ref.engine.request import FinishReason
+from plamo_ref.errors import PlamoRefError
+from plamo_ref.intake.values import shown
+from plamo_ref.remote.messages import Token
+from plamo_ref.sampling import SamplingParams, TokenLogprobs
+from plamo_ref.text.stream import TextStream
+
+
+class EngineDiedError(PlamoRefError, RuntimeError):
+    """The engine process ended while it worked on this request."""
+
+
+class EngineUnavailableError(PlamoRefError, RuntimeError):
+    """There is no engine to give a request to: it starts, restarts, or is gone."""
+
+
+class EngineBusyError(PlamoRefError, RuntimeError):
+    """As many requests as are allowed are under way."""
+
+
+class RequestRefusedError(PlamoRefError, ValueError):
+    """A request that can never run; the message is the engine's own."""
+
+
+class GrammarRefusedError(RequestRefusedError):
+    """… because of its grammar."""
+
+
+class SlowReaderError(PlamoRefError, RuntimeError):
+    """The tokens of a call were not fetched, and their number reached its limit."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One completion to make."""
+
+    prompt_ids: Sequence[int]
+    params: SamplingParams
+
+
+def checked(job: Job) -> Job:
+    """A job with values that can be sent to the engine.
+
+    Raises:
+        RequestRefusedError: it is none, or something in it is of another type.
+    """
+    if not isinstance(job, Job) or not isinstance(job.params, SamplingParams):
+        raise RequestRefusedError(f"{shown(job)} is no Job of token ids and SamplingParams")
+    try:
+        return Job(read_ids(job.prompt_ids), job.params)
+    except EngineError as error:
+        raise RequestRefusedError(str(error)) from None
+
+
+class Delta(msgspec.Struct, frozen=True):
+    """What one token added to one job of a call. (A struct: one is made for every token.)"""
+
+    index: int  # of the job
+    token_id: int
+    text: str  # often "": half characters and half stop strings wait
+    finish_reason: FinishReason | None = None
+    stop_reason: str | int | None = None  # the stop string or token that ended it
+    logprobs: TokenLogprobs | None = None
+    # With the first token: of the prompt, from its second token on.
+    prompt_logprobs: Sequence[TokenLogprobs] | None = None
+    first: bool = False  # of its job
+    waited: float = 0.0  # seconds since the token before; of the first, since the call
+
+
+@dataclass(eq=False)
+class Call:
+    """One `generate`: what has come and was not fetched yet.
+
+    Its reader is woken by every step; with `limit` None only once, when all is there: then nothing
+    but the lengths of its jobs bounds what waits.
+    """
+
+    unfinished: int  # jobs without a finish reason
+    limit: int | None  # of tokens that wait
+    deltas: list[Delta] = field(default_factory=list)
+    error: Exception | None = None
+    news: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def put(self, delta: Delta) -> None:
+        if self.error is not None:
+            return
+        if self.limit is not None and len(self.deltas) >= self.limit:
+            self.fail(SlowReaderError(f"{self.limit:,} tokens were not read: the request is ended"))
+            return
+        self.deltas.append(delta)
+        self.unfinished -= delta.finish_reason is not None
+        if self.limit is not None or not self.unfinished:
+            self.news.set()
+
+    def take(self) -> list[Delta]:
+        """What has come since the last time."""
+        taken, self.deltas = self.deltas, []
+        self.news.clear()
+        return taken
+
+    def fail(self, error: Exception) -> None:
+        if self.error is None:
+            self.error = error
+        self.news.set()
+
+
+@dataclass(eq=False)
+class Stream:
+    """One job that the engine works on."""
+
+    call: Call
+    index: int
+    text: TextStream
+    first: bool = True  # no token has come
+    since: float = field(default_factory=time.perf_counter)  # when the last one came
+
+    def push(self, token: Token, now: float) -> Delta:
+        """Take a token: its text, and whether the stream ends with it."""
+        waited, self.since = now - self.since, now
+        first, self.first = self.first, False
+        reason = token.finish_reason
+        push = self.text.push if token.is_text else self.text.push_stop
+        text = push(token.token_id)
+        if reason is not None or self.text.stopped_by is not None:
+            text += self.text.finish()
+        stop_reason: str | int | None = None if token.is_text else token.token_id
+        if self.text.stopped_by is not None:  # perhaps only now: what waited has come out
+            reason, stop_reason = "stop", self.text.stopped_by
+        return Delta(
+            self.index,
+            token.token_id,
+            text,
+            reason,
+            stop_reason,
+            token.logprobs,
+            token.prompt_logprobs,
+            first,
+            waited,
+        )

@@ -1,0 +1,286 @@
+"""The engine in a process of its own: messages in, steps, messages out. No text here.
+
+Invariant: it holds no request that its front has not asked for, and it ends with its front: its
+standard input is a pipe that the front never writes to again and that closes when the front dies,
+however it dies. An error that is no refusal ends the process (crash only): the front sees the exit
+and decides; no half-broken engine goes on.
+
+`python -m plamo_ref.remote.process` reads one line of JSON from standard input, an `EngineSpec`.
+"""
+
+import os
+import signal
+import sys
+import time
+from contextlib import suppress
+
+import msgspec
+import zmq
+
+from plamo_ref.engine.build import build_core
+from plamo_ref.engine.config import EngineConfig
+from plamo_ref.engine.core import EngineCore
+from plamo_ref.engine.memory.cache import IntegrityError
+from plamo_ref.engine.request import Request
+from plamo_ref.engine.source import ModelSource, open_source
+from plamo_ref.errors import PlamoRefError
+from plamo_ref.grammar.pool import GuidePool, WorkerGuide
+from plamo_ref.remote.heartbeat import Heartbeat
+from plamo_ref.remote.messages import (
+    Abort,
+    Add,
+    Audit,
+    Audited,
+    Codec,
+    EngineSpec,
+    Failed,
+    Ready,
+    Refused,
+    Shutdown,
+    Stats,
+    Step,
+    ToEngine,
+    ToFront,
+    Token,
+)
+from plamo_ref.sampling import GuidedError, GuidedParams
+
+STATS_SECONDS = 0.05  # between two reports while the engine is busy
+LINGER_MS = 1000  # to get the last words out
+COMPILING_MS = 1000  # between two looks at the clock, while grammars are compiled and no step runs
+
+
+def load_core(spec: EngineSpec) -> tuple[EngineCore, ModelSource]:
+    """The core of a spec, and what it was made from.
+
+    Raises:
+        PlamoRefError: the model or a setting cannot be used.
+    """
+    config = EngineConfig(**spec.engine)
+    source = open_source(spec.folder, config.load_format, config.generation_config)
+    core, _ = build_core(source.config, config, source.load)
+    return core, source
+
+
+class EngineLoop:
+    """Between the channel and the core: reads what has come, then makes one step."""
+
+    def __init__(
+        self,
+        core: EngineCore,
+        source: ModelSource,
+        inbox: zmq.Socket,
+        outbox: zmq.Socket,
+        heart: Heartbeat,
+    ) -> None:
+        self.core, self._stop_ids, self._heart = core, source.stop_token_ids, heart
+        self._guides = GuidePool(source.folder, source.config.vocab_size, source.stop_token_ids)
+        self._compiling: dict[str, tuple[Add, WorkerGuide]] = {}  # by request
+        self._inbox, self._outbox, self._codec = inbox, outbox, Codec()
+        self._poller = zmq.Poller()
+        self._poller.register(inbox, zmq.POLLIN)
+        self._poller.register(sys.stdin.fileno(), zmq.POLLIN)
+        self._poller.register(self._guides.fileno(), zmq.POLLIN)
+        self._open = True
+        self._preemptions_ended = 0  # of requests that are gone
+        self._reported = 0.0
+
+    def prepare_guides(self) -> None:
+        """Have the tokenizer read now: with 100,000 rows it takes seconds."""
+        with suppress(GuidedError):  # who asks for a grammar is told
+            self._guides.prepare()
+
+    def run(self) -> None:
+        """Serve until told to stop, or until the front is gone."""
+        while self._open:
+            self._receive()
+            self._take_compiled()
+            if self._open and self.core.has_work:
+                self._heart.now("step", self._next_tokens())
+                self._step()
+
+    # --- in ------------------------------------------------------------------------------------
+
+    def _receive(self) -> None:
+        """Take everything that has come; without work, wait for something."""
+        idle = COMPILING_MS if self._compiling else None
+        self._heart.now("idle")
+        ready = dict(self._poller.poll(0 if self.core.has_work else idle))
+        self._heart.now("working")
+        if sys.stdin.fileno() in ready:
+            self._open = False  # the front is gone: nobody else holds the other end
+            return
+        if self._compiling or self._guides.fileno() in ready:
+            self._guides.pump()
+        while self._open:
+            try:
+                data = self._inbox.recv(zmq.NOBLOCK)
+            except zmq.Again:
+                return
+            try:
+                message = self._codec.for_engine(data)
+            except msgspec.ValidationError as error:  # a value of another type
+                self._send(Refused(self._codec.id_of_add(data), f"the request's {error}"))
+            else:
+                self._handle(message)
+
+    def _handle(self, message: ToEngine) -> None:
+        match message:
+            case Add(request_id, _, params):
+                if params.guided is None:
+                    self._add(message)
+                else:
+                    self._compile(message, params.guided)
+            case Abort(request_ids):
+                for request_id in request_ids:
+                    if request_id in self._compiling:
+                        self._compiling.pop(request_id)[1].close()
+                    request = self.core.requests.get(request_id)
+                    if request is not None:
+                        self._preemptions_ended += request.num_preemptions
+                        self.core.finish(request_id, "abort")
+                if not self.core.has_work:
+                    self._send(Step([], self.stats()))
+            case Audit(number):
+                count = len(self.core.requests) + len(self._compiling)
+                self._send(Audited(number, count, self.stats(), self._problem()))
+            case Shutdown():
+                self._open = False
+
+    def _add(self, message: Add, guide: WorkerGuide | None = None) -> None:
+        request_id, prompt_ids, params = message.request_id, message.prompt_ids, message.params
+        try:
+            self.core.add(prompt_ids, params, self._stop_ids, request_id, guide)
+        except PlamoRefError as error:
+            if guide is not None:
+                guide.close()
+            self._send(Refused(request_id, str(error)))
+
+    def _compile(self, message: Add, guided: GuidedParams) -> None:
+        """Have its grammar compiled, elsewhere; then it is added."""
+        try:
+            self._compiling[message.request_id] = message, self._guides.start(guided)
+        except GuidedError as error:
+            self._send(Refused(message.request_id, str(error), grammar=True))
+
+    def _take_compiled(self) -> None:
+        """Add, or refuse, those whose grammars have been compiled."""
+        for request_id, (message, guide) in list(self._compiling.items()):
+            if not guide.is_settled:
+                continue
+            del self._compiling[request_id]
+            if guide.error is None:
+                self._add(message, guide)
+            else:
+                guide.close()
+                self._send(Refused(request_id, guide.error, grammar=True))
+
+    def _problem(self) -> str | None:
+        try:
+            self.core.cache.check_integrity()
+        except IntegrityError as error:
+            return str(error)
+        return None
+
+    # --- out -----------------------------------------------------------------------------------
+
+    def _step(self) -> None:
+        moved = self.core.step()
+        tokens = [self._token(request) for request in moved if request.error is None]
+        for request in moved:
+            if request.error is not None:  # its own: the others go on
+                error = request.error
+                self._preemptions_ended += request.num_preemptions
+                self._send(Refused(request.request_id, str(error), isinstance(error, GuidedError)))
+        now = time.monotonic()
+        due = now - self._reported >= STATS_SECONDS or not self.core.has_work
+        if due:
+            self._reported = now
+        if tokens or due:
+            self._send(Step(tokens, self.stats() if due else None))
+
+    def _next_tokens(self) -> int:
+        """How many the next step computes at most."""
+        queues, most = self.core.queues, self.core.config.max_num_batched_tokens
+        if queues.waiting:
+            return most
+        return min(most, sum(request.num_uncomputed_tokens for request in queues.running))
+
+    def _token(self, request: Request) -> Token:
+        if request.status == "finished":
+            self._preemptions_ended += request.num_preemptions
+        token, params = request.output_ids[-1], request.params
+        first = len(request.output_ids) == 1
+        return Token(
+            request.request_id,
+            token,
+            request.finish_reason,
+            is_text=token not in request.stop_ids,
+            logprobs=None if params.logprobs is None else request.logprobs[-1],
+            prompt_logprobs=request.prompt_logprobs
+            if first and params.prompt_logprobs is not None
+            else None,
+        )
+
+    def stats(self) -> Stats:
+        queues, cache = self.core.queues, self.core.cache
+        pools = {str(kind): pool for kind, pool in cache.blocks.items()}
+        usage = {kind: pool.num_used / max(1, pool.capacity) for kind, pool in pools.items()}
+        slots = 0
+        if cache.slots is not None:
+            slots = cache.slots.num_used
+            usage["state_slots"] = slots / max(1, cache.slots.capacity)
+        live = sum(request.num_preemptions for request in self.core.requests.values())
+        return Stats(
+            num_waiting=len(queues.waiting) + len(self._compiling),
+            num_running=len(queues.running),
+            num_steps=self.core.num_steps,
+            num_preemptions=self._preemptions_ended + live,
+            blocks_used={kind: pool.num_used for kind, pool in pools.items()},
+            slots_used=slots,
+            usage=usage,
+        )
+
+    def _send(self, message: ToFront) -> None:
+        self._outbox.send(self._codec.encode(message))
+
+
+def serve(spec: EngineSpec) -> int:
+    """Load, say so, run. Returns the exit code: 0, or 1 after a `Failed`."""
+    context = zmq.Context()
+    inbox, outbox = context.socket(zmq.PULL), context.socket(zmq.PUSH)
+    for box, address in ((inbox, spec.inbox), (outbox, spec.outbox)):
+        box.set_hwm(0)  # the front bounds what is under way; a dropped or stuck message would not
+        box.linger = LINGER_MS
+        box.connect(address)
+    try:
+        with Heartbeat(context, spec.outbox, spec.heartbeat_seconds) as heart:
+            return _live(spec, inbox, outbox, heart)
+    finally:
+        context.destroy()
+
+
+def _live(spec: EngineSpec, inbox: zmq.Socket, outbox: zmq.Socket, heart: Heartbeat) -> int:
+    try:
+        core, source = load_core(spec)
+    except (PlamoRefError, OSError) as error:
+        outbox.send(Codec().encode(Failed(str(error))))
+        return 1
+    vocabulary = source.config.vocab_size
+    ready = Ready(core.max_model_len, core.queues.max_num_seqs, vocabulary, os.getpid())
+    heart.expect(source.config.num_parameters)
+    loop = EngineLoop(core, source, inbox, outbox, heart)
+    loop.prepare_guides()
+    outbox.send(Codec().encode(ready))
+    loop.run()
+    return 0
+
+
+def main() -> int:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # ctrl-C is for the front, which tells us
+    spec = msgspec.json.decode(sys.stdin.buffer.readline(), type=EngineSpec)
+    return serve(spec)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Before an answer: who may ask, how much, and in which form."""

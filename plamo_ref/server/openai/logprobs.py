@@ -1,0 +1,106 @@
+"""Log probabilities in OpenAI's two shapes, columns for completions and a list for chats, and in
+vLLM's for prompts.
+
+Invariant: both name a token by the same text, and a token that is no whole character by its bytes;
+every number is one that JSON has.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+from plamo_ref.engine.outputs import Logprob, readable_logprobs
+from plamo_ref.sampling import TokenLogprobs
+from plamo_ref.text.detokenizer import IncrementalDetokenizer
+from plamo_ref.text.tokenizer import Plamo2Tokenizer
+
+IMPOSSIBLE = -9999.0  # what OpenAI writes for minus infinity
+
+
+def finite(logprob: float) -> float:
+    return max(logprob, IMPOSSIBLE)
+
+
+def token_text(tokenizer: Plamo2Tokenizer, token_id: int, as_id: bool = False) -> str:
+    """The text of a token; `bytes:\\xe3` where it has only a part of a character; `token_id:7`
+    where ids are wanted."""
+    if as_id:
+        return f"token_id:{token_id}"
+    data = tokenizer.token_bytes(token_id)
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError:
+        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in data)
+
+
+class CompletionLogprobs:
+    """Columns of tokens, their log probabilities, the likeliest, and where each begins.
+
+    One object for each choice: an offset counts the characters before its token.
+    """
+
+    def __init__(self, tokenizer: Plamo2Tokenizer, *, as_ids: bool = False) -> None:
+        self._tokenizer, self._as_ids = tokenizer, as_ids
+        # The ids are complete, so special tokens have their place here even if the text drops them.
+        self._detokenizer = IncrementalDetokenizer(tokenizer, skip_special_tokens=False)
+        self._offset = 0
+
+    def columns(self, ids: Sequence[int], scores: Sequence[TokenLogprobs | None]) -> dict[str, Any]:
+        """For tokens that follow those of the last call; None: nothing came before the token."""
+        offsets = []
+        for token_id in ids:
+            offsets.append(self._offset)
+            self._offset += len(self._detokenizer.push(token_id))
+        return {
+            "tokens": [self._text(token_id) for token_id in ids],
+            "token_logprobs": [None if s is None else finite(s.logprob) for s in scores],
+            "top_logprobs": [None if s is None else self._top(s) for s in scores],
+            "text_offset": offsets,
+        }
+
+    def _top(self, score: TokenLogprobs) -> dict[str, float]:
+        """By text. The token itself is always there; of equal texts the likeliest counts."""
+        best: dict[str, float] = {}
+        for token_id, logprob in (*score.top, (score.token_id, score.logprob)):
+            best.setdefault(self._text(token_id), finite(logprob))
+        return best
+
+    def _text(self, token_id: int) -> str:
+        return token_text(self._tokenizer, token_id, self._as_ids)
+
+
+def join_columns(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The columns of consecutive pieces as one."""
+    names = ("tokens", "token_logprobs", "top_logprobs", "text_offset")
+    return {name: [value for part in parts for value in part[name]] for name in names}
+
+
+def chat_entry(
+    tokenizer: Plamo2Tokenizer, score: TokenLogprobs, *, as_ids: bool = False
+) -> dict[str, Any]:
+    """One token of a chat."""
+    top = [_entry(tokenizer, token_id, logprob, as_ids) for token_id, logprob in score.top]
+    return {**_entry(tokenizer, score.token_id, score.logprob, as_ids), "top_logprobs": top}
+
+
+def _entry(
+    tokenizer: Plamo2Tokenizer, token_id: int, logprob: float, as_id: bool
+) -> dict[str, Any]:
+    return {
+        "token": token_text(tokenizer, token_id, as_id),
+        "logprob": finite(logprob),
+        "bytes": list(tokenizer.token_bytes(token_id)),
+    }
+
+
+def prompt_entries(
+    tokenizer: Plamo2Tokenizer, scores: Sequence[TokenLogprobs]
+) -> list[dict[str, Any] | None]:
+    """vLLM's shape for a prompt: of each token, itself and the likeliest by id; null for the
+    first, which nothing comes before."""
+    readable = readable_logprobs(scores, tokenizer)
+    return [None, *({str(t): _finite_entry(entry) for t, entry in of.items()} for of in readable)]
+
+
+def _finite_entry(entry: Logprob) -> dict[str, Any]:
+    return {**asdict(entry), "logprob": finite(entry.logprob)}

@@ -1,0 +1,1 @@
+"""Checkpoints: found, read, checked, put on the device, saved."""

@@ -1,0 +1,1 @@
+"""The authors' tools; nothing here is part of the package."""

@@ -1,0 +1,1 @@
+"""Making and checking the course: execution, rules, editions, slides."""
