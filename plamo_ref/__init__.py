@@ -34,7 +34,7 @@ _HOMES = {
     "CompletionOutput": "engine.outputs",
     "EngineConfig": "engine.config",
     "Plamo2Config": "config",
-    "Plamo2Tokenizer": "tokenizer",
+    "Plamo2Tokenizer": "text.tokenizer",
     "PlamoRefError": "errors",
     "RequestOutput": "engine.outputs",
     "SamplingParams": "sampling",
