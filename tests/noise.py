@@ -80,7 +80,7 @@ def assert_clean(llm: LLM) -> None:
     assert not core.queues.running
     assert not core.queues.waiting
     assert not core.cache.holdings
-    assert not llm._completions
+    assert not llm._callers.completions
 
 
 def preemptions(llm: LLM) -> int:

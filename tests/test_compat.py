@@ -230,7 +230,7 @@ def test_any_parameters_are_possible_or_refused_and_leave_nothing(llm, given):
         params = dataclasses.replace(params, max_tokens=1, min_tokens=0)
         outcome(lambda: llm.generate("a", params, use_tqdm=False))
     assert not llm.core.requests
-    assert not llm._completions
+    assert not llm._callers.completions
 
 
 @given(st.dictionaries(st.sampled_from(SETTINGS), JUNK, min_size=1, max_size=3))
@@ -246,7 +246,7 @@ def test_any_prompts_are_completed_or_refused_and_leave_nothing(llm, prompts, pa
     outputs = outcome(lambda: llm.generate(prompts, params, use_tqdm=False))
     assert isinstance(outputs, (list, PlamoRefError))
     assert not llm.core.requests
-    assert not llm._completions
+    assert not llm._callers.completions
 
 
 # --- the command line ----------------------------------------------------------------------------

@@ -16,7 +16,7 @@ MAX_LINES = 300
 # Which shelves a shelf may import, besides itself. A shelf is a module or folder of the package.
 TEXT_TO_TEXT = {
     *("errors", "config", "batch", "budget", "linear", "model"),
-    *("intake", "text", "weights", "sampling", "grammar", "kernels"),
+    *("intake", "text", "weights", "sampling", "grammar", "chat", "kernels"),
     *("engine", "engine.memory", "engine.scheduling"),
 }
 OVER_THE_ENGINE = TEXT_TO_TEXT | {"reference"}
@@ -31,6 +31,7 @@ MAY_IMPORT = {
     "intake": {"errors", "config", "sampling", "grammar"},
     "text": {"errors", "intake", "sampling"},
     "grammar": {"errors", "text"},
+    "chat": {"errors", "intake", "sampling", "text"},
     "sampling": {"errors", "intake", "grammar", "kernels"},
     "weights": {"errors", "config", "intake", "kernels", "linear", "model"},
     "engine": TEXT_TO_TEXT | {"engine.fast"},  # `test_book.py` says who: build.py alone

@@ -51,7 +51,7 @@ def displayed(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
 def clean(llm: LLM) -> bool:
     llm.core.cache.check_integrity()
     idle = all(level.used == 0 for level in levels(llm))
-    return idle and not (llm.core.requests or llm._completions or llm.core.observers)
+    return idle and not (llm.core.requests or llm._callers.completions or llm.core.observers)
 
 
 async def until(condition: Callable[[], bool]) -> None:

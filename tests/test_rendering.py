@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from plamo_ref import Plamo2Tokenizer
+from plamo_ref.chat.templates import ChatTemplate, load_template
 from plamo_ref.intake.hub import find
 from plamo_ref.server.errors import ApiError
 from plamo_ref.server.openai.schemas import Conversation
 from plamo_ref.server.prompt.rendering import render
-from plamo_ref.server.prompt.templates import ChatTemplate, load_template
 
 # A template as many are: roles one by one, the rest is lost.
 CHAIN = """\

@@ -18,6 +18,7 @@ from servers import RunningServer, running_server
 
 import plamo_ref
 from plamo_ref import LLM, Plamo2Tokenizer, SamplingParams
+from plamo_ref.chat.templates import TemplateLoadError, load_template
 from plamo_ref.intake.hub import find
 from plamo_ref.server.config import ServerConfig
 from plamo_ref.server.document import below
@@ -27,7 +28,6 @@ from plamo_ref.server.openai.logprobs import CompletionLogprobs, token_text
 from plamo_ref.server.openai.params import common_params
 from plamo_ref.server.openai.schemas import CompletionRequest
 from plamo_ref.server.openai.wire import event
-from plamo_ref.server.prompt.templates import TemplateLoadError, load_template
 
 LIMIT = 512  # max_model_len
 BODY = 200_000

@@ -15,9 +15,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from plamo_ref.chat.templates import (
+    ChatTemplate,
+    TemplateLoadError,
+    TemplateRefusesError,
+    load_template,
+)
 from plamo_ref.intake.hub import find
-from plamo_ref.server.errors import ApiError
-from plamo_ref.server.prompt.templates import ChatTemplate, TemplateLoadError, load_template
 from plamo_ref.text.tokenizer import Plamo2Tokenizer
 
 Messages = Sequence[Mapping[str, Any]]
@@ -139,7 +143,7 @@ def our_text(template: ChatTemplate | None, messages: Messages, **given: Any) ->
     tools = given.pop("tools", None)
     try:
         return None if template is None else template.render(messages, given, tools)
-    except ApiError:
+    except TemplateRefusesError:
         return None
 
 
@@ -320,5 +324,5 @@ def test_templates_that_cannot_be_compiled_are_named(tmp_path, source):
 )
 def test_what_goes_wrong_in_a_template_is_a_refusal(tmp_path, source):
     (tmp_path / "bad.jinja").write_text(source)
-    with pytest.raises(ApiError, match="the chat template refuses the messages"):
+    with pytest.raises(TemplateRefusesError, match="the chat template refuses the messages"):
         chosen(tmp_path, wanted=str(tmp_path / "bad.jinja"))

@@ -16,11 +16,11 @@ from hypothesis import strategies as st
 from jinja2 import Environment
 
 from plamo_ref import Plamo2Tokenizer
+from plamo_ref.chat.template_tools import TemplateTools
+from plamo_ref.chat.tool_forms import FORMS, JSON, ToolForm
 from plamo_ref.grammar.guided import GuidedParams, GuideMaker
 from plamo_ref.intake.hub import find
 from plamo_ref.server.errors import ApiError
-from plamo_ref.server.prompt.template_tools import TemplateTools
-from plamo_ref.server.tools.forms import FORMS, JSON, ToolForm
 from plamo_ref.server.tools.grammar import arguments_schema, calls_or, forced, free
 from plamo_ref.server.tools.reader import Arguments, CallBegins, Piece, Text, ToolReader
 from plamo_ref.server.tools.schemas import Function

@@ -8,10 +8,10 @@ from typing import Any
 
 import click
 
+from plamo_ref.chat.tool_forms import FORMS
 from plamo_ref.commands._options import Command
 from plamo_ref.server.config import ServerConfig
 from plamo_ref.server.edge.listen import Address
-from plamo_ref.server.tools.forms import FORMS
 
 POSITIVE = click.IntRange(1)
 SECONDS = click.FloatRange(0, min_open=True)

@@ -13,9 +13,9 @@ from plamo_ref.commands import _options as options
 from plamo_ref.commands._engine_options import engine_options
 
 if TYPE_CHECKING:
+    from plamo_ref.chat.templates import ChatTemplate
     from plamo_ref.engine.llm import LLM
     from plamo_ref.sampling import SamplingParams
-    from plamo_ref.server.prompt.templates import ChatTemplate
 
 Messages = list[dict[str, str]]
 HELP = "/reset forgets the conversation, /quit or Ctrl-D ends it, Ctrl-C stops an answer."
@@ -42,9 +42,9 @@ def chat(
     **sampling: Any,
 ) -> None:
     """Talk with a model in the terminal; each line of input is a message."""
+    from plamo_ref.chat.templates import load_template
     from plamo_ref.engine.llm import LLM
     from plamo_ref.intake.hub import find
-    from plamo_ref.server.prompt.templates import load_template
 
     params = options.sampling_params(sampling)
     folder = find(model, revision=revision, offline=offline)

@@ -40,7 +40,7 @@ class Callers:
     """All of them, and the core that works for them."""
 
     def __init__(self, core: EngineCore) -> None:
-        self._core = core
+        self.core = core
         self.completions: dict[str, Completion] = {}  # by request id
         self._callers: dict[str, Caller] = {}  # likewise
         # Wishes. Who appends has wished; a `finally` of one append cannot be interrupted before.
@@ -86,15 +86,20 @@ class Callers:
         while self.aborted:
             completion = self.completions.get(self.aborted[0])
             if completion is not None and not completion.finished:
-                self._core.finish(self.aborted[0], "abort")
+                self.core.finish(self.aborted[0], "abort")
                 completion.end()
             self.aborted.popleft()
         while self.leaving:
             for name in self.leaving[0].names:
-                self._core.finish(name, "abort")
+                self.core.finish(name, "abort")
                 self.completions.pop(name, None)
                 self._callers.pop(name, None)
             self.leaving.popleft()
+
+    def end_all(self) -> None:
+        """Nobody shall wait any more, and nothing shall run."""
+        self.leaving.extend({id(c): c for c in self._callers.values()}.values())
+        self.grant()
 
     # --- work ----------------------------------------------------------------------------------
 
@@ -120,7 +125,7 @@ class Callers:
         self._grant()
         self._torn = True
         try:
-            moved = self._core.step()
+            moved = self.core.step()
             self._torn = True  # an observer may have made steps of its own
             for request in moved:
                 self._take(request.request_id)
@@ -131,7 +136,7 @@ class Callers:
 
     def _mend(self) -> None:
         """Make whole what an error has left half done: the core, and every text."""
-        self._core.recover()
+        self.core.recover()
         for name in list(self.completions):
             self._take(name, anew=True)
         self._torn = False
@@ -146,12 +151,12 @@ class Callers:
             if anew:
                 completion.rebuild()
             if completion.take_tokens():
-                self._core.finish(name, "stop")
+                self.core.finish(name, "stop")
         except Exception as its_error:
             if is_nobodys(its_error):
                 raise
             error = its_error
-            self._core.finish(name, "error", error)
+            self.core.finish(name, "error", error)
         # One that is said by name is in the completion's output: the others of the call go on.
         if error is not None and not isinstance(error, PlamoRefError):
             self._callers[name].error = error

@@ -23,6 +23,7 @@ from plamo_ref.intake.values import (
     Text,
     Whole,
     read_fields,
+    shown,
 )
 from plamo_ref.intake.vllm_names import ENGINE, speaks_vllm
 from plamo_ref.kernels.names import KernelChoice
@@ -121,6 +122,21 @@ class EngineConfig:
                 "chunk_size belongs to scheduler='v0'; v1 cuts prompts where the token budget ends "
                 "(max_num_batched_tokens)"
             )
+
+    @classmethod
+    def of(cls, config: "EngineConfig | None", fields: Mapping[str, Any]) -> "EngineConfig":
+        """Settings that are given as one object, or one by one.
+
+        Raises:
+            EngineError: both at once, or a value is wrong.
+        """
+        if config is None:
+            return cls(**fields)
+        if not isinstance(config, cls):
+            raise EngineError(f"config={shown(config)}: give an EngineConfig, or its fields")
+        if fields:
+            raise EngineError(f"config is given, and {', '.join(fields)} too: give one of them")
+        return config
 
     def resolve_device(self) -> "torch.device":
         import torch

@@ -5,17 +5,20 @@ the `generate` or `stream` that made it, and what goes wrong in one call changes
 Built in notebooks/07_continuous_batching.ipynb.
 """
 
-from collections.abc import Iterator
+import gc
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Self
 
+import torch
 from tqdm.auto import tqdm
 
 from plamo_ref.engine.build import build_core
 from plamo_ref.engine.callers import Caller, Callers
 from plamo_ref.engine.completion import Completion, gather
 from plamo_ref.engine.config import EngineConfig, EngineError
+from plamo_ref.engine.core import EngineCore
 from plamo_ref.engine.outputs import RequestOutput, StreamPiece
 from plamo_ref.engine.prompts import ParamsLike, Prompt, PromptsLike, read_params, read_prompts
 from plamo_ref.engine.record import StepRecord
@@ -23,8 +26,11 @@ from plamo_ref.engine.source import checked_model, checked_source, open_source
 from plamo_ref.grammar.pool import GuidePool
 from plamo_ref.intake.hub import find
 from plamo_ref.intake.vllm_names import CALL, MODEL, speaks_vllm
-from plamo_ref.sampling import Guide, GuidedError, SamplingParams
+from plamo_ref.sampling import SamplingParams
 from plamo_ref.text.loading import check_params, load_tokenizer
+
+if TYPE_CHECKING:
+    from plamo_ref.chat.conversations import ChatPrompts, Conversation
 
 
 class LLM:
@@ -38,7 +44,10 @@ class LLM:
         model: "tiny", a checkpoint folder, or a hub id. A folder without a tokenizer serves token
             ids: prompts are given as ids, and outputs have no text.
         revision, cache_dir, offline: for hub ids, see `plamo_ref.intake.hub.find`.
+        config: all settings of the engine as one object, in place of `engine`.
         engine: fields of `EngineConfig`.
+
+    Use it in `with`, or `close` it, to have its memory back while the program goes on.
 
     Raises:
         PlamoRefError: the model or a setting cannot be used; the message says what to change.
@@ -52,9 +61,10 @@ class LLM:
         revision: str | None = None,
         cache_dir: str | Path | None = None,
         offline: bool = False,
+        config: EngineConfig | None = None,
         **engine: Any,
     ) -> None:
-        self.config = EngineConfig(**engine)
+        self.config = EngineConfig.of(config, engine)
         where = checked_source(revision=revision, cache_dir=cache_dir, offline=offline)
         folder = find(checked_model(model), **where)
         source = open_source(folder, self.config.load_format, self.config.generation_config)
@@ -63,13 +73,47 @@ class LLM:
         self.tokenizer = load_tokenizer(folder, source.config.vocab_size)
         self.stop_token_ids = source.stop_token_ids
         self._sampling = source.sampling
-        self.core, self.plan = build_core(source.config, self.config, source.load)
+        core, self.plan = build_core(source.config, self.config, source.load)
         self.records: list[StepRecord] = []  # filled only with record=True
         if self.config.record:
-            self.core.observers.append(lambda record, *_: self.records.append(record))
-        self._callers = Callers(self.core)
-        self._completions = self._callers.completions  # of all calls under way, by request id
+            core.observers.append(lambda record, *_: self.records.append(record))
+        self._open: Callers | None = Callers(core)
         self._count = 0
+        self._chats: dict[str | None, ChatPrompts] = {}  # by the name of the template
+
+    # --- its life ------------------------------------------------------------------------------
+
+    @property
+    def _callers(self) -> Callers:
+        if self._open is None:
+            raise EngineError("this LLM is closed: make another one")
+        return self._open
+
+    @property
+    def core(self) -> EngineCore:
+        """The engine's heart, for observers, audits and lessons."""
+        return self._callers.core
+
+    def close(self) -> None:
+        """End what runs, and give weights and caches back to the device. It may be called again.
+
+        What is held elsewhere, such as `core`, keeps its memory.
+        """
+        callers, self._open = self._open, None
+        if callers is None:
+            return
+        callers.end_all()
+        self.__dict__.pop("_guides", None)  # its processes end with it
+        del callers
+        gc.collect()  # models and graphs know each other in circles
+        if torch.cuda.is_initialized():
+            torch.cuda.empty_cache()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def get_default_sampling_params(self) -> SamplingParams:
         """What a call without sampling parameters gets: the checkpoint's generation_config.json
@@ -99,14 +143,12 @@ class LLM:
             PlamoRefError: a prompt or a grammar is impossible; nothing was started.
             Exception: what one of its requests ended with, or the step that it was waiting for.
         """
-        caller = Caller()
+        caller, callers = Caller(), self._callers
         try:
-            return self._callers.alone(
-                lambda: self._generate(caller, prompts, sampling_params, use_tqdm)
-            )
+            return callers.alone(lambda: self._generate(caller, prompts, sampling_params, use_tqdm))
         finally:
-            self._callers.leaving.append(caller)
-            self._callers.grant()
+            callers.leaving.append(caller)
+            callers.grant()
 
     def _generate(
         self,
@@ -136,20 +178,54 @@ class LLM:
 
         Raises: as `generate`; what comes while it runs, it raises in the loop.
         """
-        caller = Caller()
+        caller, callers = Caller(), self._callers
         try:
-            self._callers.alone(lambda: self._submit(caller, prompts, sampling_params))
-            pieces = self._pieces(caller)
+            callers.alone(lambda: self._submit(caller, prompts, sampling_params))
+            pieces = self._pieces(caller, callers)
             next(pieces)  # into its `try`: a stream that is dropped unread must clean up as well
         except BaseException:
-            self._callers.leaving.append(caller)
-            self._callers.grant()
+            callers.leaving.append(caller)
+            callers.grant()
             raise
         return pieces
 
+    def chat(
+        self,
+        messages: "Conversation | Sequence[Conversation]",
+        sampling_params: ParamsLike = None,
+        use_tqdm: bool = True,
+        *,
+        chat_template: str | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+        add_generation_prompt: bool = True,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+    ) -> list[RequestOutput]:
+        """Answer one conversation, or many together; each is a list of `{"role": …, "content": …}`.
+
+        Args:
+            chat_template: "plain", "translate", a template that the checkpoint has by this name, or
+                a Jinja file; None: the checkpoint's own.
+            chat_template_kwargs: further names that the template asks for.
+
+        Raises:
+            PlamoRefError: as `generate`; or there is no template, or it refuses the messages.
+        """
+        from plamo_ref.chat.conversations import ChatPrompts, read_conversations
+
+        if chat_template not in self._chats:
+            made = ChatPrompts.of(self._folder, chat_template, self.tokenizer)
+            self._chats[chat_template] = made
+        chats, extra = self._chats[chat_template], dict(chat_template_kwargs or {})
+        options = {"tools": tools, "add_generation_prompt": add_generation_prompt}
+        prompts = [chats.prompt(one, extra, **options) for one in read_conversations(messages)]
+        if sampling_params is None:
+            sampling_params = self.get_default_sampling_params()
+        params = [chats.params(each) for each in read_params(sampling_params, len(prompts))]
+        return self.generate(prompts, params, use_tqdm)
+
     def abort(self, request_id: str) -> None:
         """End a request (all its completions) at any moment; what it has so far is its result."""
-        for name in list(self._completions):
+        for name in list(self._callers.completions):
             if name == request_id or name.partition(".")[0] == request_id:
                 self._callers.aborted.append(name)
         self._callers.grant()
@@ -159,23 +235,6 @@ class LLM:
     @cached_property
     def _guides(self) -> GuidePool:
         return GuidePool(self._folder, self.model_config.vocab_size, self.stop_token_ids)
-
-    def _guide(self, params: SamplingParams) -> Guide | None:
-        """The guide of a request, its grammar compiled.
-
-        Raises:
-            GuidedError: the grammar cannot be enforced.
-        """
-        if params.guided is None:
-            return None
-        guide = self._guides.start(params.guided)
-        try:
-            if guide.error is not None:  # waits until it is known
-                raise GuidedError(guide.error)
-        except BaseException:
-            guide.close()
-            raise
-        return guide
 
     def _submit(
         self, caller: Caller, prompts: PromptsLike | None, sampling_params: ParamsLike
@@ -201,7 +260,7 @@ class LLM:
         caller.groups.append(group)
         for number in range(params.n):
             one = params.completion(number)
-            guide = self._guide(one)
+            guide = None if one.guided is None else self._guides.start(one.guided).checked()
             name = base if params.n == 1 else f"{base}.{number}"
             caller.names.append(name)  # before it is there: so that none is ever overlooked
             try:
@@ -213,14 +272,14 @@ class LLM:
             group.append(Completion(request, index, number, text, self.tokenizer))
             self._callers.add(caller, group[-1])
 
-    def _pieces(self, caller: Caller) -> Iterator[StreamPiece]:
+    def _pieces(self, caller: Caller, callers: Callers) -> Iterator[StreamPiece]:
         try:
             yield StreamPiece("", 0, 0, None, "", None)  # taken by `stream`
-            while self._callers.alone(lambda: self._callers.advance(caller)):
+            while callers.alone(lambda: callers.advance(caller)):
                 for completion in caller.completions:
                     yield from completion.unread()
             if caller.error is not None:
                 raise caller.error
         finally:
-            self._callers.leaving.append(caller)
-            self._callers.grant()
+            callers.leaving.append(caller)
+            callers.grant()

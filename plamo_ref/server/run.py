@@ -16,13 +16,13 @@ from collections.abc import Callable, Coroutine, Iterator
 import uvicorn
 from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
+from plamo_ref.chat.templates import load_template
 from plamo_ref.errors import PlamoRefError
 from plamo_ref.remote.async_llm import AsyncLLM
 from plamo_ref.server.app import create_app
 from plamo_ref.server.config import ServerConfig
 from plamo_ref.server.edge.listen import BACKLOG, Address, listen
 from plamo_ref.server.edge.patience import impatient
-from plamo_ref.server.prompt.templates import load_template
 from plamo_ref.server.service import Service
 
 

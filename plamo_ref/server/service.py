@@ -14,6 +14,7 @@ from typing import TypeVar
 
 import msgspec
 
+from plamo_ref.chat.templates import ChatTemplate
 from plamo_ref.remote.async_llm import AsyncLLM
 from plamo_ref.remote.calls import Delta, Job
 from plamo_ref.sampling import SamplingParams
@@ -21,7 +22,6 @@ from plamo_ref.server.config import ServerConfig
 from plamo_ref.server.edge.workers import Workers
 from plamo_ref.server.errors import bad, conflict
 from plamo_ref.server.metrics import Metrics
-from plamo_ref.server.prompt.templates import ChatTemplate
 
 T = TypeVar("T")
 

@@ -8,6 +8,7 @@ from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from contextlib import aclosing
 from typing import Any
 
+from plamo_ref.chat.templates import ChatTemplate
 from plamo_ref.remote.calls import Delta, GrammarRefusedError
 from plamo_ref.sampling import SamplingParams
 from plamo_ref.server.errors import bad
@@ -17,7 +18,6 @@ from plamo_ref.server.openai.schemas import ChatRequest, Conversation
 from plamo_ref.server.openai.usage import Usage
 from plamo_ref.server.prompt.conversation import for_template
 from plamo_ref.server.prompt.rendering import render
-from plamo_ref.server.prompt.templates import ChatTemplate
 from plamo_ref.server.prompt.turn import Turn
 from plamo_ref.server.service import LONG_ANSWER, Service
 from plamo_ref.server.tools.offered import ToolPlan, check_calls, plan_tools, refused_grammar

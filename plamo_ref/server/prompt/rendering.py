@@ -9,12 +9,14 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
+from plamo_ref.chat.templates import ChatTemplate, TemplateRefusesError
 from plamo_ref.server.errors import ApiError, bad, conflict
 from plamo_ref.server.openai.schemas import Conversation
-from plamo_ref.server.prompt.templates import TEMPLATE_REFUSES, ChatTemplate
 
 Messages = Sequence[Mapping[str, Any]]
 Writer = Callable[[Messages], str]
+
+TEMPLATE_REFUSES = "template_refuses"  # the code of such an error
 
 # Names that are not the client's to give, and the field that says the same if there is one.
 TAKEN = ("messages", "add_generation_prompt", "continue_final_message", "documents", "tools")
@@ -45,7 +47,10 @@ def render(
     if asked.documents:
         extra["documents"] = _known(template, "documents", asked.documents)
     write = partial(template.render, extra=extra, tools=tools, add_generation_prompt=opens)
-    return _continued(write, messages) if continued else _checked(write, messages)
+    try:
+        return _continued(write, messages) if continued else _checked(write, messages)
+    except TemplateRefusesError as error:
+        raise _deaf(str(error), "messages") from None
 
 
 def _deaf(message: str, field: str) -> ApiError:
@@ -103,7 +108,7 @@ def _checked(write: Writer, messages: Messages) -> str:
             continue
         try:
             same = write([message for message in messages if message["role"] != role]) == text
-        except ApiError:  # it needs them, so it knows them
+        except TemplateRefusesError:  # it needs them, so it knows them
             continue
         if same:
             raise _deaf(

@@ -10,8 +10,8 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from plamo_ref.chat.tool_forms import ToolForm
 from plamo_ref.server.errors import bad
-from plamo_ref.server.tools.forms import ToolForm
 from plamo_ref.server.tools.schemas import Function
 
 # As templates write JSON, which is what models have seen.

@@ -9,14 +9,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from plamo_ref.chat.template_tools import TemplateTools
+from plamo_ref.chat.tool_forms import FORMS, JSON, ToolForm
 from plamo_ref.sampling import GuidedParams, SamplingParams
 from plamo_ref.server.config import ServerConfig
 from plamo_ref.server.errors import ApiError, bad, conflict
 from plamo_ref.server.openai.params import guided
 from plamo_ref.server.openai.schemas import ChatMessage, ChatRequest
-from plamo_ref.server.prompt.template_tools import TemplateTools
 from plamo_ref.server.tools import grammar as tool_grammar
-from plamo_ref.server.tools.forms import FORMS, JSON, ToolForm
 from plamo_ref.server.tools.reader import ToolReader
 from plamo_ref.server.tools.schemas import Function, NamedTool, Tool
 from plamo_ref.text.tokenizer import Plamo2Tokenizer

@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
-from plamo_ref.server.tools.forms import ToolForm
+from plamo_ref.chat.tool_forms import ToolForm
 
 MAX_HEAD = 1024  # characters of a call before its arguments
 BRACKETS = re.compile(r'["{}\[\]]')

@@ -11,25 +11,22 @@ from typing import Any
 
 from jinja2 import Template, TemplateError, meta
 
+from plamo_ref.chat.dialect import (
+    TEMPLATE_ERRORS,
+    new_environment,
+    plain_messages,
+)
+from plamo_ref.chat.template_tools import TemplateTools
 from plamo_ref.errors import PlamoRefError
 from plamo_ref.intake.hub import EMBEDDED, TEMPLATE_FOLDER, find
 from plamo_ref.intake.json_files import is_file, is_there, read_object, read_text
 from plamo_ref.intake.values import shown
 from plamo_ref.sampling import SamplingParams
-from plamo_ref.server.errors import bad
-from plamo_ref.server.prompt.template_dialect import (
-    TEMPLATE_ERRORS,
-    new_environment,
-    plain_messages,
-)
-from plamo_ref.server.prompt.template_tools import TemplateTools
 from plamo_ref.text.tokenizer import Plamo2Tokenizer
 
 MAX_TEMPLATE_BYTES = 4 << 20
 TEMPLATE_FILE = "chat_template.jinja"
 DEFAULT, WITH_TOOLS = "default", "tool_use"  # names that Transformers gives a meaning
-
-TEMPLATE_REFUSES = "template_refuses"  # the code of such an error
 
 PLAIN = """\
 {% for message in messages %}
@@ -60,6 +57,10 @@ translation
 {% if add_generation_prompt %}
 {{ output + '\\n' }}
 {%- endif %}"""
+
+
+class TemplateRefusesError(PlamoRefError, ValueError):
+    """A template that will not write these messages; the message is its own."""
 
 
 class TemplateLoadError(PlamoRefError, ValueError):
@@ -93,7 +94,7 @@ class ChatTemplate:
             add_generation_prompt: whether it ends with the beginning of the assistant's turn.
 
         Raises:
-            ApiError: the template refuses these messages.
+            TemplateRefusesError: the template refuses these messages.
         """
         template = self.template if tools is None else self.with_tools or self.template
         try:
@@ -105,7 +106,7 @@ class ChatTemplate:
             )
         except TEMPLATE_ERRORS as error:
             message = f"the chat template refuses the messages: {error}"
-            raise bad(message, "messages", TEMPLATE_REFUSES) from None
+            raise TemplateRefusesError(message) from None
 
     def add_bos(self, text: str) -> bool | None:
         """For `encode`: a template that writes BOS itself gets no second one, which no model has

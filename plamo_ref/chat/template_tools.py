@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from jinja2 import Environment, nodes
 
-from plamo_ref.server.tools.forms import ToolForm, form_shown_by
+from plamo_ref.chat.tool_forms import ToolForm, form_shown_by
 
 
 @dataclass(frozen=True)
