@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from plamo_ref.engine.llm import LLM
     from plamo_ref.engine.outputs import CompletionOutput, RequestOutput, StreamPiece
     from plamo_ref.errors import PlamoRefError
+    from plamo_ref.remote.async_llm import AsyncLLM
     from plamo_ref.sampling import SamplingParams
     from plamo_ref.text.tokenizer import Plamo2Tokenizer
 
@@ -19,6 +20,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "LLM",
+    "AsyncLLM",
     "CompletionOutput",
     "EngineConfig",
     "Plamo2Config",
@@ -31,6 +33,7 @@ __all__ = [
 
 _HOMES = {
     "LLM": "engine.llm",
+    "AsyncLLM": "remote.async_llm",
     "CompletionOutput": "engine.outputs",
     "EngineConfig": "engine.config",
     "Plamo2Config": "config",
@@ -45,7 +48,14 @@ _HOMES = {
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    try:
+        home = importlib.import_module(f"{__name__}.{_HOMES[name]}")
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] == __name__:
+            raise
+        message = f"{__name__}.{name} needs {error.name}: pip install 'plamo-ref[server]'"
+        raise ModuleNotFoundError(message, name=error.name) from None
+    return getattr(home, name)
 
 
 def __dir__() -> list[str]:

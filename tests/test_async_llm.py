@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
@@ -22,7 +23,8 @@ import torch
 import zmq
 import zmq.asyncio
 
-from plamo_ref import LLM, SamplingParams
+import plamo_ref
+from plamo_ref import LLM, RequestOutput, SamplingParams
 from plamo_ref.engine.config import EngineError
 from plamo_ref.remote import restarts, supervisor
 from plamo_ref.remote.async_llm import AsyncLLM
@@ -87,7 +89,7 @@ async def holds_nothing(llm: AsyncLLM) -> None:
 
 async def collect(llm: AsyncLLM, jobs: list[Job]) -> dict[int, list[Delta]]:
     deltas: dict[int, list[Delta]] = {index: [] for index in range(len(jobs))}
-    async for delta in llm.generate(jobs):
+    async for delta in llm.deltas(jobs):
         deltas[delta.index].append(delta)
     return deltas
 
@@ -132,6 +134,85 @@ def test_tokens_texts_and_reasons_are_those_of_the_offline_engine(engine):
     engine.run(test)
 
 
+def comparable(output: RequestOutput) -> object:
+    """Everything but times and the request's name; scores to 1e-9, as company rounds them."""
+
+    def rounded(scores: Any) -> Any:
+        return scores and [
+            of
+            and {token: (round(s.logprob, 9), s.rank, s.decoded_token) for token, s in of.items()}
+            for of in scores
+        ]
+
+    completions = [(replace(c, logprobs=None), rounded(c.logprobs)) for c in output.outputs]
+    return (
+        replace(output, request_id="", metrics=None, prompt_logprobs=None, outputs=()),
+        rounded(output.prompt_logprobs),
+        completions,
+    )  # type: ignore[arg-type]
+
+
+def test_it_speaks_as_the_offline_engine_does(engine):
+    """Prompts in every form, several completions of one, scores, grammars: the same outputs."""
+    offline = LLM("tiny", **ENGINE)
+    prompts = ["吾輩は", [1, 50, 60], {"prompt": "To be"}, "x"]
+    params = [
+        SamplingParams(temperature=1, seed=7, max_tokens=9, n=3, logprobs=2),
+        SamplingParams(temperature=0, max_tokens=4, prompt_logprobs=1),
+        SamplingParams(temperature=1, seed=5, max_tokens=30, stop=["e", "。"]),
+        SamplingParams(guided=GuidedParams(choice=["はい", "いいえ"]), max_tokens=20),
+    ]
+    wanted = offline.generate(prompts, params, use_tqdm=False)
+
+    async def test(llm: AsyncLLM) -> None:
+        got = await llm.generate(prompts, params)
+        for g, w in zip(got, wanted, strict=True):
+            assert comparable(g) == comparable(w)
+        for output in got:
+            times = output.metrics
+            assert times.first_token is not None
+            assert times.finished is not None
+            assert times.queued <= times.first_token <= times.finished
+        pieces = [piece async for piece in llm.stream(prompts, params)]
+        for index, output in enumerate(wanted):
+            for completion in output.outputs:
+                own = [p for p in pieces if (p.index, p.completion) == (index, completion.index)]
+                assert "".join(p.text for p in own) == completion.text
+                assert own[-1].finish_reason == completion.finish_reason
+
+    engine.run(test)
+
+
+def test_a_call_that_is_refused_or_cancelled_leaves_nothing(engine):
+    async def test(llm: AsyncLLM) -> None:
+        with pytest.raises(EngineError, match="prompt 1"):
+            await llm.generate(["a", 3.5])
+        with pytest.raises(RequestRefusedError, match="70000"):
+            await llm.generate([[1, 2], [70_000]], LONG)
+        with pytest.raises(GrammarRefusedError):
+            await llm.generate("a", SamplingParams(guided=GuidedParams(regex="(")))
+        await holds_nothing(llm)
+        call = asyncio.ensure_future(llm.generate(["a", "b"], LONG))
+        while llm.num_requests < 2:
+            await asyncio.sleep(0.01)
+        call.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await call
+        assert llm.num_requests == 0
+
+    engine.run(test)
+
+
+def test_without_a_package_it_says_which(monkeypatch):
+    for name in [name for name in sys.modules if name.startswith("plamo_ref.remote")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "msgspec", None)
+    with pytest.raises(
+        ModuleNotFoundError, match=r"AsyncLLM needs msgspec: pip install 'plamo-ref"
+    ):
+        plamo_ref.AsyncLLM  # noqa: B018
+
+
 def test_prompt_logprobs_come_with_the_first_token_alone(engine):
     async def test(llm: AsyncLLM) -> None:
         ids = llm.tokenizer.encode("吾輩は猫である。" * 20)  # more than one step's tokens
@@ -160,7 +241,7 @@ def test_a_grammar_is_followed_in_the_other_process_and_a_wrong_one_is_refused(e
 def test_closing_cancelling_and_refusing_leave_nothing_in_the_engine(engine):
     async def test(llm: AsyncLLM) -> None:
         ids = llm.tokenizer.encode("吾輩は")
-        async with aclosing(llm.generate([Job(ids, LONG)] * 12)) as deltas:
+        async with aclosing(llm.deltas([Job(ids, LONG)] * 12)) as deltas:
             await anext(deltas)
             assert llm.num_requests == 12
         await holds_nothing(llm)
@@ -200,7 +281,7 @@ def test_more_requests_than_allowed_are_refused_at_once(engine, monkeypatch):
 
     async def test(llm: AsyncLLM) -> None:
         ids = llm.tokenizer.encode("吾輩は")
-        async with aclosing(llm.generate([Job(ids, LONG)] * 3)) as deltas:
+        async with aclosing(llm.deltas([Job(ids, LONG)] * 3)) as deltas:
             await anext(deltas)
             with pytest.raises(EngineBusyError, match="try again"):
                 await collect(llm, [Job(ids, LONG)] * 2)
@@ -325,7 +406,7 @@ async def main():
     async with AsyncLLM("tiny", memory_bytes=64 << 20) as llm:
         print(llm.engine_pid, flush=True)
         job = Job([1, 50], SamplingParams(max_tokens=8000, ignore_eos=True))
-        async for _ in llm.generate([job]):
+        async for _ in llm.deltas([job]):
             pass
 
 asyncio.run(main())
@@ -429,7 +510,7 @@ def test_an_ill_typed_request_that_reaches_the_engine_ends_that_request_alone(en
 
     async def test(llm: AsyncLLM) -> None:
         pid = llm.engine_pid
-        async with aclosing(llm.generate([Job([1, 50], LONG)])) as deltas:
+        async with aclosing(llm.deltas([Job([1, 50], LONG)])) as deltas:
             await anext(deltas)
             with pytest.raises(RequestRefusedError):
                 await collect(llm, [Job([1, 50], params)])
@@ -624,7 +705,7 @@ def test_the_last_words_of_a_process_are_heard_though_they_come_after_its_end():
 
 def test_a_call_may_be_closed_while_the_engine_is_going(engine, monkeypatch):
     async def test(llm: AsyncLLM) -> None:
-        async with aclosing(llm.generate([Job([1, 50], short(4))])) as deltas:
+        async with aclosing(llm.deltas([Job([1, 50], short(4))])) as deltas:
             await anext(deltas)
             with monkeypatch.context() as gone:
                 gone.setattr(llm._life, "_ready", None)  # as it is until `_lost` has been called

@@ -2,7 +2,7 @@
 
 Invariant tested: every module on the book's shelves is read in exactly one sitting or named as
 standing beside it; the book imports only itself and its edges, and nothing of the wings outside the
-two joints; it stays small enough to be read in a day; the texts say what the list says.
+joints; it stays small enough to be read in a day; the texts say what the list says.
 """
 
 import ast

@@ -424,7 +424,7 @@ def test_an_offline_engine_goes_on_after_every_hostile_grammar():
 
 
 async def _texts(llm: AsyncLLM, params: SamplingParams) -> list[int]:
-    return [delta.token_id async for delta in llm.generate([Job([5, 6, 7], params)])]
+    return [delta.token_id async for delta in llm.deltas([Job([5, 6, 7], params)])]
 
 
 def test_a_server_s_engine_survives_and_a_neighbour_s_tokens_do_not_wait():

@@ -38,7 +38,7 @@ MAY_IMPORT = {
     "engine.memory": {"errors", "config", "engine"},
     "engine.scheduling": {"errors", "config", "intake", "sampling", "engine", "engine.memory"},
     "engine.fast": TEXT_TO_TEXT,
-    "__init__": {"errors", "config", "engine", "sampling", "text"},
+    "__init__": {"errors", "config", "engine", "sampling", "text", "remote"},
     "reference": {"errors", "config", "intake", "text", "weights", "sampling"},
     "remote": TEXT_TO_TEXT,
     "server": TEXT_TO_TEXT | {"remote", "__init__"},

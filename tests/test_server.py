@@ -18,11 +18,10 @@ from servers import RunningServer, running_server
 
 import plamo_ref
 from plamo_ref import LLM, Plamo2Tokenizer, SamplingParams
-from plamo_ref.chat.templates import TemplateLoadError, load_template
+from plamo_ref.chat.templates import TemplateLoadError, TemplateRefusesError, load_template
 from plamo_ref.intake.hub import find
 from plamo_ref.server.config import ServerConfig
 from plamo_ref.server.document import below
-from plamo_ref.server.errors import ApiError
 from plamo_ref.server.metrics import SECONDS, Waits
 from plamo_ref.server.openai.logprobs import CompletionLogprobs, token_text
 from plamo_ref.server.openai.params import common_params
@@ -477,7 +476,7 @@ def test_the_translate_format_is_the_makers():
         f"{head}<|plamo:op|>input lang=English|Japanese\nHello\n<|plamo:op|>output\n"
     )
     assert template.stops == ("<|plamo:op|>",)
-    with pytest.raises(ApiError, match="system"):
+    with pytest.raises(TemplateRefusesError, match="system"):
         template.render([{"role": "system", "content": "x"}], {})
 
 
@@ -539,9 +538,8 @@ def test_a_template_can_neither_break_out_nor_break_the_server(tmp_path, attack)
     path.write_text(attack)
     template = template_of(tmp_path, str(path))
     assert template is not None
-    with pytest.raises(ApiError) as refusal:
+    with pytest.raises(TemplateRefusesError, match="the chat template refuses"):
         template.render([{"role": "user", "content": "x"}], {})
-    assert refusal.value.status == 400
 
 
 def test_a_template_that_is_none_is_refused_by_name(tmp_path):

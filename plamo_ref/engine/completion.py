@@ -14,6 +14,7 @@ from plamo_ref.engine.outputs import (
     StreamPiece,
     readable_logprobs,
 )
+from plamo_ref.engine.prompts import Asked
 from plamo_ref.engine.request import FinishReason, Request
 from plamo_ref.text.stream import TextStream
 from plamo_ref.text.tokenizer import Plamo2Tokenizer
@@ -24,9 +25,7 @@ class Completion:
     """A request of the core, whose prompt it answers, and its text so far."""
 
     request: Request
-    prompt_index: int  # in the call
-    number: int  # 0 to n - 1
-    prompt: str | None  # None: given as token ids
+    asked: Asked
     tokenizer: Plamo2Tokenizer
     pieces: list[StreamPiece] = field(default_factory=list)
     num_read: int = 0  # pieces that the user has
@@ -61,11 +60,7 @@ class Completion:
     def _take(self, token: int) -> None:
         request = self.request
         is_last = self.finished and len(self.pieces) + 1 == len(request.output_ids)
-        # With a stop token comes out what the detokenizer still holds.
-        ended = token in request.stop_ids
-        text = self.text.push_stop(token) if ended else self.text.push(token)
-        if is_last:
-            text += self.text.finish()
+        text = self.text.take(token, is_stop=token in request.stop_ids, is_last=is_last)
         if self.text.stopped_by is not None:
             request.finish_reason = "stop"  # also when the string ended in the last token allowed
             is_last = True
@@ -87,8 +82,8 @@ class Completion:
         self.pieces.append(
             StreamPiece(
                 request_id=request.request_id,
-                index=self.prompt_index,
-                completion=self.number,
+                index=self.asked.prompt_index,
+                completion=self.asked.number,
                 token_id=token,
                 text=text,
                 finish_reason=reason,
@@ -101,7 +96,7 @@ class Completion:
         last = request.output_ids[-1] if request.output_ids else None
         asked = request.params.logprobs is not None
         return CompletionOutput(
-            index=self.number,
+            index=self.asked.number,
             text=self.text.text,
             token_ids=tuple(request.output_ids),
             finish_reason=request.finish_reason,
@@ -118,7 +113,7 @@ def gather(completions: Sequence[Completion], tokenizer: Plamo2Tokenizer) -> Req
     asked = request.params.prompt_logprobs is not None
     return RequestOutput(
         request_id=request.request_id.partition(".")[0],
-        prompt=first.prompt,
+        prompt=first.asked.prompt,
         prompt_token_ids=request.prompt_ids,
         outputs=tuple(completion.output(tokenizer) for completion in completions),
         finished=all(completion.finished for completion in completions),

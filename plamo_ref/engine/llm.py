@@ -20,14 +20,20 @@ from plamo_ref.engine.completion import Completion, gather
 from plamo_ref.engine.config import EngineConfig, EngineError
 from plamo_ref.engine.core import EngineCore
 from plamo_ref.engine.outputs import RequestOutput, StreamPiece
-from plamo_ref.engine.prompts import ParamsLike, Prompt, PromptsLike, read_params, read_prompts
+from plamo_ref.engine.prompts import (
+    Asked,
+    ParamsLike,
+    PromptsLike,
+    completions_asked,
+    read_params,
+)
 from plamo_ref.engine.record import StepRecord
 from plamo_ref.engine.source import checked_model, checked_source, open_source
 from plamo_ref.grammar.pool import GuidePool
 from plamo_ref.intake.hub import find
 from plamo_ref.intake.vllm_names import CALL, MODEL, speaks_vllm
 from plamo_ref.sampling import SamplingParams
-from plamo_ref.text.loading import check_params, load_tokenizer
+from plamo_ref.text.loading import load_tokenizer
 
 if TYPE_CHECKING:
     from plamo_ref.chat.conversations import ChatPrompts, Conversation
@@ -240,37 +246,27 @@ class LLM:
         self, caller: Caller, prompts: PromptsLike | None, sampling_params: ParamsLike
     ) -> None:
         """Queue all prompts for somebody; if one is refused, he leaves, and so do the others."""
-        listed = read_prompts(prompts)
-        if sampling_params is None:
-            sampling_params = self.get_default_sampling_params()
-        wanted = read_params(sampling_params, len(listed))
-        for index, (prompt, params) in enumerate(zip(listed, wanted, strict=True)):
-            self._submit_one(caller, prompt, index, params)
+        default = self.get_default_sampling_params()
+        base = ""
+        for asked in completions_asked(prompts, sampling_params, self.tokenizer, default):
+            if asked.number == 0:
+                base, self._count = str(self._count), self._count + 1
+                caller.groups.append([])
+            self._submit_one(caller, asked, base if asked.count == 1 else f"{base}.{asked.number}")
 
-    def _submit_one(
-        self, caller: Caller, prompt: Prompt, index: int, params: SamplingParams
-    ) -> None:
-        """Queue the completions of one prompt."""
-        check_params(self.tokenizer, params)
-        text, ids = prompt.text, prompt.token_ids
-        if ids is None:
-            ids = tuple(self.tokenizer.encode(text or ""))
-        base, self._count = str(self._count), self._count + 1
-        group: list[Completion] = []
-        caller.groups.append(group)
-        for number in range(params.n):
-            one = params.completion(number)
-            guide = None if one.guided is None else self._guides.start(one.guided).checked()
-            name = base if params.n == 1 else f"{base}.{number}"
-            caller.names.append(name)  # before it is there: so that none is ever overlooked
-            try:
-                request = self.core.add(ids, one, self.stop_token_ids, name, guide)
-            except BaseException:
-                if guide is not None:
-                    guide.close()
-                raise
-            group.append(Completion(request, index, number, text, self.tokenizer))
-            self._callers.add(caller, group[-1])
+    def _submit_one(self, caller: Caller, asked: Asked, name: str) -> None:
+        params = asked.params
+        guide = None if params.guided is None else self._guides.start(params.guided).checked()
+        caller.names.append(name)  # before it is there: so that none is ever overlooked
+        try:
+            request = self.core.add(asked.prompt_ids, params, self.stop_token_ids, name, guide)
+        except BaseException:
+            if guide is not None:
+                guide.close()
+            raise
+        completion = Completion(request, asked, self.tokenizer)
+        caller.groups[-1].append(completion)
+        self._callers.add(caller, completion)
 
     def _pieces(self, caller: Caller, callers: Callers) -> Iterator[StreamPiece]:
         try:

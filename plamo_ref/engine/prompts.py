@@ -4,13 +4,15 @@ Invariant: every prompt that is given is returned, once and in its place, as a t
 are Python's own integers; whatever else is given is refused by name and place.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from plamo_ref.engine.config import EngineError
 from plamo_ref.intake.values import plain, shown, whole
 from plamo_ref.sampling import SamplingParams
+from plamo_ref.text.loading import check_params
+from plamo_ref.text.tokenizer import Plamo2Tokenizer
 
 # A text, ids, or vLLM's {"prompt": text} and {"prompt_token_ids": ids}. Arrays of NumPy and torch
 # are lists of their items everywhere.
@@ -27,6 +29,37 @@ class Prompt:
 
     text: str | None
     token_ids: tuple[int, ...] | None
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One completion that a call asks for."""
+
+    prompt_index: int  # in the call
+    number: int  # of the completion, 0 to n - 1
+    count: int  # n
+    prompt: str | None  # None: given as token ids
+    prompt_ids: tuple[int, ...]
+    params: SamplingParams
+
+
+def completions_asked(
+    prompts: Any, params: Any, tokenizer: Plamo2Tokenizer, default: SamplingParams
+) -> Iterator[Asked]:
+    """What a call asks for, prompt by prompt: `n` completions of each.
+
+    Raises:
+        EngineError, SamplingError: something in it is no prompt, or no parameters.
+    """
+    listed = read_prompts(prompts)
+    wanted = read_params(default if params is None else params, len(listed))
+    for index, (prompt, one) in enumerate(zip(listed, wanted, strict=True)):
+        check_params(tokenizer, one)
+        ids = prompt.token_ids
+        if ids is None:
+            ids = tuple(tokenizer.encode(prompt.text or ""))
+        for number in range(one.n):
+            yield Asked(index, number, one.n, prompt.text, ids, one.completion(number))
 
 
 def read_prompts(given: Any) -> list[Prompt]:

@@ -5,6 +5,7 @@ that it has accepted, no more: `restart` with the same tokens leads to the same 
 """
 
 from collections.abc import Collection, Sequence
+from typing import Self
 
 import numpy as np
 
@@ -81,6 +82,20 @@ class FollowingGuide:
     def close(self) -> None:
         """The text is at its end."""
         raise NotImplementedError
+
+    def checked(self) -> Self:
+        """Itself, once its grammar is known to be one; else closed.
+
+        Raises:
+            GuidedError: it cannot be enforced.
+        """
+        try:
+            if self.error is not None:  # waits until it is known
+                raise GuidedError(self.error)
+        except BaseException:
+            self.close()
+            raise
+        return self
 
     @property
     def error(self) -> str | None:

@@ -12,7 +12,7 @@ from typing import Protocol
 
 from plamo_ref.grammar.guide import FollowingGuide
 from plamo_ref.grammar.matcher import State
-from plamo_ref.grammar.source import GrammarSource, GuidedError
+from plamo_ref.grammar.source import GrammarSource
 
 WAIT_SECONDS = 1.0  # between two looks at the clock, for who waits without end
 
@@ -106,20 +106,6 @@ class WorkerGuide(FollowingGuide):
     def error(self) -> str | None:
         self.state()
         return self.failure or self.grammar.error or super().error
-
-    def checked(self) -> "WorkerGuide":
-        """Itself, once its grammar is known to be one; else closed.
-
-        Raises:
-            GuidedError: it cannot be enforced.
-        """
-        try:
-            if self.error is not None:  # waits until it is known
-                raise GuidedError(self.error)
-        except BaseException:
-            self.close()
-            raise
-        return self
 
     def _moved(self) -> None:
         self.version += 1

@@ -1,300 +1,142 @@
-"""`AsyncLLM`: the engine in its own process, seen from an event loop. Text is made here.
+"""`AsyncLLM`: what `LLM` is, for an event loop, with the engine in a process of its own.
 
-Invariant: every call of `generate` ends: with its last token, with an error, or by being closed;
-and when it ends, however that is, the engine holds nothing of it. What is under way is bounded: by
-`max_requests` requests, and for each call by `max_unread` tokens that nobody has fetched.
-
-Text is made, and stop strings are found, while the engine process computes its next step; so a
-request that a stop string ends computes a token or two in vain, which nobody sees.
+Invariant: the same prompts and parameters give the same outputs as `LLM` gives; a call that is
+cancelled, or fails, leaves nothing behind in the engine.
 """
 
 import asyncio
 import itertools
 import time
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
-from plamo_ref.config import Plamo2Config
-from plamo_ref.engine.config import EngineConfig, EngineError
-from plamo_ref.engine.source import checked_model, checked_source
-from plamo_ref.intake.checkpoint_files import CONFIG_FILE
-from plamo_ref.intake.generation_file import GenerationFile
-from plamo_ref.intake.hub import find
-from plamo_ref.intake.values import Number, Whole, read
-from plamo_ref.intake.vllm_names import MODEL, speaks_vllm
-from plamo_ref.remote.calls import (
-    Call,
-    Delta,
-    EngineBusyError,
-    GrammarRefusedError,
-    Job,
-    RequestRefusedError,
-    Stream,
-    checked,
+from plamo_ref.engine.config import EngineError
+from plamo_ref.engine.outputs import (
+    CompletionOutput,
+    RequestOutput,
+    StreamPiece,
+    readable_logprobs,
 )
-from plamo_ref.remote.messages import (
-    Abort,
-    Add,
-    Audit,
-    Audited,
-    Refused,
-    Stats,
-    Step,
-    ToFront,
-    Token,
-)
-from plamo_ref.remote.supervisor import State, Supervisor
-from plamo_ref.text.loading import check_vocabulary
-from plamo_ref.text.stream import TextStream
-from plamo_ref.text.tokenizer import Plamo2Tokenizer
-
-LONG_IDS = 1 << 16  # tokens of prompts that are told to the engine before others have their turn
-Observer = Callable[[Sequence[Delta]], None]  # called with all that a step has given
+from plamo_ref.engine.prompts import Asked, ParamsLike, PromptsLike, completions_asked
+from plamo_ref.engine.request import RequestTimes
+from plamo_ref.intake.vllm_names import CALL, speaks_vllm
+from plamo_ref.remote.calls import Delta, GrammarRefusedError, Job
+from plamo_ref.remote.client import EngineClient
+from plamo_ref.sampling import SamplingParams
 
 
-class AsyncLLM:
-    """An engine in a process of its own. `start` it, or use it in `async with`.
+class AsyncLLM(EngineClient):
+    """An engine for an event loop: use it in `async with`, or `start` and `close` it.
 
-    Args:
-        model: "tiny", a checkpoint folder, or a hub id.
-        revision, cache_dir, offline: for hub ids, see `plamo_ref.intake.hub.find`.
-        max_requests: how many may be under way, waiting ones included.
-        max_unread: tokens of a call that may wait to be fetched.
-        max_restarts: how often in a row an engine that dies by itself is started again; 0: never,
-            whatever it dies of.
-        stall_seconds: after so long without progress the engine is "stalled", after twice as long
-            it is ended, and started again; what is long by nature is allowed for.
-        engine: fields of `EngineConfig`.
-
-    Raises:
-        PlamoRefError: the model or a setting cannot be used; the message says what to change.
+    Arguments and errors are those of `EngineClient`, whose methods it has as well.
     """
 
-    @speaks_vllm(MODEL, EngineError)
-    def __init__(
-        self,
-        model: str | Path = "tiny",
-        *,
-        revision: str | None = None,
-        cache_dir: str | Path | None = None,
-        offline: bool = False,
-        max_requests: int = 1024,
-        max_unread: int = 4096,
-        max_restarts: int = 3,
-        stall_seconds: float = 10.0,
-        **engine: Any,
-    ) -> None:
-        config = EngineConfig(**engine)
-        where = checked_source(revision=revision, cache_dir=cache_dir, offline=offline)
-        self.folder = find(checked_model(model), **where)
-        self.tokenizer = Plamo2Tokenizer.from_folder(self.folder)
-        shape = Plamo2Config.from_file(self.folder / CONFIG_FILE)
-        check_vocabulary(self.tokenizer, self.folder, shape.vocab_size)
-        given = (config.load_format, config.generation_config)
-        # Fields of SamplingParams, for who names none.
-        self.sampling_defaults = GenerationFile.chosen(self.folder, shape, *given).sampling
-        some, any_number = Whole("1 or more", least=1), Whole("0 or more")
-        self.max_requests = read(EngineError, "max_requests", max_requests, some)
-        self.max_unread = read(EngineError, "max_unread", max_unread, some)
-        positive = Number("above 0", lambda seconds: seconds > 0)
-        restarts = read(EngineError, "max_restarts", max_restarts, any_number)
-        stall = read(EngineError, "stall_seconds", stall_seconds, positive)
-        self.stats = Stats()
-        self.observers: list[Observer] = []
-        settings = (asdict(config), restarts, stall)
-        self._life = Supervisor(self.folder, *settings, self._hear, self._lost)
-        self._streams: dict[str, Stream] = {}
-        self._audits: dict[int, asyncio.Future[Audited]] = {}
-        self._numbers = itertools.count()
+    def __init__(self, *args: Any, **settings: Any) -> None:
+        super().__init__(*args, **settings)
+        self._names = itertools.count()
+        self._seats = asyncio.Semaphore(self.max_requests)
 
-    # --- life ----------------------------------------------------------------------------------
+    def get_default_sampling_params(self) -> SamplingParams:
+        """What a call without sampling parameters gets, as the checkpoint says."""
+        return SamplingParams(**self.sampling_defaults)
 
-    async def start(self) -> None:
-        """Start the engine and wait until it can work.
+    @speaks_vllm(CALL, EngineError)
+    async def generate(
+        self, prompts: PromptsLike | None = None, sampling_params: ParamsLike = None
+    ) -> list[RequestOutput]:
+        """Complete all prompts together; arguments, results and their order as of `LLM.generate`.
 
         Raises:
-            EngineError: it cannot; the message is the engine's own.
+            PlamoRefError: as `LLM.generate`; or the engine has ended meanwhile.
         """
-        await self._life.start()
-
-    async def close(self) -> None:
-        """End what runs, stop the engine. Afterwards the object is of no use."""
-        await self._life.close()
-
-    async def __aenter__(self) -> "AsyncLLM":
-        await self.start()
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self.close()
-
-    @property
-    def state(self) -> State:
-        return self._life.state
-
-    @property
-    def dead(self) -> asyncio.Event:
-        """Set once the engine has gone and no other will come; `end` says why."""
-        return self._life.dead
-
-    @property
-    def end(self) -> str:
-        return self._life.end
-
-    @property
-    def num_restarts(self) -> int:
-        return self._life.num_restarts
-
-    # --- work ----------------------------------------------------------------------------------
-
-    async def generate(self, jobs: Sequence[Job]) -> AsyncGenerator[Delta, None]:
-        """As `batches`, token by token, of whichever job."""
-        async with aclosing(self.batches(jobs)) as batches:
-            async for batch in batches:
-                for delta in batch:
-                    yield delta
-
-    async def batches(
-        self, jobs: Sequence[Job], *, whole: bool = False
-    ) -> AsyncGenerator[list[Delta], None]:
-        """As `generate`, but everything that has come since the last time at once, so that who is
-        behind catches up; with `whole`, everything at the end.
-
-        Closing the generator, or cancelling who waits for it, aborts what is left.
-
-        Raises:
-            EngineUnavailableError, EngineBusyError: nothing was started.
-            RequestRefusedError: a job can never run, is none, or there are too many for any time.
-            EngineDiedError: the engine ended meanwhile.
-            SlowReaderError: too many tokens were not fetched.
-        """
-        jobs = [checked(job) for job in jobs]
-        call = Call(len(jobs), None if whole else self.max_unread * len(jobs))
-        ids: list[str] = []
+        asked = self._asked(prompts, sampling_params)
+        queued = time.perf_counter()
+        tasks = [asyncio.ensure_future(self._deltas_of(one)) for one in asked]
         try:
-            await self._submit(call, jobs, ids)
-            while call.unfinished or call.deltas:
-                await call.news.wait()
-                if batch := call.take():
-                    yield batch
-                if call.unfinished and call.error is not None and not call.deltas:
-                    raise call.error
-        finally:
-            self._abort(ids)
+            results = await asyncio.gather(*tasks)
+        except BaseException:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            raise
+        both = list(zip(asked, results, strict=True))
+        groups = itertools.groupby(both, key=lambda pair: pair[0].prompt_index)
+        return [self._output(list(group), queued) for _, group in groups]
 
-    async def audit(self) -> Audited:
-        """Let the engine check its books, between two steps.
+    async def stream(
+        self, prompts: PromptsLike | None = None, sampling_params: ParamsLike = None
+    ) -> AsyncGenerator[StreamPiece, None]:
+        """Yield every token as it comes, of all prompts together; as `LLM.stream`.
 
         Raises:
-            EngineUnavailableError, EngineDiedError: there is, or was, no engine to ask.
+            PlamoRefError: as `generate`.
         """
-        number = next(self._numbers)
-        answer = asyncio.get_running_loop().create_future()
-        self._audits[number] = answer
-        try:
-            self._life.engine.send(Audit(number))
-            return await answer
-        finally:
-            del self._audits[number]
+        asked = self._asked(prompts, sampling_params)
+        names = [str(next(self._names)) for _ in asked]
+        jobs = [Job(one.prompt_ids, one.params) for one in asked]
+        async with aclosing(self.deltas(jobs)) as deltas:
+            async for delta in deltas:
+                one = asked[delta.index]
+                yield StreamPiece(
+                    names[delta.index],
+                    one.prompt_index,
+                    one.number,
+                    delta.token_id,
+                    delta.text,
+                    delta.finish_reason,
+                )
 
-    @property
-    def max_model_len(self) -> int:
-        """Tokens, prompt and output together, that a request may have."""
-        return self._life.facts.max_model_len
+    def _asked(self, prompts: Any, sampling_params: Any) -> list[Asked]:
+        default = self.get_default_sampling_params()
+        return list(completions_asked(prompts, sampling_params, self.tokenizer, default))
 
-    @property
-    def vocab_size(self) -> int:
-        return self._life.facts.vocab_size
-
-    @property
-    def engine_pid(self) -> int:
-        return self._life.engine.pid
-
-    @property
-    def num_requests(self) -> int:
-        """Requests under way, waiting ones included."""
-        return len(self._streams)
-
-    async def _submit(self, call: Call, jobs: Sequence[Job], ids: list[str]) -> None:
-        """Hand the jobs to the engine; `ids` gets those of whom it may have heard."""
-        child = self._life.engine
-        if len(jobs) > self.max_requests:
-            raise RequestRefusedError(
-                f"{len(jobs)} completions in one call, at most {self.max_requests} may be"
-            )
-        if len(self._streams) + len(jobs) > self.max_requests:
-            raise EngineBusyError(
-                f"{len(self._streams)} requests are under way, at most {self.max_requests} may be, "
-                f"and this call brings {len(jobs)}: try again later"
-            )
-        for index, job in enumerate(jobs):  # they all count from now on
-            request_id = str(next(self._numbers))
-            self._streams[request_id] = Stream(call, index, TextStream(self.tokenizer, job.params))
-            ids.append(request_id)
-        said = 0
-        for request_id, job in zip(ids, jobs, strict=True):
-            said += len(job.prompt_ids)
-            if said > LONG_IDS:
-                said = 0
-                await asyncio.sleep(0)
-                if call.error is not None:  # the engine has gone meanwhile, or refused one
-                    return
+    async def _deltas_of(self, asked: Asked) -> tuple[list[Delta], str | None]:
+        """All tokens of a completion, and what ended it if its grammar led nowhere."""
+        deltas: list[Delta] = []
+        async with self._seats:
+            batches = self.batches([Job(asked.prompt_ids, asked.params)])
             try:
-                child.send(Add(request_id, list(job.prompt_ids), job.params.as_text()))
-            except (TypeError, ValueError, OverflowError, RecursionError) as error:
-                # Half a character, 65 bits, an object of the user's own: mostly in a JSON schema.
-                kind = GrammarRefusedError if job.params.guided else RequestRefusedError
-                raise kind(f"the engine cannot be told this: {error}") from None
+                async with aclosing(batches):
+                    async for batch in batches:
+                        deltas += batch
+            except GrammarRefusedError as error:
+                if not deltas:
+                    raise
+                return deltas, str(error)
+        return deltas, None
 
-    def _abort(self, request_ids: Sequence[str]) -> None:
-        """Forget these requests; tell the engine about those it may still work on."""
-        live = [i for i in request_ids if self._streams.pop(i, None) is not None]
-        if live:
-            self._life.tell(Abort(live))
+    def _output(
+        self, group: Sequence[tuple[Asked, tuple[list[Delta], str | None]]], queued: float
+    ) -> RequestOutput:
+        first, (deltas, _) = group[0]
+        scored = first.params.prompt_logprobs is not None
+        scores = deltas[0].prompt_logprobs or () if deltas else ()
+        waits = list(itertools.accumulate(delta.waited for delta in deltas))
+        return RequestOutput(
+            request_id=str(next(self._names)),
+            prompt=first.prompt,
+            prompt_token_ids=first.prompt_ids,
+            outputs=tuple(self._completion(asked, *result) for asked, result in group),
+            finished=True,
+            metrics=RequestTimes(queued, queued + waits[0], queued + waits[-1])
+            if waits
+            else RequestTimes(queued),
+            prompt_logprobs=(None, *readable_logprobs(scores, self.tokenizer)) if scored else None,
+        )
 
-    def _lost(self, error: Exception) -> int:
-        """There is no engine any more: nobody shall wait for it. Returns how many did."""
-        self.stats, count = Stats(), len(self._streams)
-        for stream in self._streams.values():
-            stream.call.fail(error)
-        self._streams.clear()
-        for answer in self._audits.values():
-            if not answer.done():
-                answer.set_exception(error)
-        return count
-
-    # --- what the engine says ------------------------------------------------------------------
-
-    def _hear(self, message: ToFront) -> None:
-        match message:
-            case Step(tokens, stats):
-                self.stats = self.stats if stats is None else stats
-                self._take(tokens)
-            case Refused(request_id, text, grammar):
-                stream = self._streams.pop(request_id, None)
-                if stream is not None:
-                    kind = GrammarRefusedError if grammar else RequestRefusedError
-                    stream.call.fail(kind(text))
-            case Audited(number):
-                answer = self._audits.get(number)
-                if answer is not None and not answer.done():
-                    answer.set_result(message)
-
-    def _take(self, tokens: Sequence[Token]) -> None:
-        now, deltas = time.perf_counter(), []
-        for token in tokens:
-            stream = self._streams.get(token.request_id)
-            if stream is None:
-                continue  # aborted a moment ago
-            delta = stream.push(token, now)
-            stream.call.put(delta)
-            deltas.append(delta)
-            if token.finish_reason is not None:
-                del self._streams[token.request_id]
-            elif delta.finish_reason is not None or stream.call.error is not None:
-                self._abort([token.request_id])
-        for observer in self.observers:
-            observer(deltas)
+    def _completion(
+        self, asked: Asked, deltas: Sequence[Delta], error: str | None
+    ) -> CompletionOutput:
+        last = deltas[-1]
+        scores = [delta.logprobs for delta in deltas if delta.logprobs is not None]
+        wanted = asked.params.logprobs is not None
+        return CompletionOutput(
+            index=asked.number,
+            text="".join(delta.text for delta in deltas),
+            token_ids=tuple(delta.token_id for delta in deltas),
+            finish_reason="error" if error is not None else last.finish_reason,
+            stop_reason=last.stop_reason,
+            logprobs=readable_logprobs(scores, self.tokenizer) if wanted else None,
+            error=error,
+        )

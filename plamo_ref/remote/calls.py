@@ -133,10 +133,7 @@ class Stream:
         waited, self.since = now - self.since, now
         first, self.first = self.first, False
         reason = token.finish_reason
-        push = self.text.push if token.is_text else self.text.push_stop
-        text = push(token.token_id)
-        if reason is not None or self.text.stopped_by is not None:
-            text += self.text.finish()
+        text = self.text.take(token.token_id, is_stop=not token.is_text, is_last=reason is not None)
         stop_reason: str | int | None = None if token.is_text else token.token_id
         if self.text.stopped_by is not None:  # perhaps only now: what waited has come out
             reason, stop_reason = "stop", self.text.stopped_by

@@ -45,6 +45,11 @@ class TextStream:
         """The same for a stop token, which has no text unless that was asked for."""
         return self.push(token_id) if self._include_stop else ""
 
+    def take(self, token_id: int, *, is_stop: bool, is_last: bool) -> str:
+        """The text that a token brings out. With `is_last`, or a stop string, the text is whole."""
+        text = self.push_stop(token_id) if is_stop else self.push(token_id)
+        return text + self.finish() if is_last or self.stopped_by is not None else text
+
     def finish(self) -> str:
         """What was held back, once it is known that no token follows."""
         return self._release(self._detokenizer.finish(), last=True)
