@@ -1,16 +1,18 @@
-"""README.md says what is so: links, the five lines, the ledger."""
+"""The texts say what is so: links, the five lines, every file that they name."""
 
 import contextlib
+import inspect
 import io
 import re
 from pathlib import Path
 
 import pytest
 
-from tools.ledger import END, START, ledger, replace_ledger
+from plamo_ref import LLM
 
 ROOT = Path(__file__).parent.parent
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+README_FILE = ROOT / "README.md"
+README = README_FILE.read_text(encoding="utf-8")
 
 
 def test_every_link_leads_somewhere():
@@ -34,11 +36,58 @@ def test_the_five_lines_run():
     assert "\nTo be, or" in said.getvalue()
 
 
-def test_the_ledger_is_what_the_recorded_results_say():
-    assert replace_ledger(README, ledger(ROOT / "notebooks" / "recorded")) == README
+def test_what_it_says_of_llm_is_there():
+    said = re.findall(r"`llm\.(\w+)\(", README)
+    assert {"chat", "stream", "close"} <= set(said)
+    assert [name for name in said if not callable(getattr(LLM, name, None))] == []
+    assert "config=EngineConfig(…)" in README
+    assert "config" in inspect.signature(LLM).parameters
 
 
-def test_a_file_without_a_place_for_the_ledger_is_refused():
-    with pytest.raises(ValueError, match="no place for the ledger"):
-        replace_ledger("# nothing here", "table")
-    assert replace_ledger(f"a\n{START}\nold\n{END}\nb", "new") == f"a\n{START}\nnew\n{END}\nb"
+# --- what all texts name is there ----------------------------------------------------------------
+
+TEXTS = [README_FILE, ROOT / "CONTRIBUTING.md", *ROOT.glob("docs/*.md"), *ROOT.glob("course/*.md")]
+NAMED = re.compile(r"`((?:[\w.-]+/)*[\w.-]+\.(?:py|toml|json|md|ipynb))`")
+
+
+def named_files(text: str) -> set[str]:
+    """Paths in backticks, in commands too, but for those with a placeholder."""
+    commands = "\n".join(re.findall(r"```sh\n(.*?)```", text, re.DOTALL))
+    spoken = set(re.findall(r"`python ((?:[\w-]+/)+\w+\.py)", text))
+    return {*NAMED.findall(text), *spoken, *re.findall(r"(?:[\w-]+/)+\w+\.(?:py|json)", commands)}
+
+
+def modules_run(text: str) -> set[str]:
+    return set(re.findall(r"python -m ((?:plamo_ref|tools)[\w.]*\w)", text))
+
+
+def is_there(name: str) -> bool:
+    """From the root, or below the package; a name without a folder may stand anywhere."""
+    if "/" not in name:
+        return any(ROOT.glob(name)) or any(ROOT.glob(f"[a-z]*/**/{name}"))
+    return any((base / name).exists() for base in (ROOT, ROOT / "plamo_ref"))
+
+
+@pytest.mark.parametrize("path", TEXTS, ids=lambda path: path.name)
+def test_every_file_and_module_that_a_text_names_is_there(path):
+    text = path.read_text(encoding="utf-8")
+    assert sorted(name for name in named_files(text) if not is_there(name)) == []
+    modules = (name.replace(".", "/") for name in modules_run(text))
+    assert [
+        n for n in modules if not any(is_there(n + end) for end in (".py", "/__main__.py"))
+    ] == []
+
+
+@pytest.mark.parametrize("path", TEXTS, ids=lambda path: path.name)
+def test_every_link_of_a_text_leads_somewhere(path):
+    links = re.findall(r"\]\(([^)#]+)\)", path.read_text(encoding="utf-8"))
+    links = [link for link in links if not link.startswith("https://")]
+    assert [link for link in links if not (path.parent / link).exists()] == []
+
+
+def test_a_file_that_is_not_there_is_noticed():
+    text = "`kernels/nothing.py` and `python benchmarks/none.py x`\n```sh\nrun a/b.py\n```"
+    assert named_files(text) == {"kernels/nothing.py", "benchmarks/none.py", "a/b.py"}
+    assert not any(map(is_there, named_files(text)))
+    assert is_there("engine/core.py")
+    assert modules_run("`python -m tools.nothing x`") == {"tools.nothing"}
