@@ -86,7 +86,6 @@ def test_a_base_model_s_chat_is_refused_not_guessed(tmp_path):
 
     del folder
 
-
     shutil.copytree(find("tiny"), tmp_path / "base")
     with LLM(tmp_path / "base", device="cpu", memory_bytes=8 << 20) as base:
         with pytest.raises(TemplateLoadError, match="a base model without a chat template"):

@@ -64,18 +64,19 @@ def modules_run(text: str) -> set[str]:
     return set(re.findall(r"python -m ((?:plamo_ref|tools)[\w.]*\w)", text))
 
 
-def is_there(name: str) -> bool:
-    """From the root or below the package, <…> being anything; a bare name may stand anywhere."""
+def is_there(name: str, beside: Path = ROOT) -> bool:
+    """From the root, below the package or beside the text, <…> being anything; a bare name may
+    stand anywhere."""
     pattern = re.sub(r"<\w+>", "*", name).rstrip("/")
     if "/" not in name:
         return any(any(ROOT.glob(f"{top}{pattern}")) for top in ("", "[a-z]*/**/"))
-    return any(any(base.glob(pattern)) for base in (ROOT, ROOT / "plamo_ref"))
+    return any(any(base.glob(pattern)) for base in (ROOT, ROOT / "plamo_ref", beside))
 
 
 @pytest.mark.parametrize("path", TEXTS, ids=lambda path: path.name)
 def test_every_file_and_module_that_a_text_names_is_there(path):
     text = path.read_text(encoding="utf-8")
-    assert sorted(name for name in named_files(text) if not is_there(name)) == []
+    assert sorted(name for name in named_files(text) if not is_there(name, path.parent)) == []
     modules = (name.replace(".", "/") for name in modules_run(text))
     assert [
         n for n in modules if not any(is_there(n + end) for end in (".py", "/__main__.py"))
