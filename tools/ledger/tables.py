@@ -24,7 +24,7 @@ OUTPUT = Column("output tokens/s", "output_tokens_per_s", "{:,.0f}")
 
 
 def _golden(rows: Sequence[Row]) -> list[Table]:
-    shown = [r | {"same": "yes" if r["greedy_ids_equal"] else "**no**"} for r in rows]
+    shown = [{**r, "same": "yes" if r["greedy_ids_equal"] else "**no**"} for r in rows]
     return [
         table(
             "Golden cases",
@@ -66,7 +66,7 @@ def _decode(rows: Sequence[Row]) -> list[Table]:
 
 
 def _prefill(rows: Sequence[Row]) -> list[Table]:
-    shown = [r | {"prompts": _prompts(r), "ms": 1e3 * r.get("seconds", 0)} for r in rows]
+    shown = [{**r, "prompts": _prompts(r), "ms": 1e3 * r.get("seconds", 0)} for r in rows]
     return [
         table(
             shape_of(rows[0]),
@@ -97,7 +97,7 @@ def _mixed(rows: Sequence[Row]) -> list[Table]:
 
 def _startup(rows: Sequence[Row]) -> list[Table]:
     compiled = {True: "before the first request", False: "each when first launched"}
-    shown = [r | {"compiled": compiled[r["precompile"]]} for r in rows]
+    shown = [{**r, "compiled": compiled[r["precompile"]]} for r in rows]
     return [
         table(
             shape_of(rows[0]),
@@ -187,7 +187,7 @@ def _scheduler(rows: Sequence[Row]) -> list[Table]:
 
 
 def _load(rows: Sequence[Row]) -> list[Table]:
-    shown = [r | {"beyond": abs(r["peak_gb_over_what_stays"])} for r in rows]
+    shown = [{**r, "beyond": abs(r["peak_gb_over_what_stays"])} for r in rows]
     return [
         table(
             "Loading a checkpoint of the 1B shape",
