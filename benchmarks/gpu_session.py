@@ -2,13 +2,12 @@
 
 Each part is a process of its own, so that none spoils another, and leaves one JSON file in --out
 (default: the folder in $OUT, else ./recorded). Parts that no longer fit into --seconds are left
-out and named. Last comes what the files say, in the ledger's words. Exits with 1 if a part failed.
+out and named. Last comes what the files say, as the ledger's tables. Exits with 1 if a part failed.
 
 With --rehearse the same parts run on the embedded model in small, on any machine.
 """
 
 import argparse
-import json
 import os
 import subprocess
 import sys
@@ -16,7 +15,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from tools.ledger import LINES
+from tools.ledger.records import read_record
+from tools.ledger.tables import TABLES
 
 BENCH = ("-m", "plamo_ref", "bench")
 LARGE = ("--max-num-batched-tokens", "16384")
@@ -140,13 +140,13 @@ def main() -> None:
 
 
 def summarise(out: Path, files: list[str]) -> None:
-    """What was measured, in the ledger's words."""
+    """What was measured, as the ledger's tables."""
     for file in files:
         path = out / f"{file}.json"
         if path.exists():
-            result = json.loads(path.read_text(encoding="utf-8"))
-            for sentence in LINES[file](result["data"]):
-                print(f"{result['machine']} | {sentence}")
+            record = read_record(path)
+            tables = (table.markdown() for table in TABLES[file](record.rows))
+            print(*tables, record.origin, sep="\n\n", end="\n\n")
 
 
 RAW = argparse.RawDescriptionHelpFormatter

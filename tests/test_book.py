@@ -99,6 +99,14 @@ def test_the_texts_say_what_the_list_says(name):
     assert filled(text, BOOK, "../" * name.count("/")) == text, "run: python -m tools.book"
 
 
+def test_a_reader_is_told_what_stands_around_the_book():
+    text = (ROOT / "docs" / "read_in_a_day.md").read_text(encoding="utf-8")
+    around = text[text.index("Around the book") :]
+    folders = [name.replace(".", "/") for name in (*BOOK.edges, *BOOK.wings)]
+    assert [f for f in folders if f"`{f}/`" not in around and f"`{f}.py`" not in around] == []
+    assert all(f"`{joint}`" in around for joint in BOOK.joints)
+
+
 def answers() -> list[tuple[str, str]]:
     """(file, name) of each question in docs/questions.md."""
     text = (ROOT / "docs" / "questions.md").read_text(encoding="utf-8")

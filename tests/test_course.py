@@ -105,17 +105,6 @@ def test_the_table_in_the_readme_is_the_measured_one():
         assert row.wrong_answers >= 3 * row.exercises > 0
 
 
-def test_what_contributing_names_exists():
-    text = text_of(ROOT / "CONTRIBUTING.md")
-    names = re.findall(
-        r"`((?:plamo_ref|tests|kernels|teaching|engine|commands|course)/[\w./]+)`", text
-    )
-    assert len(names) > 10
-    for name in names:
-        places = (ROOT / name, ROOT / "plamo_ref" / name)
-        assert any(place.exists() for place in places), name
-
-
 def test_a_measurement_is_of_this_machine_and_now(tmp_path, monkeypatch):
     (tmp_path / "notebooks").mkdir()
     card = "# A lesson\n\n| time | 10 minutes |"

@@ -4,6 +4,7 @@ import ast
 import graphlib
 import re
 import subprocess
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PACKAGE = "plamo_ref"
 MAX_LINES = 300
+MAX_FUNCTION, MAX_TRITON = 50, 120  # lines; a Triton kernel is one function, and long
 
 # Which shelves a shelf may import, besides itself. A shelf is a module or folder of the package.
 TEXT_TO_TEXT = {
@@ -171,6 +173,38 @@ def test_no_module_is_over_300_lines():
         for path in (ROOT / PACKAGE).rglob("*.py")
     }
     assert {path: size for path, size in sizes.items() if size > MAX_LINES} == {}
+
+
+def test_no_function_is_over_50_lines_and_none_of_triton_over_120():
+    long = []
+    for path in (ROOT / PACKAGE).rglob("*.py"):
+        limit = MAX_TRITON if path.name.startswith("triton") else MAX_FUNCTION
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                size = (node.end_lineno or 0) - node.lineno + 1
+                if size > limit:
+                    long.append((path.relative_to(ROOT).as_posix(), node.name, size))
+    assert long == []
+
+
+def test_contributing_says_the_sizes_that_are_tested():
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    sizes = f"at most {MAX_LINES} lines, a function {MAX_FUNCTION} (in a Triton file {MAX_TRITON})"
+    assert sizes in text
+    ruff = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["ruff"]
+    assert f"a line {ruff['line-length']} columns" in text
+
+
+def test_every_module_says_what_it_never_breaks(package):
+    """A folder's own file and the way in have nothing to keep."""
+    folders = {n for n in package if (ROOT / n.replace(".", "/")).is_dir()}
+    silent = [
+        name
+        for name, tree in package.items()
+        if name not in {*folders - {PACKAGE}, f"{PACKAGE}.__main__"}
+        and not re.search(r"Invariants?\b", ast.get_docstring(tree) or "")
+    ]
+    assert silent == []
 
 
 def test_every_module_says_what_it_is(package):

@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from tools.marks import fill
+
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "plamo_ref"
 TEXTS = ("README.md", "docs/read_in_a_day.md")
@@ -83,9 +85,8 @@ def _size(book: Book) -> str:
 def filled(text: str, book: Book, up: str) -> str:
     """The text, its tables between `<!-- book: NAME -->` and `<!-- end -->` made anew."""
     for name, table in tables(book, up).items():
-        before, mark, rest = text.partition(f"<!-- book: {name} -->\n")
-        if mark:
-            text = f"{before}{mark}{table}\n<!-- end -->{rest.partition('<!-- end -->')[2]}"
+        if f"<!-- book: {name} -->" in text:
+            text = fill(text, f"book: {name}", table)
     return text
 
 

@@ -1,4 +1,7 @@
-"""The options that the measurements share."""
+"""The options that the measurements share.
+
+Invariant: an option of the engine is a field of `EngineConfig`, declared there alone.
+"""
 
 from pathlib import Path
 

@@ -47,7 +47,7 @@ def knob(default: T, text: str, *, choices: Sequence[str] = (), unit: str = "") 
 
 @dataclass(frozen=True, kw_only=True)
 class EngineConfig:
-    """How the engine runs. Sizes are in tokens and bytes; names follow vLLM's."""
+    """How the engine runs. Sizes are in tokens and bytes; vLLM's names are taken too."""
 
     load_format: Literal["auto", "dummy"] = knob(
         "auto", "dummy: random weights, to measure with; the folder needs no others."

@@ -1,6 +1,8 @@
 """SwiGLU: silu(gate) · up.
 
 y = g / (1 + exp(-g)) · u          [g | u] = x [T, 2F], y [T, F]
+
+Invariant: the gate is the first half of x, as in the checkpoints' gate_up_proj.
 """
 
 import torch.nn.functional as F

@@ -1,0 +1,140 @@
+"""docs/ledger.md: every recorded result, by subject.
+
+Invariant: the page is a function of notebooks/recorded and of this file; every number in it is a
+record's, and stands beside the machine and the command that gave it.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from tools.ledger.records import Record, records_of
+from tools.ledger.tables import TABLES
+
+
+@dataclass(frozen=True)
+class Section:
+    """A subject: what a reader has to know, the picture (a name in plots.PLOTS), the records."""
+
+    title: str
+    text: str
+    records: tuple[str, ...]
+    plot: str | None = None
+
+
+INTRODUCTION = """\
+# Ledger
+
+Every speed and every error that was measured here, from the records in
+[`notebooks/recorded`](../notebooks/recorded). `python -m tools.ledger` makes this page, its
+pictures and the table in README.md, and a test compares them with the records. Under the tables of
+a record stand the machine, the versions, the day and the command that does it again;
+`python benchmarks/gpu_session.py` does the GPU's part.
+
+**How to read it.** GPU rows use the published shapes with random weights in bfloat16, and a float32
+state unless said. *The floor* is the time for the bytes or operations that must be, whichever takes
+longer, at the rates that the same card reached in the same process when it only copied or only
+multiplied ({ceilings}).
+An engine at 100 % of the floor's speed would waste nothing. `linear` passes it: the ceiling is one
+product of two 8192 × 8192 matrices, and others can be faster.\
+"""
+
+SECTIONS = (
+    Section(
+        "Is it right?",
+        "Golden cases were computed by independent implementations. What the tests prove beyond "
+        "them (equality in float64 in any company) is no measurement and stands in README.md.",
+        ("golden", "state_error"),
+    ),
+    Section(
+        "Against vLLM",
+        "Both engines on one card, with the same shapes, prompts and lengths. *Times as fast* is "
+        "vLLM's time over this engine's; above 1 this engine is faster.",
+        ("gpu_peer",),
+        "peer",
+    ),
+    Section(
+        "Decode on a GPU",
+        "One step gives every running request a token. It must read all weights and the states "
+        "of the batch, so the floor is a line over the batch; a bfloat16 state makes it flatter.",
+        ("gpu_decode_8b", "gpu_decode_8b_bf16", "gpu_decode_1b", "gpu_decode_1b_bf16"),
+        "decode",
+    ),
+    Section(
+        "Prefill on a GPU",
+        "One prompt alone. From about 512 tokens the floor is arithmetic; below, it is the "
+        "reading of the weights.",
+        ("gpu_prefill_8b", "gpu_prefill_1b"),
+        "prefill",
+    ),
+    Section(
+        "A mixed workload on a GPU",
+        "256 requests of many lengths, all at once: prompts in chunks beside decodes. The floor "
+        "counts the arithmetic alone, as if all weights were always at hand.",
+        ("gpu_mixed_8b", "gpu_mixed_8b_bf16", "gpu_mixed_1b"),
+    ),
+    Section("From the start to the first token", "", ("gpu_startup_8b", "gpu_startup_1b")),
+    Section(
+        "What each optimisation buys",
+        "One thing is switched off at a time; the percentage is how much longer a decode step "
+        "takes then. A negative number means that the step is faster without it.",
+        ("gpu_ablation_8b", "gpu_ablation_1b"),
+        "ablation",
+    ),
+    Section(
+        "Kernels alone",
+        "`sample` passes over a row many times where its floor counts one reading.",
+        ("gpu_kernels", "gpu_kernels_8b"),
+    ),
+    Section(
+        "Behind the server",
+        "Requests arrive at random at the given rate, whatever the server does, and stream. "
+        "The load table says what a client waits for.",
+        ("gpu_server_8b", "server"),
+        "server",
+    ),
+    Section(
+        "On a CPU",
+        "The embedded model, on a small machine: what batching, a scheduler and the host cost.",
+        ("throughput", "mixed", "scheduler", "load_1b", "tokenizer", "masks"),
+    ),
+)
+
+
+def page(folder: Path, alts: dict[str, str]) -> str:
+    """The Markdown; `alts` has what each picture shows, by its name."""
+    parts = [INTRODUCTION.format(ceilings=_ceilings(folder))]
+    for section in SECTIONS:
+        found = [(name, r) for name in section.records for r in records_of(name, folder)]
+        if not found:
+            continue
+        parts += [f"## {section.title}", *([section.text] if section.text else [])]
+        if section.plot is not None:
+            parts.append(f"![{alts[section.plot]}](ledger_{section.plot}.png)")
+        parts += [block for name, record in found for block in _blocks(name, record)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _blocks(name: str, record: Record) -> Iterator[str]:
+    yield from (table.markdown() for table in TABLES[name](record.rows))
+    yield f"{record.origin}."
+    if record.conditions:
+        yield "\n".join(f"- *{what}*: {said}." for what, said in record.conditions.items())
+
+
+def _ceilings(folder: Path) -> str:
+    """What each card did when it only copied or only multiplied, lowest to highest."""
+    seen: dict[str, list[tuple[float, float]]] = {}
+    for section in SECTIONS:
+        for name in section.records:
+            for record in records_of(name, folder):
+                for row in record.rows:
+                    if "copy_gb_per_s" in row:
+                        rates = row["copy_gb_per_s"] / 1e3, row["product_tflop_per_s"]
+                        seen.setdefault(record.machine, []).append(rates)
+    return "; ".join(
+        f"{card}: {min(copies):.2f}–{max(copies):.2f} TB/s, "
+        f"{min(products):.0f}–{max(products):.0f} TFLOP/s"
+        for card, pairs in seen.items()
+        for copies, products in [zip(*pairs, strict=True)]
+    )

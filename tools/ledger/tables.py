@@ -1,0 +1,256 @@
+"""Recorded rows as small tables: one function for each kind of measurement.
+
+Invariant: every record that the ledger shows has its function here, by the record's name.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+
+from tools.ledger.peer import peer_tables
+from tools.ledger.records import Row
+from tools.ledger.table import Column, Table, percent, shape_of, table
+
+BATCH = Column("batch", "batch", "{:,}")
+STEP = Column("ms a step", "step_ms", "{:.2f}")
+OF_FLOOR = Column("of the floor's speed", "percent_of_floor", "{:.0f} %")
+TTFT = (
+    Column("first token p50, ms", "ttft_ms.p50", "{:,.0f}"),
+    Column("p99, ms", "ttft_ms.p99", "{:,.0f}"),
+)
+ITL = (
+    Column("between tokens p50, ms", "itl_ms.p50", "{:,.0f}"),
+    Column("p99, ms", "itl_ms.p99", "{:,.0f}"),
+)
+OUTPUT = Column("output tokens/s", "output_tokens_per_s", "{:,.0f}")
+
+
+def _golden(rows: Sequence[Row]) -> list[Table]:
+    shown = [{**r, "same": "yes" if r["greedy_ids_equal"] else "**no**"} for r in rows]
+    return [
+        table(
+            "Golden cases",
+            shown,
+            Column("case", "case"),
+            Column("largest difference of a logit, float32", "float32_max_abs", "{:.1e}"),
+            Column("greedy ids equal", "same"),
+        )
+    ]
+
+
+def _state_error(rows: Sequence[Row]) -> list[Table]:
+    quarters = ((f"{n} quarter", i) for i, n in enumerate(("first", "second", "third", "last")))
+    return [
+        table(
+            f"A bfloat16 state over {rows[0]['tokens']:,} tokens of the embedded model: log "
+            "probabilities off by, in nats",
+            rows,
+            *(Column(name, f"mean_by_quarter.{i}", "{:.4f}") for name, i in quarters),
+            Column("likeliest token the same", "same_token_on_top", "{:.2%}"),
+        )
+    ]
+
+
+def _decode(rows: Sequence[Row]) -> list[Table]:
+    how = "" if rows[0].get("cuda_graphs", False) else ", no CUDA graphs"
+    return [
+        table(
+            f"{shape_of(rows[0])}{how}",
+            rows,
+            BATCH,
+            STEP,
+            Column("floor, ms", "floor_ms", "{:.2f}"),
+            OF_FLOOR,
+            Column("the library's products alone, ms", "products_ms", "{:.2f}"),
+            Column("tokens/s", "tokens_per_s", "{:,.0f}"),
+        )
+    ]
+
+
+def _prefill(rows: Sequence[Row]) -> list[Table]:
+    shown = [{**r, "prompts": _prompts(r), "ms": 1e3 * r.get("seconds", 0)} for r in rows]
+    return [
+        table(
+            shape_of(rows[0]),
+            shown,
+            Column("prompt", "prompts"),
+            Column("ms", "ms", "{:,.1f}"),
+            Column("tokens/s", "tokens_per_s", "{:,.0f}"),
+            OF_FLOOR,
+        )
+    ]
+
+
+def _prompts(row: Row) -> str:
+    several = f"{row['batch']} × " if row.get("batch", 1) > 1 else ""
+    return f"{several}{row['prompt_len']:,}"
+
+
+def _whole(rows: Sequence[Row]) -> list[Table]:
+    seconds = Column("all of it, s", "seconds", "{:.2f}")
+    return [table(shape_of(rows[0]), rows, seconds, OF_FLOOR, OUTPUT, *TTFT, *ITL)]
+
+
+def _mixed(rows: Sequence[Row]) -> list[Table]:
+    columns = (Column("scheduler", "scheduler"), Column("steps", "steps", "{:,}"))
+    caption = f"A mixed workload, {shape_of(rows[0])}"
+    return [table(caption, rows, *columns, OUTPUT, *TTFT, *ITL)]
+
+
+def _startup(rows: Sequence[Row]) -> list[Table]:
+    compiled = {True: "before the first request", False: "each when first launched"}
+    shown = [{**r, "compiled": compiled[r["precompile"]]} for r in rows]
+    return [
+        table(
+            shape_of(rows[0]),
+            shown,
+            Column("kernels' cache", "cache"),
+            Column("kernels compiled", "compiled"),
+            Column("import, s", "import_s", "{:.1f}"),
+            Column("engine, s", "open_engine_s", "{:.1f}"),
+            Column("from the process to the first token, s", "to_first_token_s", "{:.1f}"),
+        )
+    ]
+
+
+def _ablation(rows: Sequence[Row]) -> list[Table]:
+    """A row for each thing switched off; the first is the step with everything on."""
+    batches = list(dict.fromkeys(r["batch"] for r in rows))
+    shown: dict[str, dict[str, object]] = {}
+    for r in rows:
+        line = shown.setdefault(r["off"], {"off": r["off"], "instead": r["instead"]})
+        slower = percent(r["buys_percent"]) if r["off"] != "nothing" else ""
+        line[f"at {r['batch']}"] = slower or f"{r['step_ms']:.2f} ms"
+    columns = [Column("off", "off"), Column("instead", "instead")]
+    columns += [Column(f"batch {batch}", f"at {batch}") for batch in batches]
+    return [table(f"{shape_of(rows[0])}: a decode step", list(shown.values()), *columns)]
+
+
+def _kernels(rows: Sequence[Row]) -> list[Table]:
+    """The best of each operation: where it has enough to do."""
+    best: dict[tuple[str, str], Row] = {}
+    for r in rows:
+        key = r["shape"], r["operation"]
+        if key not in best or best[key]["percent_of_floor"] < r["percent_of_floor"]:
+            best[key] = r
+    return [
+        table(
+            f"{shape} shape, the best case of each",
+            [r for r in best.values() if r["shape"] == shape],
+            Column("operation", "operation", "`{}`"),
+            Column("case", "case"),
+            Column("µs", "us", "{:,.1f}"),
+            OF_FLOOR,
+        )
+        for shape in dict.fromkeys(r["shape"] for r in rows)
+    ]
+
+
+def _server(rows: Sequence[Row]) -> list[Table]:
+    """What HTTP costs when every seat is taken, then what a client waits for at each load."""
+    name = f"{shape_of(rows[0])} behind the server"
+    costs = [r for r in rows if r["what"] == "overhead"]
+    loads = [r for r in rows if r["what"] == "load"]
+    crowds = [r for r in rows if r["what"] == "crowd"]
+    longer = Column("longer than offline", "overhead", "{:+.1%}")
+    rate = Column("requests/s", "requests_per_s", "{:g}")
+    crowd = (Column("requests", "crowd"), Column("s", "seconds", "{:.1f}"))
+    tables = (
+        (costs, "all requests at once", (Column("answers", "way"), OUTPUT, longer)),
+        (loads, "by load", (rate, *TTFT, *ITL, OUTPUT)),
+        (crowds, "crowds", crowd),
+    )
+    return [table(f"{name}: {what}", r, *columns) for r, what, columns in tables if r]
+
+
+def _throughput(rows: Sequence[Row]) -> list[Table]:
+    return [
+        table(
+            f"{shape_of(rows[0])}: batching",
+            rows,
+            Column("requests", "requests"),
+            Column("together, tokens/s", "output_tokens_per_s", "{:,.0f}"),
+            Column("one after the other", "one_after_the_other_tokens_per_s", "{:,.0f}"),
+            Column("gain", "gain_of_batching", "{:.1f}×"),
+        )
+    ]
+
+
+def _scheduler(rows: Sequence[Row]) -> list[Table]:
+    return [
+        table(
+            "The host's part of a step",
+            rows,
+            Column("running requests", "running", "{:,}"),
+            Column("one decision, ms", "schedule_ms", "{:.3f}"),
+            Column("building its batch, ms", "build_batch_ms", "{:.3f}"),
+        )
+    ]
+
+
+def _load(rows: Sequence[Row]) -> list[Table]:
+    shown = [{**r, "beyond": abs(r["peak_gb_over_what_stays"])} for r in rows]
+    return [
+        table(
+            "Loading a checkpoint of the 1B shape",
+            shown,
+            Column("file, GB", "file_gb", "{:.2f}"),
+            Column("s", "load_s", "{:.1f}"),
+            Column("memory beyond what stays, GB", "beyond", "{:.2f}"),
+        )
+    ]
+
+
+def _tokenizer(rows: Sequence[Row]) -> list[Table]:
+    return [
+        table(
+            "The tokenizer, Japanese text",
+            rows,
+            Column("rows", "rows", "{:,}"),
+            Column("encodes, MB/s", "encode_mb_per_s", "{:.1f}"),
+            Column("decodes, MB/s", "decode_mb_per_s", "{:.0f}"),
+            Column("streams, MB/s", "stream_mb_per_s", "{:.0f}"),
+        )
+    ]
+
+
+def _masks(rows: Sequence[Row]) -> list[Table]:
+    return [
+        table(
+            f"A grammar's mask for a token, {rows[0]['vocabulary']:,} rows",
+            rows,
+            Column("grammar", "grammar"),
+            Column("start, ms", "start_ms", "{:.1f}"),
+            Column("mask p50, µs", "median_us", "{:,.0f}"),
+            Column("p99, µs", "p99_us", "{:,.0f}"),
+            Column("logits adjusted, ms", "adjust_ms", "{:.1f}"),
+        )
+    ]
+
+
+TABLES: Mapping[str, Callable[[Sequence[Row]], list[Table]]] = {
+    "golden": _golden,
+    "state_error": _state_error,
+    "gpu_peer": peer_tables,
+    "gpu_decode_8b": _decode,
+    "gpu_decode_8b_bf16": _decode,
+    "gpu_decode_1b": _decode,
+    "gpu_decode_1b_bf16": _decode,
+    "gpu_prefill_8b": _prefill,
+    "gpu_prefill_1b": _prefill,
+    "gpu_mixed_8b": _whole,
+    "gpu_mixed_8b_bf16": _whole,
+    "gpu_mixed_1b": _whole,
+    "gpu_startup_8b": _startup,
+    "gpu_startup_1b": _startup,
+    "gpu_ablation_8b": _ablation,
+    "gpu_ablation_1b": _ablation,
+    "gpu_kernels": _kernels,
+    "gpu_kernels_8b": _kernels,
+    "gpu_server_8b": _server,
+    "throughput": _throughput,
+    "mixed": _mixed,
+    "scheduler": _scheduler,
+    "load_1b": _load,
+    "tokenizer": _tokenizer,
+    "server": _server,
+    "masks": _masks,
+}
