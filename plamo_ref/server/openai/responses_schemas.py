@@ -77,6 +77,7 @@ class PlainFormat(Strict):
 class SchemaFormat(Strict):
     """A JSON text that follows a schema."""
 
+    ELSEWHERE = elsewhere.JSON_SCHEMA
     type: Literal["json_schema"]
     name: str | None = None
     schema_: dict[str, Any] = Field(alias="schema")
