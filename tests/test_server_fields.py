@@ -367,7 +367,7 @@ def test_only_a_neutral_value_is_neutral(value):
         (
             {"response_format": {"type": "json_object", "schema": {}}},
             "response_format",
-            "response_format.schema: there is no such field",
+            "response_format.schema: not supported by this server: a schema goes with the type",
         ),
         (
             {"response_format": {"type": "json_schema", "json_schema": {"schema": {}, "a": 1}}},

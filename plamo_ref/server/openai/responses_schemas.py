@@ -71,6 +71,7 @@ class ResponseNamedTool(FunctionNamed):
 class PlainFormat(Strict):
     """Any text, or any JSON object."""
 
+    ELSEWHERE = elsewhere.PLAIN_FORMAT
     type: Literal["text", "json_object"]
 
 
