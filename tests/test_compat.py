@@ -291,4 +291,21 @@ def test_serve_names_what_it_cannot_have(monkeypatch, option, value, cure):
 def test_every_option_of_the_command_line_has_one_meaning():
     names = [option for p in serve.params for option in (*p.opts, *p.secondary_opts)]
     assert sorted(set(names)) == sorted(names)
-    assert set(_vllm_options.FLAGS) <= MODEL.keys()
+    assert set(_vllm_options.FLAGS) <= MODEL.keys() | _vllm_options.SERVER.keys()
+
+
+def test_serve_starts_with_the_command_line_that_vllms_server_had(monkeypatch):
+    options = "tiny --enable-auto-tool-choice --tool-call-parser hermes --max_model_len=99"
+    llm, said, code = served(monkeypatch, *options.split(), "--chat-template-content-format=auto")
+    assert (code, llm is not None) == (0, True)
+    assert llm._life._engine["max_model_len"] == 99
+    assert "enable_auto_tool_choice=True changes nothing (a template" in said
+    assert served(monkeypatch, "tiny", "--model", "tiny")[2] == 0
+    _, said, code = served(monkeypatch, "tiny", "--model", "other")
+    assert code != 0
+    assert "give one of the two" in said
+    for wrong, cure in (("--reasoning-parser=qwen3", "reasoning"), ("--lora-modules=a", "merge")):
+        _, said, code = served(monkeypatch, wrong)
+        assert code == 1
+        assert wrong.partition("=")[0][2:].replace("-", "_") in said
+        assert cure in said

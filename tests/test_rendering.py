@@ -97,7 +97,7 @@ def test_what_a_template_is_told_it_must_know(chain, tokenizer):
     plain = load_template(find("tiny"), "plain", tokenizer)
     assert plain is not None
     for fields in (
-        {"chat_template_kwargs": {"enable_thinking": False}},
+        {"chat_template_kwargs": {"mood": "kind"}},
         {"documents": [{"text": "d"}]},
         {"reasoning_effort": "high"},
     ):
@@ -109,6 +109,13 @@ def test_what_a_template_is_told_it_must_know(chain, tokenizer):
         refused(chain, TALK, chat_template_kwargs={"enable_thinking": True})
     )
     assert prompt(plain, TALK, documents=[], reasoning_effort="none") == prompt(plain, TALK)
+
+
+@pytest.mark.parametrize("off", [False, None])
+def test_a_switch_that_a_template_does_not_have_is_off(chain, off):
+    assert prompt(chain, TALK, chat_template_kwargs={"enable_thinking": off}) == prompt(chain, TALK)
+    for on in (True, 0, "", "false"):  # no switch, or one that is on
+        refused(chain, TALK, chat_template_kwargs={"enable_thinking": on})
 
 
 @pytest.mark.parametrize("name", ["messages", "add_generation_prompt", "bos_token", "tools"])

@@ -423,6 +423,18 @@ def test_a_response_is_the_chats_answer(client):
         {"input": "Hm?", "text": {"format": {"type": "text"}}, "store": True, "top_p": 0.9},
         {
             "input": "Hm?",
+            "text": {
+                "format": {
+                    "type": "json_schema",
+                    "name": "answer",
+                    "description": "Yes or no.",
+                    "schema": {"type": "boolean"},
+                    "strict": True,
+                }
+            },
+        },
+        {
+            "input": "Hm?",
             "tools": FUNCTIONS,
             "tool_choice": {"type": "function", "name": "weather"},
             "max_output_tokens": 300,

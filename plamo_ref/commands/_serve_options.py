@@ -19,7 +19,8 @@ FILE = click.Path(exists=True, dir_okay=False)
 
 
 class SeveralValues(click.Command):
-    """Takes `--name a b` for `--name a --name b`, as vLLM does, where an option is repeatable."""
+    """Takes `--name a b` for `--name a --name b`, as vLLM does, where an option is repeatable, and
+    `--some_name` for `--some-name`, as vLLM does too."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         repeatable = {
@@ -32,6 +33,8 @@ class SeveralValues(click.Command):
         last = None  # the repeatable option that a further value would belong to
         for word in args:
             if word.startswith("-"):
+                flag, equals, value = word.partition("=")
+                word = (flag.replace("_", "-") if flag.startswith("--") else flag) + equals + value
                 last = word if word in repeatable else None
                 takes = 1 if last else 0
             elif last is not None:

@@ -21,6 +21,7 @@ shown: dict[str, Any] = {"show_default": True}
 
 
 @click.command(cls=SeveralValues)
+@click.argument("model_tag", metavar="[MODEL]", required=False)
 @options.model_options
 @address_options
 @server_options
@@ -49,8 +50,12 @@ shown: dict[str, Any] = {"show_default": True}
 )
 @engine_options(*ENGINE)
 @vllm.options
-def serve(model: str, served_model_names: tuple[str, ...], **given: Any) -> None:
+def serve(
+    model_tag: str | None, model: str, served_model_names: tuple[str, ...], **given: Any
+) -> None:
     """Serve a model over HTTP, to clients made for OpenAI's API.
+
+    MODEL says the same as --model.
 
     It listens on this machine alone unless --host says otherwise; then think of --api-key.
     """
@@ -59,6 +64,7 @@ def serve(model: str, served_model_names: tuple[str, ...], **given: Any) -> None
     from plamo_ref.server.config import ServerConfig
     from plamo_ref.server.edge.listen import Address
 
+    model = _one_model(model_tag, model)
     translated, notice = vllm.translated(given | {"model": model})
     name, *aliases = served_model_names or (model,)
     config = ServerConfig(model_name=name, aliases=tuple(aliases), **_of(ServerConfig, given))
@@ -84,6 +90,16 @@ def serve(model: str, served_model_names: tuple[str, ...], **given: Any) -> None
         listening=listening,
     )
     run.until_done(serving)
+
+
+def _one_model(tag: str | None, model: str) -> str:
+    """The model, of which `model` may be the default."""
+    source = click.get_current_context().get_parameter_source("model")
+    if tag not in (None, model) and source is not click.core.ParameterSource.DEFAULT:
+        raise click.UsageError(
+            f"the model is {tag!r}, and --model is {model!r}: give one of the two"
+        )
+    return model if tag is None else tag
 
 
 def _of(owner: type, given: Mapping[str, Any]) -> dict[str, Any]:

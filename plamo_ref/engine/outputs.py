@@ -61,11 +61,13 @@ class StreamPiece:
 def readable_logprobs(
     scores: Sequence[TokenLogprobs], tokenizer: Plamo2Tokenizer
 ) -> tuple[dict[int, Logprob], ...]:
-    """For each token, itself and its alternatives by id, with their texts."""
+    """For each token, itself and its alternatives by id, with their texts. It is the first, as in
+    vLLM: readers take the first value for that of the token."""
     readable = []
     for score in scores:
-        best = {token: (value, rank) for rank, (token, value) in enumerate(score.top, start=1)}
-        best[score.token_id] = (score.logprob, score.rank)
+        best = {score.token_id: (score.logprob, score.rank)}
+        for rank, (token, value) in enumerate(score.top, start=1):
+            best.setdefault(token, (value, rank))
         readable.append(
             {t: Logprob(value, rank, tokenizer.decode([t])) for t, (value, rank) in best.items()}
         )

@@ -37,18 +37,18 @@ def _any(value: Any, others: Others) -> bool:
     return True
 
 
-def _ignored(why: str) -> Rule:
+def ignored(why: str) -> Rule:
     return Rule(why, _any)
 
 
-def _only(*values: Any, cure: str) -> Rule:
+def only(*values: Any, cure: str) -> Rule:
     """Accepted with these values (1 is not True), refused with others."""
     same = [(type(value), value) for value in values]
     return Rule(cure, lambda value, others: (type(value), value) in same)
 
 
-def _missing(cure: str) -> Rule:
-    return _only([], {}, (), cure=cure)
+def missing(cure: str) -> Rule:
+    return only([], {}, (), cure=cure)
 
 
 def _renamed(name: str) -> Rule:
@@ -72,63 +72,63 @@ def _eager(value: Any) -> Others:
 
 
 ENGINE: Mapping[str, Rule] = {
-    "trust_remote_code": _ignored("no code of a checkpoint is ever run"),
+    "trust_remote_code": ignored("no code of a checkpoint is ever run"),
     "enforce_eager": Rule("it is cuda_graphs=False here", becomes=_eager),
     "kv_cache_memory_bytes": _renamed("memory_bytes"),
     "mamba_ssm_cache_dtype": _renamed("state_dtype"),
     "async_scheduling": _renamed("overlap"),
-    "tensor_parallel_size": _only(1, cure=_ONE_GPU),
-    "pipeline_parallel_size": _only(1, cure=_ONE_GPU),
-    "data_parallel_size": _only(1, cure=_ONE_GPU),
-    "enable_expert_parallel": _only(False, cure=_ONE_GPU),
-    "distributed_executor_backend": _only("mp", "uni", cure=_ONE_GPU),
-    "disable_custom_all_reduce": _ignored("there is one GPU"),
-    "quantization": _missing(_WEIGHTS),
-    "kv_cache_dtype": _only("auto", cure=_DTYPE),
-    "calculate_kv_scales": _only(False, cure=_DTYPE),
-    "tokenizer": _missing(_OWN),
-    "tokenizer_mode": _only("auto", "slow", "hf", cure="there is one tokenizer: leave it out"),
-    "tokenizer_revision": _missing("the tokenizer comes with the model: revision is for both"),
-    "skip_tokenizer_init": _only(
+    "tensor_parallel_size": only(1, cure=_ONE_GPU),
+    "pipeline_parallel_size": only(1, cure=_ONE_GPU),
+    "data_parallel_size": only(1, cure=_ONE_GPU),
+    "enable_expert_parallel": only(False, cure=_ONE_GPU),
+    "distributed_executor_backend": only("mp", "uni", cure=_ONE_GPU),
+    "disable_custom_all_reduce": ignored("there is one GPU"),
+    "quantization": missing(_WEIGHTS),
+    "kv_cache_dtype": only("auto", cure=_DTYPE),
+    "calculate_kv_scales": only(False, cure=_DTYPE),
+    "tokenizer": missing(_OWN),
+    "tokenizer_mode": only("auto", "slow", "hf", cure="there is one tokenizer: leave it out"),
+    "tokenizer_revision": missing("the tokenizer comes with the model: revision is for both"),
+    "skip_tokenizer_init": only(
         False, cure="leave it out: a folder without a tokenizer serves token ids"
     ),
-    "enable_prefix_caching": _ignored(_NOT_SHARED),
-    "prefix_caching_hash_algo": _ignored(_NOT_SHARED),
-    "enable_chunked_prefill": _only(
+    "enable_prefix_caching": ignored(_NOT_SHARED),
+    "prefix_caching_hash_algo": ignored(_NOT_SHARED),
+    "enable_chunked_prefill": only(
         True, cure='scheduler="v0" without chunk_size computes a prompt in one step'
     ),
-    "swap_space": _ignored("a preempted request is computed again"),
-    "cpu_offload_gb": _only(0, 0.0, cure="weights are not offloaded; dtype makes them smaller"),
-    "num_gpu_blocks_override": _missing("memory_bytes bounds the cache"),
-    "max_seq_len_to_capture": _ignored("graph_tokens is for steps with prompts"),
-    "compilation_config": _missing('compile="attention" or "all", compile_sizes and cuda_graphs'),
-    "attention_backend": _missing('kernels="torch", "triton" or "cache"'),
-    "scheduling_policy": _only("fcfs", cure="first come, first served"),
-    "preemption_mode": _only("recompute", cure="a preempted request is computed again"),
-    "disable_log_stats": _ignored("an engine logs no statistics; record=True keeps every step"),
-    "disable_log_requests": _ignored("requests are not logged"),
-    "enable_log_requests": _only(False, cure="requests are not logged; record=True keeps steps"),
-    "disable_async_output_proc": _ignored("overlap is the setting for that"),
-    "use_v2_block_manager": _ignored("there is one block manager"),
-    "max_logprobs": _ignored("every token may have 100 alternatives"),
-    "served_model_name": _ignored("it is an option of the server"),
-    "download_dir": _missing("cache_dir says where files of the hub go"),
-    "hf_token": _missing("the environment's HF_TOKEN says who asks the hub"),
-    "hf_overrides": _missing("edit config.json in a copy of the folder"),
-    "config_format": _only("auto", "hf", cure="config.json is the only form"),
-    "model_impl": _only("auto", "vllm", cure="there is one implementation"),
-    "task": _only("auto", "generate", cure="this engine generates"),
-    "runner": _only("auto", "generate", cure="this engine generates"),
-    "convert": _only("auto", "none", cure="this engine generates"),
-    "enable_lora": _only(False, cure=_NO_LORA),
-    "speculative_config": _missing(_NO_SPECULATION),
-    "speculative_model": _missing(_NO_SPECULATION),
-    "num_speculative_tokens": _missing(_NO_SPECULATION),
-    "limit_mm_per_prompt": _missing(_TEXT_ONLY),
-    "mm_processor_kwargs": _missing(_TEXT_ONLY),
-    "guided_decoding_backend": _only("auto", "guidance", cure="grammars are llguidance's"),
-    "structured_outputs_config": _missing("grammars are llguidance's, without settings"),
-    "enable_sleep_mode": _only(False, cure="delete the LLM and make another"),
+    "swap_space": ignored("a preempted request is computed again"),
+    "cpu_offload_gb": only(0, 0.0, cure="weights are not offloaded; dtype makes them smaller"),
+    "num_gpu_blocks_override": missing("memory_bytes bounds the cache"),
+    "max_seq_len_to_capture": ignored("graph_tokens is for steps with prompts"),
+    "compilation_config": missing('compile="attention" or "all", compile_sizes and cuda_graphs'),
+    "attention_backend": missing('kernels="torch", "triton" or "cache"'),
+    "scheduling_policy": only("fcfs", cure="first come, first served"),
+    "preemption_mode": only("recompute", cure="a preempted request is computed again"),
+    "disable_log_stats": ignored("an engine logs no statistics; record=True keeps every step"),
+    "disable_log_requests": ignored("requests are not logged"),
+    "enable_log_requests": only(False, cure="requests are not logged; record=True keeps steps"),
+    "disable_async_output_proc": ignored("overlap is the setting for that"),
+    "use_v2_block_manager": ignored("there is one block manager"),
+    "max_logprobs": ignored("every token may have 100 alternatives"),
+    "served_model_name": ignored("it is an option of the server"),
+    "download_dir": missing("cache_dir says where files of the hub go"),
+    "hf_token": missing("the environment's HF_TOKEN says who asks the hub"),
+    "hf_overrides": missing("edit config.json in a copy of the folder"),
+    "config_format": only("auto", "hf", cure="config.json is the only form"),
+    "model_impl": only("auto", "vllm", cure="there is one implementation"),
+    "task": only("auto", "generate", cure="this engine generates"),
+    "runner": only("auto", "generate", cure="this engine generates"),
+    "convert": only("auto", "none", cure="this engine generates"),
+    "enable_lora": only(False, cure=_NO_LORA),
+    "speculative_config": missing(_NO_SPECULATION),
+    "speculative_model": missing(_NO_SPECULATION),
+    "num_speculative_tokens": missing(_NO_SPECULATION),
+    "limit_mm_per_prompt": missing(_TEXT_ONLY),
+    "mm_processor_kwargs": missing(_TEXT_ONLY),
+    "guided_decoding_backend": only("auto", "guidance", cure="grammars are llguidance's"),
+    "structured_outputs_config": missing("grammars are llguidance's, without settings"),
+    "enable_sleep_mode": only(False, cure="delete the LLM and make another"),
 }
 
 # What loads a model takes these besides: they are about the model.
@@ -163,43 +163,39 @@ def _grammar(value: Any) -> Others:
 SAMPLING: Mapping[str, Rule] = {
     "structured_outputs": Rule("it is guided here", becomes=_grammar),
     "guided_decoding": Rule("it is guided here", becomes=_grammar),
-    "detokenize": _ignored("text is always made; the ids are in token_ids"),
-    "output_kind": _ignored("generate gives the whole, stream the pieces"),
-    "spaces_between_special_tokens": _ignored("this tokenizer puts no spaces between tokens"),
-    "logits_processors": _missing(
-        "logit_bias favours and forbids tokens, guided follows a grammar"
-    ),
-    "allowed_token_ids": _missing(
-        "logit_bias favours and forbids tokens, guided follows a grammar"
-    ),
-    "bad_words": _missing("logit_bias={id: -100} forbids a token, guided a text"),
-    "best_of": _only(1, cure="there is no best_of: ask for n, with logprobs, and choose"),
-    "use_beam_search": _only(False, cure=_NO_BEAMS),
-    "beam_width": _missing(_NO_BEAMS),
-    "length_penalty": _only(1, 1.0, cure=_NO_BEAMS),
-    "early_stopping": _only(False, cure=_NO_BEAMS),
-    "truncate_prompt_tokens": _missing("give the prompt's last ids yourself"),
-    "logprob_token_ids": _missing("logprobs reports up to 100 alternatives"),
-    "prompt_logprob_token_ids": _missing("prompt_logprobs reports up to 100 alternatives"),
-    "prompt_logprob_start": _missing("prompt_logprobs is for the whole prompt"),
-    "flat_logprobs": _only(False, cure="logprobs come as a list of one for each token"),
-    "stream_interval": _only(1, cure="every token is a piece"),
-    "skip_reading_prefix_cache": _ignored("prompts are not shared"),
-    "skip_clone": _ignored("parameters are never changed"),
-    "extra_args": _missing("there are no plugins"),
-    "thinking_token_budget": _missing("max_tokens bounds the whole output"),
-    "repetition_detection": _missing("repetition_penalty and frequency_penalty work against it"),
+    "detokenize": ignored("text is always made; the ids are in token_ids"),
+    "output_kind": ignored("generate gives the whole, stream the pieces"),
+    "spaces_between_special_tokens": ignored("this tokenizer puts no spaces between tokens"),
+    "logits_processors": missing("logit_bias favours and forbids tokens, guided follows a grammar"),
+    "allowed_token_ids": missing("logit_bias favours and forbids tokens, guided follows a grammar"),
+    "bad_words": missing("logit_bias={id: -100} forbids a token, guided a text"),
+    "best_of": only(1, cure="there is no best_of: ask for n, with logprobs, and choose"),
+    "use_beam_search": only(False, cure=_NO_BEAMS),
+    "beam_width": missing(_NO_BEAMS),
+    "length_penalty": only(1, 1.0, cure=_NO_BEAMS),
+    "early_stopping": only(False, cure=_NO_BEAMS),
+    "truncate_prompt_tokens": missing("give the prompt's last ids yourself"),
+    "logprob_token_ids": missing("logprobs reports up to 100 alternatives"),
+    "prompt_logprob_token_ids": missing("prompt_logprobs reports up to 100 alternatives"),
+    "prompt_logprob_start": missing("prompt_logprobs is for the whole prompt"),
+    "flat_logprobs": only(False, cure="logprobs come as a list of one for each token"),
+    "stream_interval": only(1, cure="every token is a piece"),
+    "skip_reading_prefix_cache": ignored("prompts are not shared"),
+    "skip_clone": ignored("parameters are never changed"),
+    "extra_args": missing("there are no plugins"),
+    "thinking_token_budget": missing("max_tokens bounds the whole output"),
+    "repetition_detection": missing("repetition_penalty and frequency_penalty work against it"),
 }
 
 # --- arguments of a call -------------------------------------------------------------------------
 
 CALL: Mapping[str, Rule] = {
-    "prompt_token_ids": _missing('a list of ids is a prompt, and so is {"prompt_token_ids": ids}'),
-    "lora_request": _missing(_NO_LORA),
-    "prompt_adapter_request": _missing(_NO_LORA),
-    "priority": _missing("first come, first served"),
-    "guided_options_request": _missing("SamplingParams has guided"),
-    "tokenization_kwargs": _missing("give ids instead of a text: llm.tokenizer.encode"),
+    "prompt_token_ids": missing('a list of ids is a prompt, and so is {"prompt_token_ids": ids}'),
+    "lora_request": missing(_NO_LORA),
+    "prompt_adapter_request": missing(_NO_LORA),
+    "priority": missing("first come, first served"),
+    "guided_options_request": missing("SamplingParams has guided"),
+    "tokenization_kwargs": missing("give ids instead of a text: llm.tokenizer.encode"),
 }
 
 

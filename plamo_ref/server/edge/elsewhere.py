@@ -232,6 +232,8 @@ FUNCTION: Table = {"defer_loading": _no("all tools are shown", False)}
 
 PART: Table = {"cache_control": _ANY}
 
+PLAIN_FORMAT: Table = {"schema": _no("a schema goes with the type json_schema")}
+
 JSON_SCHEMA: Table = {"description": _ANY}
 
 STRUCTURED_OUTPUTS: Table = {

@@ -65,9 +65,9 @@ class CompletionChoice(BaseModel):
     logprobs: Columns | None
     finish_reason: str | None
     stop_reason: str | int | None
-    prompt_token_ids: list[int] = Field(default=[], description="If return_token_ids is true.")
-    token_ids: list[int] = Field(default=[], description="If return_token_ids is true.")
-    prompt_logprobs: list[PromptToken | None] = Field(default=[], description="If asked for.")
+    prompt_token_ids: list[int] | None = Field(description="If return_token_ids is true.")
+    token_ids: list[int] | None = Field(description="If return_token_ids is true.")
+    prompt_logprobs: list[PromptToken | None] | None = Field(description="If asked for.")
 
 
 class CompletionAnswer(BaseModel):
@@ -134,7 +134,7 @@ class ChatChoice(BaseModel):
     logprobs: ChatTokens | None
     finish_reason: str
     stop_reason: str | int | None
-    token_ids: list[int] = Field(default=[], description="If return_token_ids is true.")
+    token_ids: list[int] | None = Field(description="If return_token_ids is true.")
 
 
 class ChatAnswer(BaseModel):
@@ -146,8 +146,8 @@ class ChatAnswer(BaseModel):
     model: str
     choices: list[ChatChoice]
     usage: Usage
-    prompt_token_ids: list[int] = Field(default=[], description="If return_token_ids is true.")
-    prompt_logprobs: list[PromptToken | None] = Field(default=[], description="If asked for.")
+    prompt_token_ids: list[int] | None = Field(description="If return_token_ids is true.")
+    prompt_logprobs: list[PromptToken | None] | None = Field(description="If asked for.")
 
 
 class ResponseAnswer(BaseModel):

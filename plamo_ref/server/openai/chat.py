@@ -97,6 +97,9 @@ class Chat:
             "object": "chat.completion",
             "choices": await self._service.beside(choices, count > LONG_ANSWER),
             "usage": self.usage.so_far(),
+            # vLLM's clients look for these without asking whether they are there.
+            "prompt_token_ids": None,
+            "prompt_logprobs": None,
             **self._ids_of_prompt(),
             **self._prompt_logprobs(first),
         }
@@ -111,6 +114,7 @@ class Chat:
             "logprobs": self.logprobs(parts),
             "finish_reason": turn.finish_reason(parts[-1]),
             "stop_reason": stop_reason(parts[-1], self._params),
+            "token_ids": None,
             **self._token_ids(parts),
         }
 

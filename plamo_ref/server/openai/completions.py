@@ -35,10 +35,10 @@ class Piece(msgspec.Struct, frozen=True):
     finish_reason: str | None
     # With a finish_reason: what ended it, None for EOS or the length.
     stop_reason: str | int | msgspec.UnsetType | None = msgspec.UNSET
-    # Of those who ask: once for each choice, and of each token.
-    prompt_token_ids: Sequence[int] | msgspec.UnsetType = msgspec.UNSET
-    token_ids: list[int] | msgspec.UnsetType = msgspec.UNSET
-    prompt_logprobs: list[Any] | msgspec.UnsetType = msgspec.UNSET
+    # For those who ask: once for each choice, and of each token. Whole answers have them always.
+    prompt_token_ids: Sequence[int] | msgspec.UnsetType | None = msgspec.UNSET
+    token_ids: list[int] | msgspec.UnsetType | None = msgspec.UNSET
+    prompt_logprobs: list[Any] | msgspec.UnsetType | None = msgspec.UNSET
 
 
 class Completion:
@@ -96,7 +96,7 @@ class Completion:
                     pieces.setdefault(piece.index, []).append(piece)
 
         def join() -> list[Piece]:
-            return [_join(parts) for _, parts in sorted(pieces.items())]
+            return [_with_nulls(_join(parts)) for _, parts in sorted(pieces.items())]
 
         choices = await self._service.beside(join, self._usage.completion_tokens > LONG_ANSWER)
         return {**self._head, "choices": choices, "usage": self._usage.so_far()}
@@ -209,6 +209,13 @@ def _join(parts: Sequence[Piece]) -> Piece:
         ids,
         first.prompt_logprobs,
     )
+
+
+def _with_nulls(choice: Piece) -> Piece:
+    """vLLM's clients look for these fields without asking whether they are there."""
+    names = ("prompt_token_ids", "token_ids", "prompt_logprobs")
+    absent = {name: None for name in names if getattr(choice, name) is msgspec.UNSET}
+    return msgspec.structs.replace(choice, **absent)
 
 
 async def _prompts(

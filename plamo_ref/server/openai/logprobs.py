@@ -59,10 +59,12 @@ class CompletionLogprobs:
         }
 
     def _top(self, score: TokenLogprobs) -> dict[str, float]:
-        """By text. The token itself is always there; of equal texts the likeliest counts."""
+        """By text. The token itself is always there, and the first; of equal texts the likeliest
+        counts."""
         best: dict[str, float] = {}
-        for token_id, logprob in (*score.top, (score.token_id, score.logprob)):
-            best.setdefault(self._text(token_id), finite(logprob))
+        for token_id, logprob in ((score.token_id, score.logprob), *score.top):
+            text = self._text(token_id)
+            best[text] = max(finite(logprob), best.get(text, IMPOSSIBLE))
         return best
 
     def _text(self, token_id: int) -> str:

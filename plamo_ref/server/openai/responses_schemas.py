@@ -71,12 +71,14 @@ class ResponseNamedTool(FunctionNamed):
 class PlainFormat(Strict):
     """Any text, or any JSON object."""
 
+    ELSEWHERE = elsewhere.PLAIN_FORMAT
     type: Literal["text", "json_object"]
 
 
 class SchemaFormat(Strict):
     """A JSON text that follows a schema."""
 
+    ELSEWHERE = elsewhere.JSON_SCHEMA
     type: Literal["json_schema"]
     name: str | None = None
     schema_: dict[str, Any] = Field(alias="schema")

@@ -89,6 +89,7 @@ class JsonSchema(Strict):
 class PlainFormat(Strict):
     """Any text, or any JSON object."""
 
+    ELSEWHERE = elsewhere.PLAIN_FORMAT
     type: Literal["text", "json_object"]
 
 

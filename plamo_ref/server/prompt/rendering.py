@@ -58,14 +58,14 @@ def _deaf(message: str, field: str) -> ApiError:
 
 
 def _names(template: ChatTemplate, asked: Conversation) -> dict[str, Any]:
-    """What the template is told besides the messages."""
+    """What the template is told besides the messages. A switch that it does not have is off."""
     extra = dict(asked.chat_template_kwargs or {})
-    for name in extra:
+    for name, value in extra.items():
         if name in TAKEN or name in template.names:
             raise _deaf(
                 f"chat_template_kwargs: {name[:64]!r} is not yours to set", "chat_template_kwargs"
             )
-        if name not in template.variables:
+        if name not in template.variables and value is not None and value is not False:
             known = sorted(template.variables - {*TAKEN, *template.names, "raise_exception"})
             listed = ", ".join(known) or "no names besides the messages"
             raise _deaf(
