@@ -165,6 +165,7 @@ def _advance(
         started=clock,
         schedule_seconds=0.0,
         total_seconds=duration,
+        found=tuple((r.request_id, *found) for r, found in schedule.found.items()),
     )
 
 

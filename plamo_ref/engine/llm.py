@@ -7,6 +7,7 @@ Built in notebooks/07_continuous_batching.ipynb.
 
 import gc
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -136,7 +137,8 @@ class LLM:
 
         Args:
             prompts: one or many: a text, token ids (a flat list or a 1-D array is one prompt), or
-                vLLM's `{"prompt": text}` and `{"prompt_token_ids": ids}`.
+                vLLM's `{"prompt": text}` and `{"prompt_token_ids": ids}`, with a `"cache_salt"` or
+                without.
             sampling_params: one for all, one for each, or None: the defaults.
 
         Raises:
@@ -230,6 +232,11 @@ class LLM:
                 self._callers.aborted.append(name)
         self._callers.grant()
 
+    def reset_prefix_cache(self) -> bool:
+        """Forget what was computed for those who have ended. Always works, so it returns True."""
+        self._callers.alone(self.core.reset_prefix_cache)
+        return True
+
     # --- inside --------------------------------------------------------------------------------
 
     @cached_property
@@ -252,6 +259,8 @@ class LLM:
     ) -> None:
         """Queue the completions of one prompt."""
         check_params(self.tokenizer, params)
+        if prompt.cache_salt is not None:
+            params = replace(params, cache_salt=prompt.cache_salt)
         text, ids = prompt.text, prompt.token_ids
         if ids is None:
             ids = tuple(self.tokenizer.encode(text or ""))
@@ -264,7 +273,7 @@ class LLM:
             name = base if params.n == 1 else f"{base}.{number}"
             caller.names.append(name)  # before it is there: so that none is ever overlooked
             try:
-                request = self.core.add(ids, one, self.stop_token_ids, name, guide)
+                request = self.core.add(ids, one, self.stop_token_ids, name, guide, prompt.borders)
             except BaseException:
                 if guide is not None:
                     guide.close()

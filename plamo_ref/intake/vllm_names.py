@@ -63,7 +63,7 @@ _TEXT_ONLY = "this engine is for text only"
 _NO_SPECULATION = "there is no speculative decoding"
 _WEIGHTS = "weights are used as they are; dtype and state_dtype say in what to compute"
 _DTYPE = "keys and values have the dtype of the activations"
-_NOT_SHARED = "prompts are not shared yet; outputs are the same"
+_NOT_SHARED = "tokens themselves are compared: enable_prefix_caching is the setting"
 _OWN = "the tokenizer is the checkpoint's own, whose files are in its folder"
 
 
@@ -92,7 +92,6 @@ ENGINE: Mapping[str, Rule] = {
     "skip_tokenizer_init": _only(
         False, cure="leave it out: a folder without a tokenizer serves token ids"
     ),
-    "enable_prefix_caching": _ignored(_NOT_SHARED),
     "prefix_caching_hash_algo": _ignored(_NOT_SHARED),
     "enable_chunked_prefill": _only(
         True, cure='scheduler="v0" without chunk_size computes a prompt in one step'
@@ -184,7 +183,7 @@ SAMPLING: Mapping[str, Rule] = {
     "prompt_logprob_start": _missing("prompt_logprobs is for the whole prompt"),
     "flat_logprobs": _only(False, cure="logprobs come as a list of one for each token"),
     "stream_interval": _only(1, cure="every token is a piece"),
-    "skip_reading_prefix_cache": _ignored("prompts are not shared"),
+    "skip_reading_prefix_cache": _only(False, cure="give the request a cache_salt of its own"),
     "skip_clone": _ignored("parameters are never changed"),
     "extra_args": _missing("there are no plugins"),
     "thinking_token_budget": _missing("max_tokens bounds the whole output"),

@@ -51,5 +51,5 @@ class V0Scheduler:
 
     def _chunk(self, request: Request) -> int:
         """Tokens of the request's next prefill step."""
-        size = self.queues.config.chunk_size or request.num_uncomputed_tokens
-        return min(request.num_uncomputed_tokens, size)
+        left = self.queues.num_uncomputed(request)
+        return min(left, self.queues.config.chunk_size or left)
