@@ -1,8 +1,9 @@
 """Which frozen moment goes when somebody needs its memory.
 
 First those that are superseded: exactly one text goes on from here, and a later moment of it is
-kept. Whoever comes back to that text comes back to the later one. A second text that parts here
-makes it a junction, and saves it. Then, of the few that nobody has used for longest, the one that
+kept, or will be: somebody runs who has begun. Whoever comes back to that text comes back to the
+later one. A second text that parts here makes it a junction, and saves it; so does who waits, and
+has not begun. Then, of the few that nobody has used for longest, the one that
 saves the least computing for the bytes that it alone owns.
 
 Invariant: a decision looks at a fixed number of moments, however many are kept; it only compares:
@@ -58,7 +59,7 @@ class LeastRecentlyUsed:
         self.kept.clear()
 
     def review(self, path: Iterable[Node[Checkpoint]]) -> None:
-        """Something has changed below these nodes."""
+        """Something has changed below these nodes, the lowest of which comes first."""
 
     def least(self, pool: Pool) -> Checkpoint:
         """The one to go, of those without which a place of this pool would be free.
@@ -88,7 +89,8 @@ class SupersededFirst(LeastRecentlyUsed):
         self.superseded.clear()
 
     def review(self, path: Iterable[Node[Checkpoint]]) -> None:
-        for checkpoint in [node.kept for node in path if node.kept is not None]:
+        kept = [node.kept for node in path if node.kept is not None]
+        for checkpoint in reversed(kept):  # earlier moments go before later ones
             if is_superseded(checkpoint.node):
                 self.superseded.setdefault(checkpoint)
             else:
@@ -107,11 +109,11 @@ class SupersededFirst(LeastRecentlyUsed):
 
 
 def is_superseded(node: Node[Checkpoint]) -> bool:
-    """Whether all who come by here will find a later moment that is kept."""
-    if node.num_marks or not node.children:
+    """Whether all who come by here will find a later moment, kept by then at the latest."""
+    if node.num_marks or node.num_live > node.num_begun:
         return False
     going_on = node.continuations()
-    return len(going_on) == 1 and going_on[0].num_kept > 0
+    return len(going_on) == 1
 
 
 def own_bytes(checkpoint: Checkpoint, cache: HybridCache) -> int:

@@ -21,34 +21,17 @@ host; it is evictable at any time, so nobody's progress depends on it.
 """
 
 import math
-from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 from itertools import islice
 
 from plamo_ref.engine.memory.cache import Holding, HybridCache
 from plamo_ref.engine.memory.eviction import Checkpoint, LeastRecentlyUsed, SupersededFirst, above
+from plamo_ref.engine.memory.found import PrefixCounts, why_not_later
 from plamo_ref.engine.memory.pool import Pool
 from plamo_ref.engine.memory.radix import Node, descend, insert, nearest, prune, reach
 from plamo_ref.engine.request import Request
 
 MOST_SALTS = 16  # of others, that are looked at for the same reason
-
-
-@dataclass
-class PrefixCounts:
-    """What came of it since the engine began."""
-
-    asked: int = 0  # tokens of all prompts
-    found: int = 0  # … that need not be computed
-    evicted: int = 0  # checkpoints
-    misses: Counter[str] = field(default_factory=Counter)  # requests that could find more, by why
-
-    def add(self, request: Request, position: int, why: str) -> None:
-        self.asked += len(request.prompt_ids)
-        self.found += position
-        if why:
-            self.misses[why] += 1
 
 
 class PrefixCache:
@@ -66,6 +49,7 @@ class PrefixCache:
         self.counts = PrefixCounts()
         self.most_gone = 256  # evicted ones that are remembered, to say why a prompt hits no more
         self._paths: dict[Request, Node[Checkpoint]] = {}  # where each live prompt ends, less one
+        self._begun: set[Request] = set()
         self._gone: dict[Node[Checkpoint], None] = {}  # the oldest first
         cache.evict = self.evict_for
 
@@ -88,8 +72,17 @@ class PrefixCache:
         self._paths[request] = path
         self.order.review(path.path())
 
+    def rest(self, request: Request) -> None:
+        """The request waits again."""
+        path = self._paths.get(request)
+        if path is not None and request in self._begun:
+            self._begun.remove(request)
+            path.count(begun=-1)
+            self.order.review(path.path())
+
     def leave(self, request: Request) -> None:
         """The request has ended; what is kept of it stays."""
+        self.rest(request)
         path = self._paths.pop(request, None)
         if path is None:
             return
@@ -103,7 +96,7 @@ class PrefixCache:
 
     def clear(self) -> None:
         """Forget everything, requests too; the cache's own books are cleared by themselves."""
-        for known in (self.roots, self.order, self._paths, self._gone):
+        for known in (self.roots, self.order, self._paths, self._begun, self._gone):
             known.clear()
 
     def reset(self) -> None:
@@ -166,33 +159,20 @@ class PrefixCache:
             for node in self._paths[other].path()
         )
 
-    def note(self, request: Request, position: int) -> str:
+    def begin(self, request: Request, position: int) -> str:
         """A request begins at `position`. Returns why not later; "" if that cannot be."""
-        why = self._why_not_later(request, position)
+        path, mine = self._paths.get(request), self.roots.get(request.params.cache_salt)
+        others = [root for root in islice(self.roots.values(), MOST_SALTS) if root is not mine]
+        why = why_not_later(request, position, path, self.least, others)
+        if path is not None:
+            self._begun.add(request)
+            path.count(begun=1)
+            self.order.review(path.path())
         if request.num_cached_tokens is None:  # else it has begun before
             request.num_cached_tokens, request.cache_miss = position, why
             if self.enabled:
                 self.counts.add(request, position, why)
         return why
-
-    def _why_not_later(self, request: Request, position: int) -> str:
-        path = self._paths.get(request)
-        if path is None:
-            return "off"
-        if position >= request.num_tokens - 1:
-            return ""
-        if position >= request.num_reusable_tokens:
-            return "prompt logprobs"
-        deeper = [node for node in path.path() if node.position >= position + self.least]
-        if any(node.was_kept for node in deeper):
-            return "state evicted"
-        if any(node.num_kept for node in deeper):
-            return "no state there"
-        mine, prompt = self._root(request), request.prompt_ids[:-1]
-        others = (root for root in islice(self.roots.values(), MOST_SALTS) if root is not mine)
-        if any(descend(root, prompt)[1] >= position + self.least for root in others):
-            return "salt"
-        return "first seen"
 
     # --- what is kept --------------------------------------------------------------------------
 

@@ -5,8 +5,9 @@ as it can. Prompts of live requests have a path, and so has every moment that is
 needs is cut off and joined again, so a node has a meaning: something is kept here, a live request
 has marked it, texts part here, or something was kept here once (see prefix.py).
 
-Invariant: the edges below a node begin with different tokens; `num_live` and `num_kept` count the
-whole branch, the node itself included; nodes keep their identity when edges are cut or joined.
+Invariant: the edges below a node begin with different tokens; `num_live`, `num_begun`, `num_kept`
+count the whole branch, the node itself included; nodes keep their identity when edges are cut or
+joined.
 """
 
 from collections.abc import Iterator, Sequence
@@ -29,6 +30,7 @@ class Node(Generic[T]):
     num_marks: int = 0  # live requests whose prompt ends here, or has a border here
     was_kept: bool = False  # something was, and nothing has taken its place
     num_live: int = 0  # live requests in this branch
+    num_begun: int = 0  # those of them that have begun, here or later
     num_kept: int = 0  # what is kept in this branch
 
     def path(self) -> Iterator["Node[T]"]:
@@ -38,10 +40,11 @@ class Node(Generic[T]):
             yield node
             node = node.parent
 
-    def count(self, *, live: int = 0, kept: int = 0) -> None:
+    def count(self, *, live: int = 0, begun: int = 0, kept: int = 0) -> None:
         """There are so many more in this branch, and in those that it is part of."""
         for node in self.path():
             node.num_live += live
+            node.num_begun += begun
             node.num_kept += kept
 
     def continuations(self, most: int = 2) -> list["Node[T]"]:
@@ -120,7 +123,7 @@ def _split(node: Node[T], length: int) -> Node[T]:
     parent = node.parent
     assert parent is not None
     upper: Node[T] = Node(parent, node.tokens[:length], parent.position + length)
-    upper.num_live, upper.num_kept = node.num_live, node.num_kept
+    upper.num_live, upper.num_begun, upper.num_kept = node.num_live, node.num_begun, node.num_kept
     parent.children[upper.tokens[0]] = upper
     node.parent, node.tokens = upper, node.tokens[length:]
     upper.children[node.tokens[0]] = node

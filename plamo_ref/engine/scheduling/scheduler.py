@@ -124,7 +124,7 @@ class Queues:
         tokens = self.cache.fit(request.request_id, computed, wanted, source)
         if not tokens or (tokens < wanted and self.running):
             return 0
-        schedule.found[request] = computed, self.prefix.note(request, computed)
+        schedule.found[request] = computed, self.prefix.begin(request, computed)
         self.waiting.remove(request)
         insort(self.running, request, key=_arrival)
         request.status = "running"
@@ -137,6 +137,7 @@ class Queues:
         """Recompute later: give the memory up, wait before all who came later."""
         self.running.remove(request)
         self.prefix.freeze(request)
+        self.prefix.rest(request)
         request.reset()
         insort(self.waiting, request, key=_arrival)
         schedule.preempted.append(request)
