@@ -38,6 +38,15 @@ def test_a_run_generates_every_token_asked_for_and_leaves_the_engine_clean():
     assert plan.total_bytes <= 4_000_000
 
 
+def test_a_run_finds_nothing_of_an_earlier_one():
+    engine = EngineConfig(memory_bytes=4_000_000, block_size=4, enable_prefix_caching=True)
+    core, _ = open_core("tiny", None, engine)
+    for _ in range(2):
+        workloads.run(core, Trace.of((9, 5), (30, 7)))
+    counts = core.queues.prefix.counts
+    assert (counts.asked, counts.found) == (2 * 39, 0)
+
+
 def test_percentiles_are_nearest_ranks_in_milliseconds():
     found = workloads.percentiles([i / 1000 for i in range(1, 101)])
     assert found == {"p50": 50.0, "p90": 90.0, "p99": 99.0}

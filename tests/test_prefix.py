@@ -593,6 +593,18 @@ def test_an_interrupt_forgets_what_was_kept_and_changes_nobodys_tokens():
             assert ids == [r.output_ids for r in undisturbed], interrupter.where
 
 
+def test_who_is_interrupted_before_its_first_token_has_found_nothing():
+    for point in range(20, 700, 97):
+        core = new_core(enable_prefix_caching=True)
+        say(core, PROMPT)
+        request = core.add(PROMPT, SamplingParams(max_tokens=2))
+        with interrupted(point) as interrupter, suppress(KeyboardInterrupt):
+            core.step()
+        run(core)
+        told = 20 if interrupter.where is None else 0
+        assert request.num_cached_tokens == told, interrupter.where
+
+
 # --- what users see -------------------------------------------------------------------------------
 
 

@@ -109,7 +109,7 @@ class EngineConfig:
         True, "Compile kernels in parallel while weights load (on a GPU, Triton kernels)."
     )
     enable_prefix_caching: bool = knob(
-        False, "Keep what was computed of a prompt and an answer, for whoever begins alike."
+        False, "Keep what was computed of prompts and answers, for whoever begins alike."
     )
     record: bool = knob(False, "Keep a record of every step.")
 

@@ -280,7 +280,8 @@ def _check_end(request: Request, asked: TraceRequest, max_model_len: int, name: 
         return  # it came where the engine worked for this request alone, so it is this request's
     outputs, stops = request.output_ids, set(request.params.stop_token_ids)
     stopped = [token in stops for token in outputs]
-    full = len(outputs) == request.params.max_tokens or request.num_tokens == max_model_len
+    most = request.params.max_tokens  # what an aborted one has not read does not count
+    full = len(outputs) == most or request.num_known_tokens == max_model_len
     spoken = asked.grammar is not None and len(outputs) >= asked.grammar[1]
     expected = "stop" if any(stopped[-1:]) or spoken else ("length" if full else "abort")
     if any(stopped[:-1]) or request.finish_reason != expected:

@@ -2,7 +2,8 @@
 
 Invariant: a step holds only prefills or only decodes. Without `chunk_size` a prompt is computed in
 one step (hence requests must fit the budget, see `EngineCore.add`); with it, in pieces of exactly
-that size and a rest. Only where memory is too short for a piece is it cut smaller.
+that size and a rest. Only where memory is too short for a piece, or where prefix caching wants to
+keep the state, is it cut smaller.
 Built in notebooks/07_continuous_batching.ipynb.
 """
 
