@@ -113,14 +113,16 @@ def _in_order(trace: Trace) -> list[TraceRequest]:
 
 def _most_steps(trace: Trace, max_model_len: int) -> int:
     """Each step, somebody computes a token; a token is computed again only after a preemption,
-    which needs somebody older to have got one."""
-    tokens = sum(
+    which needs somebody older to have got one. (V0 may compute a prompt again for each of those.)
+    """
+    lengths = [
         len(r.prompt) + (r.params.max_tokens or 0) if r.follows is None else max_model_len
         for r in trace.requests
-    )
+    ]
+    tokens = sum(lengths) + max(lengths) * sum(r.params.max_tokens or 0 for r in trace.requests)
     last = max(request.arrival for request in trace.requests)
     again = len(trace.requests) + len(trace.preemptions) + len(trace.interruptions)
-    return last + 2 + tokens * (1 + again)
+    return last + 2 + sum(lengths) * again + tokens
 
 
 def _happen(step: int, trace: Trace, core: EngineCore, result: TraceResult) -> None:
