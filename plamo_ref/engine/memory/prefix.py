@@ -86,7 +86,8 @@ class PrefixCache:
         path = self._paths.pop(request, None)
         if path is None:
             return
-        nodes = [node for node in path.path() if node.position in _marks(request)]
+        marks = _marks(request)
+        nodes = [node for node in path.path() if node.position in marks]
         for node in nodes:
             node.num_marks -= 1
         path.count(live=-1)
