@@ -158,6 +158,8 @@ def _one_step(core: EngineCore, result: TraceResult, interruption: Interruption 
         return
     flight = core.in_flight
     if len(result.records) == before and flight is None:
+        if not core.has_work:
+            return  # an interrupt had come before the last token's grammar could speak
         raise ScheduleError(f"step {core.num_steps}: there is work, but nobody computed anything")
     # With overlap the newest step has no record yet, and the newest record is a step behind.
     if flight is not None:
