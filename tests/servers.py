@@ -26,6 +26,7 @@ SMALL = (
     str(64 << 20),
     "--max-num-seqs",
     "32",
+    "--enable-prefix-caching",
 )
 
 

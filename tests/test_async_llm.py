@@ -39,7 +39,16 @@ from plamo_ref.remote.calls import (
     SlowReaderError,
 )
 from plamo_ref.remote.child import EngineProcess
-from plamo_ref.remote.messages import Add, Alive, Codec, Failed, Ready, Step, Token
+from plamo_ref.remote.messages import (
+    Add,
+    Alive,
+    Codec,
+    Failed,
+    PromptFacts,
+    Ready,
+    Step,
+    Token,
+)
 from plamo_ref.remote.restarts import Restarts
 from plamo_ref.remote.supervisor import Supervisor
 from plamo_ref.sampling import GuidedParams, TokenLogprobs
@@ -433,11 +442,11 @@ def test_messages_survive_the_wire():
         logprobs=3,
         guided=GuidedParams(json={"type": "object", "properties": {"年": {"type": "integer"}}}),
     )
-    sent = Add("7", [1, 2, 3], params)
+    sent = Add("7", [1, 2, 3], params, [2])
     got = codec.for_engine(codec.encode(sent))
     assert got == sent
     score = TokenLogprobs(5, -0.25, 1, ((5, -0.25), (7, -2.0)))
-    token = Token("7", 5, "stop", False, score, [score])
+    token = Token("7", 5, "stop", False, score, PromptFacts(3, [score]))
     assert token == Codec().for_front(codec.encode(Step([token]))).tokens[0]
 
 

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from plamo_ref.bench import workloads
+from plamo_ref.bench import prefix, workloads
 from plamo_ref.bench.report import command
 from plamo_ref.bench.scheduling import time_decisions
 from plamo_ref.bench.shapes import SHAPES, open_core
@@ -38,11 +38,46 @@ def test_a_run_generates_every_token_asked_for_and_leaves_the_engine_clean():
     assert plan.total_bytes <= 4_000_000
 
 
+def test_a_run_finds_nothing_of_an_earlier_one():
+    engine = EngineConfig(memory_bytes=4_000_000, block_size=4, enable_prefix_caching=True)
+    core, _ = open_core("tiny", None, engine)
+    for _ in range(2):
+        workloads.run(core, Trace.of((9, 5), (30, 7)))
+    counts = core.queues.prefix.counts
+    assert (counts.asked, counts.found) == (2 * 39, 0)
+
+
 def test_percentiles_are_nearest_ranks_in_milliseconds():
     found = workloads.percentiles([i / 1000 for i in range(1, 101)])
     assert found == {"p50": 50.0, "p90": 90.0, "p99": 99.0}
     assert workloads.percentiles([0.001, 0.002]) == {"p50": 1.0, "p90": 2.0, "p99": 2.0}
     assert workloads.percentiles([]) == {}
+
+
+def test_with_room_for_all_little_more_is_computed_than_must_be():
+    """The second of a crowd shows where it parts from the first, so it computes all of it."""
+    engine = EngineConfig(
+        device="cpu",
+        memory_bytes=1 << 25,
+        block_size=4,
+        max_num_seqs=16,
+        max_num_batched_tokens=256,
+        enable_prefix_caching=True,
+    )
+    core, _ = open_core("tiny", None, engine)
+    row = prefix.crowd(core, 0, 0.02, 2)
+    assert row["computed_tokens"] == row["least_tokens"] + 60
+    row = prefix.chats(core, 0, 0.02, 3)
+    # Of each answer the last token is computed once more: nothing came behind it at the time.
+    assert row["computed_tokens"] <= row["least_tokens"] + 4 * 32 + 20
+    assert row["prompt_tokens"] == sum(
+        32 * (20 + 3 * turn + 3 * (turn - 1)) for turn in range(1, 6)
+    )
+
+
+def test_the_crowd_is_the_recorded_one():
+    assert prefix.tail_lens()[:3] == [217, 129, 287]
+    assert sum(prefix.tail_lens()) == 204_521 - 64 * 3000
 
 
 def test_timing_decisions_needs_no_model():
@@ -59,6 +94,7 @@ def test_timing_decisions_needs_no_model():
         ["decode", "--batches", "1,2", "--prompt-len", "5", "--output-len", "4", "--repeat", "1"],
         ["prefill", "--lengths", "9", "--repeat", "1", "--no-products"],
         ["mixed", "--requests", "3", "--scale", "0.01", "--both"],
+        ["prefix", "--scale", "0.01", "--repeat", "1", "--both"],
         ["scheduler", "--running", "1,2"],
         ["startup"],
         ["ablation", "--only", "float32-state", "--batches", "2", "--output-len", "3"],
@@ -73,7 +109,8 @@ def test_every_benchmark_prints_a_table_and_writes_what_redoes_it(command, tmp_p
     assert result["versions"]["torch"] == torch.__version__
     assert result["machine"]
     assert result["command"].startswith("plamo-ref")
-    assert len(result["data"]) == (1 if command[0] in ("throughput", "latency", "prefill") else 2)
+    rows = {"throughput": 1, "latency": 1, "prefill": 1, "prefix": 2 * 3}
+    assert len(result["data"]) == rows.get(command[0], 2)
 
 
 def test_a_trace_file_is_run(tmp_path, capsys):

@@ -62,7 +62,7 @@ def test_what_changes_nothing_is_accepted_with_one_line(caplog):
         seed=None,
         **SMALL,
     )
-    assert llm.config == EngineConfig(**SMALL, cuda_graphs=False)
+    assert llm.config == EngineConfig(**SMALL, cuda_graphs=False, enable_prefix_caching=True)
     (notice,) = lines(caplog)
     assert "\n" not in notice
     for part in ("tokenizer='tiny'", "swap_space=4", "enforce_eager=True is taken as cuda_graphs"):

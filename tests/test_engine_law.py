@@ -1,8 +1,9 @@
 """The equivalence law: the tokens of a request depend on the request alone.
 
 Invariant tested: whatever the company, the arrival times, the chunks, the scheduler, the size of
-the memory and the preemptions, each request's logits are the reference's within 1e-10 and its ids
-the same; memory is audited and the schedule checked after every step.
+the memory and the preemptions, and whatever is found computed of its prompt, each request's logits
+are the reference's within 1e-10 and its ids the same; memory is audited and the schedule checked
+after every step.
 
 HYPOTHESIS_PROFILE=nightly runs 10,000 traces.
 """
@@ -19,6 +20,7 @@ from safetensors.torch import load_file
 from plamo_ref import LLM, SamplingParams
 from plamo_ref.proof.lab import Trace, draw_trace
 from plamo_ref.proof.law import run_trace
+from plamo_ref.proof.sharing import draw_sharing_trace
 
 GOLDEN = Path(__file__).parent / "golden"
 TRACES = max(240, settings.default.max_examples)
@@ -27,7 +29,8 @@ TRACES = max(240, settings.default.max_examples)
 @st.composite
 def traces(draw: st.DrawFn) -> tuple[str, Trace]:
     name = draw(st.sampled_from(list(CONFIGS)))
-    return name, draw_trace(lambda low, high: draw(st.integers(low, high)), CONFIGS[name])
+    drawn = draw(st.sampled_from([draw_sharing_trace, draw_trace]))
+    return name, drawn(lambda low, high: draw(st.integers(low, high)), CONFIGS[name])
 
 
 @settings(max_examples=TRACES)
@@ -56,6 +59,25 @@ def test_the_traces_are_worth_something():
             for r in result.requests
         )
     assert min(seen.values()) >= 3, seen
+
+
+def test_in_traces_that_share_much_is_found_and_much_is_given_up():
+    """Whole prompts, turns, junctions in the middle; and every reason to find no more."""
+    reasons, hits, tokens, again, overlapped = set(), 0, 0, 0, 0
+    for seed in range(48):
+        name = list(CONFIGS)[seed % len(CONFIGS)]
+        trace = draw_sharing_trace(random.Random(seed).randint, CONFIGS[name])
+        result = run_trace(trace, pair(name))
+        began = set()
+        for request, count, why in (found for record in result.records for found in record.found):
+            reasons.add(why)
+            hits, tokens = hits + (count > 0), tokens + count
+            again += request in began and count > 0
+            overlapped += trace.engine.overlap and count > 0
+            began.add(request)
+    no_more = {"", "off", "prompt logprobs", "state evicted", "no state there", "salt"}
+    assert reasons == no_more | {"first seen"}
+    assert min(hits / 5, tokens / 50, again, overlapped) >= 3, (hits, tokens, again, overlapped)
 
 
 # --- the same in float32, against independent implementations -------------------------------------

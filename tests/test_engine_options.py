@@ -43,6 +43,7 @@ OTHER: dict[str, tuple[list[str], Any]] = {
     "cuda_graphs": (["--no-cuda-graphs"], False),
     "graph_tokens": (["--graph-tokens", "0"], 0),
     "precompile": (["--no-precompile"], False),
+    "enable_prefix_caching": (["--enable-prefix-caching"], True),
 }
 
 

@@ -4,6 +4,7 @@ Invariant tested: the same traces pass without the fault, before and after.
 """
 
 import random
+from collections.abc import Callable
 from functools import cache
 
 import pytest
@@ -15,10 +16,12 @@ from plamo_ref.engine.memory.pool import PoolError
 from plamo_ref.errors import PlamoRefError
 from plamo_ref.proof.audits import ScheduleError
 from plamo_ref.proof.faults import FAULTS, fault
+from plamo_ref.proof.faults_prefix import PREFIX_FAULTS
 from plamo_ref.proof.faults_text import TEXT_FAULTS, TextError, check_text
 from plamo_ref.proof.lab import Trace, draw_trace
 from plamo_ref.proof.law import LawError, run_trace
 from plamo_ref.proof.planting import Fault
+from plamo_ref.proof.sharing import draw_sharing_trace
 
 HYBRID = "mamba, sliding and full"
 TRACES = 60
@@ -34,13 +37,18 @@ def trace(seed: int) -> Trace:
     return draw_trace(random.Random(seed).randint, CONFIGS[HYBRID])
 
 
-def first_failure(*errors: type[Exception]) -> int | None:
+@cache
+def sharing_trace(seed: int) -> Trace:
+    return draw_sharing_trace(random.Random(seed).randint, CONFIGS[HYBRID])
+
+
+def first_failure(*errors: type[Exception], drawn: Callable[[int], Trace] = trace) -> Trace | None:
     """The first trace that ends in one of `errors`."""
     for seed in range(TRACES):
         try:
-            run_trace(trace(seed), pair(HYBRID))
+            run_trace(drawn(seed), pair(HYBRID))
         except errors:
-            return seed
+            return drawn(seed)
         except (PlamoRefError, LookupError, RuntimeError, ValueError, AssertionError):
             pass  # another check was quicker, or it broke down
     return None
@@ -55,9 +63,17 @@ def test_without_a_fault_all_traces_pass():
 def test_a_fault_is_caught(planted: Fault):
     pair(HYBRID)  # made while everything is whole
     with planted.planted():
-        seed = first_failure(*ERRORS[planted.caught_by])
-    assert seed is not None, f"{planted.caught_by}: {TRACES} traces did not notice"
-    run_trace(trace(seed), pair(HYBRID))  # and the engine is whole again
+        caught = first_failure(*ERRORS[planted.caught_by])
+    assert caught is not None, f"{planted.caught_by}: {TRACES} traces did not notice"
+    run_trace(caught, pair(HYBRID))  # and the engine is whole again
+
+
+@pytest.mark.parametrize("planted", PREFIX_FAULTS, ids=lambda each: each.name)
+def test_a_fault_of_prefix_caching_is_caught(planted: Fault):
+    with planted.planted():
+        caught = first_failure(*ERRORS[planted.caught_by], drawn=sharing_trace)
+    assert caught is not None, f"{planted.caught_by}: {TRACES} traces did not notice"
+    run_trace(caught, pair(HYBRID))
 
 
 TOKENIZER = LLM("tiny", device="cpu", memory_bytes=2**22).tokenizer
@@ -79,7 +95,7 @@ def test_a_fault_of_text_is_caught(planted: Fault):
 
 
 def test_each_fault_has_a_name_and_a_sentence():
-    every = (*FAULTS, *TEXT_FAULTS)
+    every = (*FAULTS, *PREFIX_FAULTS, *TEXT_FAULTS)
     assert len({each.name for each in every}) == len(every) >= 30
     assert all(each.story.endswith(".") and each.story[0].isupper() for each in every)
     assert fault("block leaked").caught_by == "audit"

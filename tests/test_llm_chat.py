@@ -54,6 +54,15 @@ def test_an_answer_ends_where_the_turn_ends(llm):
     assert (answer.outputs[0].text, answer.outputs[0].stop_reason) == ("はい", "\nuser:")
 
 
+def test_the_second_conversation_with_the_same_instructions_begins_behind_them():
+    llm = small(enable_prefix_caching=True)
+    told = {"role": "system", "content": "It was the best of times, it was the worst of times."}
+    talks = [[told, {"role": "user", "content": text}] for text in ("それで?", "Who are you?")]
+    found = [llm.chat(talk, GREEDY, use_tqdm=False)[0].num_cached_tokens for talk in talks]
+    assert found[0] == 0
+    assert found[1] > len(llm.tokenizer.encode(told["content"]))
+
+
 def test_another_template_is_used_by_name_or_file(llm, tmp_path):
     (tmp_path / "mine.jinja").write_text("{{ mood }}{{ messages[0].content }}")
     path = str(tmp_path / "mine.jinja")

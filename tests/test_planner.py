@@ -66,9 +66,10 @@ def plan_or_refusal(config: Plamo2Config, budget: int, **engine: object) -> Memo
     block_size=st.integers(1, 20),
     batched=st.integers(1, 300),
     longest=st.none() | st.integers(1, 200),
+    caching=st.booleans(),
 )
 def test_a_plan_fits_its_budget_and_seats_everybody(
-    name, budget, seats, block_size, batched, longest
+    name, budget, seats, block_size, batched, longest, caching
 ):
     config = CONFIGS[name]
     engine = {
@@ -76,17 +77,19 @@ def test_a_plan_fits_its_budget_and_seats_everybody(
         "block_size": block_size,
         "max_num_batched_tokens": batched,
         "max_model_len": longest,
+        "enable_prefix_caching": caching,
     }
     plan = plan_or_refusal(config, budget, **engine)
     if isinstance(plan, str):
         needed = int(re.search(r"one request needs ([\d,]+)", plan)[1].replace(",", ""))
         assert needed > budget
         assert f"{budget:,}" in plan
-        assert planned(config, needed, **engine).max_num_seqs == 1, "the number it names will do"
+        assert planned(config, needed, **engine).max_num_seqs >= 1, "the number it names will do"
         return
     assert plan.total_bytes <= budget
     assert 1 <= plan.max_num_seqs <= seats
-    assert plan.num_slots == (1 + plan.max_num_seqs if config.layers_of("mamba") else 0)
+    slots = plan.num_slots - caching * max(0, plan.num_slots - 1 - plan.max_num_seqs)
+    assert slots == (1 + plan.max_num_seqs if config.layers_of("mamba") else 0)
     cache = plan.new_cache()
     window = config.attention_window_size
     for seat in range(plan.max_num_seqs):  # all of them, one window each, at the same time
@@ -113,6 +116,7 @@ SETTINGS = {
             "block_size": st.integers(1, 20),
             "max_num_batched_tokens": st.integers(1, 300),
             "max_model_len": st.none() | st.integers(1, 400),
+            "enable_prefix_caching": st.booleans(),
         }
     ),
 }
@@ -128,6 +132,7 @@ def test_more_memory_never_gives_less(name, engine, budget, more):
     longest = engine["max_model_len"]
     assert larger.max_num_seqs >= less.max_num_seqs
     assert planned_length(larger, longest) >= planned_length(less, longest)
+    assert larger.num_slots >= less.num_slots
     for kind in less.num_blocks.keys() - {"sliding_window"}:
         assert larger.num_blocks[kind] >= less.num_blocks[kind]
 
@@ -246,6 +251,20 @@ def test_reasons_name_the_numbers():
     assert "tokens for all requests together" in text
     text = "\n".join(planned(CONFIGS["mamba and sliding"], 10**6).reasons)
     assert "memory does not grow with its length" in text
+
+
+def test_what_seats_do_not_want_is_for_what_was_computed():
+    off, on = (planned(SHAPE_8B, 60 * GIB, enable_prefix_caching=on) for on in (False, True))
+    assert (off.max_num_seqs, on.max_num_seqs) == (64, 64)
+    assert off.num_slots == 1 + 64
+    left = off.budget - off.total_bytes
+    assert abs((on.num_slots - off.num_slots) * on.slot_bytes - left / 2) < on.slot_bytes
+    assert on.budget - on.total_bytes < on.block_bytes["sliding_window"]
+    assert f"{on.num_slots - 65:,} slots beside" in "\n".join(on.reasons)
+    full = CONFIGS["mamba and full"]
+    off, on = (planned(full, 10**7, enable_prefix_caching=on) for on in (False, True))
+    assert off.num_slots == 65 < on.num_slots
+    assert on.num_blocks["full"] * on.block_bytes["full"] > 10**7 * 0.49
 
 
 def test_full_attention_takes_what_is_left_unless_lengths_are_limited():

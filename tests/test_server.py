@@ -100,7 +100,63 @@ def test_a_completion_is_the_offline_engines(client):
         "prompt_tokens": prompt,
         "completion_tokens": tokens,
         "total_tokens": prompt + tokens,
+        "prompt_tokens_details": {"cached_tokens": 0},
     }
+
+
+LONG = "It was the best of times, it was the worst of times, it was the age of wisdom, it was "
+
+
+def cached(body: dict) -> int:
+    return body["usage"]["prompt_tokens_details"]["cached_tokens"]
+
+
+def test_the_same_prompt_is_found_computed_unless_it_is_salted_or_forgotten(server, client):
+    before = server.metrics()
+    asked = {"prompt": LONG, "max_tokens": 3}
+    first, again = complete(client, **asked), complete(client, **asked)
+    length = first["usage"]["prompt_tokens"]
+    assert (cached(first), cached(again)) == (0, length - 1)
+    assert again["choices"] == first["choices"]
+    salted = [complete(client, **asked, cache_salt=salt, n=2, seed=1) for salt in ("a", "a", "b")]
+    assert [cached(body) for body in salted] == [0, length - 1, 0]
+    assert client.post("/reset_prefix_cache").json() == {"success": True}
+    assert cached(complete(client, **asked)) == 0
+    server.wait_until_idle()
+    after = server.metrics()
+
+    def grown(name: str) -> float:
+        return after[f"plamo_ref_prefix_cache_{name}"] - before.get(
+            f"plamo_ref_prefix_cache_{name}", 0
+        )
+
+    assert grown("queries_total") == 9 * length
+    assert grown("hits_total") == (1 + 1 + 2 + 1) * (length - 1)
+    assert grown('misses_total{reason="first seen"}') == 2
+    assert grown('misses_total{reason="salt"}') == 2
+    assert after["plamo_ref_prefix_cache_states"] == 2
+    assert after["plamo_ref_prefix_cache_bytes"] > 0
+    refused(
+        client.post("/v1/completions", json={**GREEDY, **asked, "cache_salt": ""}),
+        400,
+        "cache_salt",
+    )
+
+
+def test_the_second_conversation_with_the_same_instructions_begins_behind_them(client):
+    """Nobody has shown yet that conversations part there: the server knows it."""
+    found = []
+    for question in ("Who are you?", "What time is it?", "And now?"):
+        messages = [{"role": "system", "content": LONG}, {"role": "user", "content": question}]
+        asked = {"model": "tiny", "messages": messages, "max_tokens": 2, "stream": True}
+        options = {"stream_options": {"include_usage": True}}
+        answer = client.post("/v1/chat/completions", json={**asked, **options})
+        found.append(cached(events(answer.text)[-1]))
+    instructions = client.post("/tokenize", json={"prompt": LONG}).json()["count"]
+    assert found[0] == 0
+    assert found[1] == found[2] >= instructions
+    answer = client.post("/v1/responses", json={"input": LONG * 2, "max_output_tokens": 16}).json()
+    assert answer["usage"]["input_tokens_details"]["cached_tokens"] == 0
 
 
 def test_text_goes_to_tokens_and_back(client):

@@ -121,6 +121,13 @@ HONOURED: dict[str, tuple[dict, Check]] = {
     "min_p": ({"min_p": 1, "temperature": 1, "seed": 1}, is_greedy),
     "return_token_ids": ({}, lambda body, _: TOKENIZER.decode(ids(body)) == text(body)),
     "request_id": ({"request_id": "mine"}, lambda body, _: body["id"].endswith("cmpl-mine")),
+    "cache_salt": (  # nobody else has it: see test_server.py
+        {"cache_salt": "mine"},
+        lambda body, plain: (
+            body["choices"] == plain["choices"]
+            and body["usage"]["prompt_tokens_details"] == {"cached_tokens": 0}
+        ),
+    ),
     "ignore_eos": (
         {"ignore_eos": True, "logit_bias": {str(EOS): 100}},
         lambda body, _: ids(body) == [EOS] * 9,

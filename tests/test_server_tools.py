@@ -382,6 +382,7 @@ def plain(response: object) -> dict:
     for item in body["output"]:
         item.pop("id")
         item.pop("call_id", None)
+    body["usage"].pop("input_tokens_details")  # the second one finds what the first has left
     return {name: value for name, value in body.items() if name not in ("id", "created_at")}
 
 

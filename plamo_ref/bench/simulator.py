@@ -121,7 +121,7 @@ def _requests(trace: Trace, engine: EngineConfig, cache: HybridCache) -> list[Re
         if r.prompt_len + r.output_len > longest:
             raise EngineError(f"trace: request {i} ({r}) is longer than {longest} tokens")
         params = SamplingParams(max_tokens=r.output_len, ignore_eos=True)
-        requests.append(Request(str(i), (0,) * r.prompt_len, params, (), 0, arrival=i))
+        requests.append(Request(str(i), (i,) * r.prompt_len, params, (), 0, arrival=i))
     return requests
 
 
@@ -165,6 +165,7 @@ def _advance(
         started=clock,
         schedule_seconds=0.0,
         total_seconds=duration,
+        found=tuple((r.request_id, *found) for r, found in schedule.found.items()),
     )
 
 

@@ -71,6 +71,7 @@ def percentiles(seconds: Sequence[float]) -> dict[str, float]:
 def run(core: EngineCore, trace: Trace) -> RunResult:
     """Run a trace greedily to its full lengths, each request entering at its arrival in seconds.
 
+    What earlier runs have left in a prefix cache is forgotten: they had the same prompts.
     Nobody observes: records of steps, and the logits kept for them, would be measured as well.
 
     Raises:
@@ -80,6 +81,7 @@ def run(core: EngineCore, trace: Trace) -> RunResult:
     jobs = trace.requests
     prompts = [prompt_ids(index, job.prompt_len, vocab) for index, job in enumerate(jobs)]
     requests: list[Request] = []
+    core.reset_prefix_cache()
     steps, started = core.num_steps, time.perf_counter()
     try:
         while len(requests) < len(jobs) or core.has_work:

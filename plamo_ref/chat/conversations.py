@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from plamo_ref.chat.borders import borders
 from plamo_ref.chat.templates import ChatTemplate, TemplateLoadError, load_template
 from plamo_ref.intake.values import shown
 from plamo_ref.sampling import SamplingParams
@@ -46,7 +47,8 @@ class ChatPrompts:
         """A conversation as a prompt for `LLM.generate`; arguments as of `ChatTemplate.render`."""
         text = self.template.render(conversation, extra, **options)
         ids = self.tokenizer.encode(text, self.template.add_bos(text))
-        return {"prompt": text, "prompt_token_ids": ids}
+        ends = borders(conversation, text, ids, self.tokenizer)
+        return {"prompt": text, "prompt_token_ids": ids, "borders": ends}
 
     def params(self, params: SamplingParams) -> SamplingParams:
         """The same, ending where the assistant's turn ends."""

@@ -23,7 +23,6 @@ FLAGS = (
     "enable_expert_parallel",
     "enable_lora",
     "enable_log_requests",
-    "enable_prefix_caching",
     "enable_sleep_mode",
     "disable_custom_all_reduce",
     "disable_log_requests",

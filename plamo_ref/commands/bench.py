@@ -159,6 +159,24 @@ def trace(file: Path, both: bool, repeat: int, **options: Any) -> None:
 
 @bench.command()
 @bench_options
+@click.option("--scale", default=1.0, show_default=True, help="Of all prompt and output lengths.")
+@click.option("--both", is_flag=True, help="Also without prefix caching.")
+@repeat_option(3)
+@result_option
+def prefix(scale: float, both: bool, repeat: int, **options: Any) -> None:
+    """Prompts that begin alike: a crowd with one beginning, and chats of several turns."""
+    from plamo_ref.bench.prefix import time_workloads
+
+    rows = []
+    for caching in (True, False)[: 1 + both]:
+        core, done = open_engine(options | {"enable_prefix_caching": caching})
+        rows += time_workloads(core, scale, repeat)
+        del core  # its memory is the next one's
+    done("prefix", rows)
+
+
+@bench.command()
+@bench_options
 @click.option("--compare", is_flag=True, help="Also with kernels compiled when first launched.")
 @result_option
 def startup(compare: bool, **options: Any) -> None:

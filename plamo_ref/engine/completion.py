@@ -53,7 +53,9 @@ class Completion:
         Returns whether the core has to finish the request, because a stop string has appeared.
         """
         tokens = self.request.output_ids
-        while len(self.pieces) < len(tokens) and self.text.stopped_by is None:
+        # Whether a token is the last is for the grammar to say, if it has not yet.
+        told = len(tokens) - self.request.awaits_guide
+        while len(self.pieces) < told and self.text.stopped_by is None:
             self._take(tokens[len(self.pieces)])
         return self.text.stopped_by is not None and not self.finished
 
@@ -121,4 +123,5 @@ def gather(completions: Sequence[Completion], tokenizer: Plamo2Tokenizer) -> Req
         prompt_logprobs=(None, *readable_logprobs(request.prompt_logprobs, tokenizer))
         if asked
         else None,
+        num_cached_tokens=request.num_cached_tokens,
     )

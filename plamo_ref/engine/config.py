@@ -108,6 +108,9 @@ class EngineConfig:
     precompile: bool = knob(
         True, "Compile kernels in parallel while weights load (on a GPU, Triton kernels)."
     )
+    enable_prefix_caching: bool = knob(
+        False, "Keep what was computed of prompts and answers, for whoever begins alike."
+    )
     record: bool = knob(False, "Keep a record of every step.")
 
     def __post_init__(self) -> None:
@@ -226,6 +229,7 @@ _KINDS: Mapping[str, Kind] = {
     "cuda_graphs": Flag(),
     "graph_tokens": Whole("0 (record decode steps only) or more"),
     "precompile": Flag(),
+    "enable_prefix_caching": NoneFor(Flag(), EngineConfig.enable_prefix_caching),
     "record": Flag(),
 }
 EngineConfig.__init__ = speaks_vllm(ENGINE, EngineError)(EngineConfig.__init__)  # type: ignore[method-assign]

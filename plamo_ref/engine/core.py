@@ -5,9 +5,8 @@ overlap the next step is launched first, so the device never waits for the host:
 goes on for certain is scheduled with a token whose value only the device knows.
 
 Invariant: between two steps every unfinished request is either waiting without memory or running
-with what `num_computed_tokens` needs; the tokens of a request depend on the request alone, and not
-on what is raised in a step either: `_torn` is set while anything is being changed, so whoever finds
-it set knows that the change was broken off, and lets recovery.py make the state anew.
+with what `num_computed_tokens` needs; the tokens of a request depend on the request alone, not on
+what is raised in a step either: who finds `_torn` set lets recovery.py make the state anew.
 Built in notebooks/07_continuous_batching.ipynb, the overlap in 13_cuda_graphs_and_overlap.ipynb.
 """
 
@@ -20,9 +19,8 @@ from torch import Tensor
 from plamo_ref.engine.batching import BatchPlan, Unread, build_batch
 from plamo_ref.engine.blame import is_nobodys, together_or_alone
 from plamo_ref.engine.config import EngineConfig, EngineError
-from plamo_ref.engine.flight import Flight, describe, record_of
+from plamo_ref.engine.flight import Flight, Observer, Told, describe, record_of
 from plamo_ref.engine.memory.planner import MemoryPlan
-from plamo_ref.engine.record import StepRecord
 from plamo_ref.engine.recovery import rebuild
 from plamo_ref.engine.request import FinishReason, Request
 from plamo_ref.engine.runner import ModelRunner
@@ -33,17 +31,14 @@ from plamo_ref.engine.scheduling.scheduler_v1 import V1Scheduler
 from plamo_ref.engine.tokens import (
     choose_on_device,
     finish_reason,
-    is_full,
+    is_leaving,
     read_tokens,
     score_prompt,
 )
 from plamo_ref.sampling import AdjustTables, Guide, SamplingParams
 
 GRAMMAR_SECONDS = 0.01  # for the grammars of a step: a mask takes a hundredth of that
-# Called after a step with its record, the requests that got a token, and their logits [n, V]. The
-# step is done by then: what an observer raises is raised to whoever made it, and changes nothing.
-Told = tuple[StepRecord, Sequence[Request], Tensor]
-Observer = Callable[[StepRecord, Sequence[Request], Tensor], None]
+Work = Callable[..., FinishReason | None]
 
 
 class EngineCore:
@@ -58,9 +53,8 @@ class EngineCore:
         self.requests: dict[str, Request] = {}
         self.observers: list[Observer] = []
         self.num_steps = self._arrivals = 0
-        model = runner.model.config
-        self.max_model_len = longest_request(config, self.cache, model)
-        self._limits = Limits(config, model.vocab_size, self.max_model_len)
+        self.max_model_len = longest_request(config, self.cache, runner.model.config)
+        self._limits = Limits(config, runner.model.config.vocab_size, self.max_model_len)
         self._overlap = config.resolve_overlap(runner.device)
         self.tables = AdjustTables() if config.adjust_tables else None
         self._flight: Flight | None = None  # launched, not landed
@@ -77,8 +71,10 @@ class EngineCore:
         stop_ids: Collection[int] = (),
         request_id: str | None = None,
         guide: Guide | None = None,
+        borders: Collection[int] = (),
     ) -> Request:
-        """Queue a request, unless anything is raised. `guide` follows `params.guided`.
+        """Queue a request, unless anything is raised. `guide` follows `params.guided`; `borders`
+        are positions in the prompt behind which others may go another way.
 
         Raises:
             EngineError: it could never run: empty, too long, or not made of known tokens.
@@ -92,6 +88,7 @@ class EngineCore:
         # Requests without a seed still must not share their random numbers.
         seed = params.seed if params.seed is not None else (self.config.seed << 32) + self._arrivals
         request = Request(request_id, prompt, params, stops, seed, self._arrivals, guide)
+        request.borders = tuple(borders)
         self._torn = True
         self._arrivals += 1
         self.queues.add(request)
@@ -104,11 +101,17 @@ class EngineCore:
     ) -> None:
         """End a request now, whatever it is doing. Unknown or finished ones are ignored."""
         self.recover()
-        request = self.requests.get(request_id)
-        if request is not None:
+        if (request := self.requests.get(request_id)) is not None:
             self._torn = True
             self._end(request, reason, error)
             self._torn = False
+
+    def reset_prefix_cache(self) -> None:
+        """Forget what was computed for those who have ended."""
+        self.recover()
+        self._torn = True
+        self.queues.prefix.reset()
+        self._torn = False
 
     def _end(self, request: Request, reason: FinishReason, error: Exception | None = None) -> None:
         request.finish(reason, error)
@@ -173,12 +176,9 @@ class EngineCore:
         if flying is not None and flying.needs_host(self.tables is not None):
             told, flying, self._flight = self._land(flying), None, None
         self._flight = self._launch(flying)
-        if flying is not None:
-            told = self._land(flying)
-        elif self._flight is not None and not self._overlap:
+        if flying is None and not self._overlap:
             flying, self._flight = self._flight, None
-            told = self._land(flying)
-        return told
+        return told if flying is None else self._land(flying)
 
     def _launch(self, previous: Flight | None) -> Flight | None:
         """Decide and start the next step. Nothing here waits for the device."""
@@ -189,6 +189,8 @@ class EngineCore:
             return None
         unread = None if previous is None else Unread(previous.tokens, previous.rows)
         plan = build_batch(schedule, self.cache, self.runner.place, unread)
+        if self.cache.copies:
+            self.runner.copy(self.cache.copies)
         logits = self.runner.run(plan.batch, plan.rows)
         tokens = self._choose(plan, logits, unread)
         if self.observers and self._overlap:
@@ -199,9 +201,8 @@ class EngineCore:
             request.num_computed_tokens += schedule.tokens[request]
         for request in plan.sampled:
             request.num_unread_tokens += 1
-            if is_full(request, request.num_output_tokens, self.max_model_len):
-                # Its last token is under way. The device works in order, so whoever gets its
-                # memory comes after it.
+            if is_leaving(request, self.max_model_len):
+                # The device works in order, so whoever gets its memory comes after it.
                 self.queues.remove(request)
         return flight
 
@@ -247,9 +248,7 @@ class EngineCore:
         self.num_steps += 1
         if flight.log is None:
             return None
-        finished = tuple(r.request_id for r in landed if r.finish_reason is not None)
-        record = record_of(flight, self.num_steps - 1, finished, self.queues)
-        return record, landed, logits[rows]
+        return record_of(flight, self.num_steps - 1, landed, self.queues), landed, logits[rows]
 
     # --- what a token means --------------------------------------------------------------------
 
@@ -265,14 +264,14 @@ class EngineCore:
                 self._undecided.append(request)
                 continue
             self._moved.append(request)
-            self._work_for(request, self._end_if_done, request)
+            # What follows from it is everybody's: an error in that leaves the books undone.
+            reason = self._work_for(request, finish_reason, request, self.max_model_len)
+            if reason is not None:
+                self._end(request, reason)
+            elif is_leaving(request, self.max_model_len):
+                self.queues.remove(request)
             decided = True
         return decided
-
-    def _end_if_done(self, request: Request) -> None:
-        reason = finish_reason(request, self.max_model_len) if request.output_ids else None
-        if reason is not None:
-            self._end(request, reason)
 
     @property
     def is_stalled(self) -> bool:
@@ -282,14 +281,15 @@ class EngineCore:
 
     # --- whose error it is ---------------------------------------------------------------------
 
-    def _work_for(self, request: Request, work: Callable[..., None], *args: object) -> None:
+    def _work_for(self, request: Request, work: Work, *args: object) -> FinishReason | None:
         """Do something that concerns one request: an error in it ends this request alone."""
         try:
-            work(*args)
+            return work(*args)
         except Exception as error:
             if is_nobodys(error):
                 raise
             self._blame([request], {0: error})
+            return None
 
     def _blame(self, requests: Sequence[Request], errors: Mapping[int, Exception]) -> None:
         """End the requests that made these errors, by row."""

@@ -5,7 +5,7 @@ moved on; only who finished, and the clock, are read when it lands.
 """
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,6 +18,11 @@ from plamo_ref.engine.record import ScheduledTokens, StepRecord, memory_in_use
 from plamo_ref.engine.request import Request
 from plamo_ref.engine.scheduling.scheduler import Queues, Schedule
 from plamo_ref.engine.tokens import needs_host
+
+# Called after a step with its record, the requests that got a token, and their logits [n, V]. The
+# step is done by then: what an observer raises is raised to whoever made it, and changes nothing.
+Told = tuple[StepRecord, Sequence[Request], Tensor]
+Observer = Callable[[StepRecord, Sequence[Request], Tensor], None]
 
 
 @dataclass(frozen=True)
@@ -88,7 +93,7 @@ def describe(plan: BatchPlan, schedule: Schedule, cache: HybridCache) -> FlightL
             start=request.num_computed_tokens,
             num_tokens=schedule.tokens[request],
             kind="decode"
-            if request.is_decoding
+            if request.is_decoding and request not in schedule.admitted
             else ("recompute" if request.num_preemptions else "prefill"),
             sampled=request in sampled,
         )
@@ -97,15 +102,16 @@ def describe(plan: BatchPlan, schedule: Schedule, cache: HybridCache) -> FlightL
     return FlightLog(shares, *memory_in_use(cache))
 
 
-def record_of(flight: Flight, number: int, finished: tuple[str, ...], queues: Queues) -> StepRecord:
-    """The record of a step that has landed as number `number`."""
+def record_of(flight: Flight, number: int, landed: Sequence[Request], queues: Queues) -> StepRecord:
+    """The record of a step that has landed as number `number`, for those who got a token."""
     assert flight.log is not None
     return StepRecord(
         step=number,
         scheduled=flight.log.shares,
         admitted=tuple(r.request_id for r in flight.schedule.admitted),
         preempted=tuple(r.request_id for r in flight.schedule.preempted),
-        finished=finished,
+        found=tuple((r.request_id, *found) for r, found in flight.schedule.found.items()),
+        finished=tuple(r.request_id for r in landed if r.finish_reason is not None),
         num_waiting=len(queues.waiting),
         num_running=len(queues.running),
         blocks_used=flight.log.blocks_used,

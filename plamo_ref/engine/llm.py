@@ -142,7 +142,8 @@ class LLM:
 
         Args:
             prompts: one or many: a text, token ids (a flat list or a 1-D array is one prompt), or
-                vLLM's `{"prompt": text}` and `{"prompt_token_ids": ids}`.
+                vLLM's `{"prompt": text}` and `{"prompt_token_ids": ids}`, with a `"cache_salt"` or
+                without.
             sampling_params: one for all, one for each, or None: the defaults.
 
         Raises:
@@ -236,6 +237,11 @@ class LLM:
                 self._callers.aborted.append(name)
         self._callers.grant()
 
+    def reset_prefix_cache(self) -> bool:
+        """Forget what was computed for those who have ended. Always works, so it returns True."""
+        self._callers.alone(self.core.reset_prefix_cache)
+        return True
+
     # --- inside --------------------------------------------------------------------------------
 
     @cached_property
@@ -259,7 +265,9 @@ class LLM:
         guide = None if params.guided is None else self._guides.start(params.guided).checked()
         caller.names.append(name)  # before it is there: so that none is ever overlooked
         try:
-            request = self.core.add(asked.prompt_ids, params, self.stop_token_ids, name, guide)
+            request = self.core.add(
+                asked.prompt_ids, params, self.stop_token_ids, name, guide, asked.borders
+            )
         except BaseException:
             if guide is not None:
                 guide.close()

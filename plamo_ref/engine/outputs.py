@@ -44,6 +44,9 @@ class RequestOutput:
     finished: bool
     metrics: RequestTimes  # of the first completion
     prompt_logprobs: tuple[dict[int, Logprob] | None, ...] | None = None  # None for the first token
+    # Tokens of the prompt that were found computed already, for the first completion; None: it has
+    # not begun.
+    num_cached_tokens: int | None = None
 
 
 @dataclass(frozen=True)

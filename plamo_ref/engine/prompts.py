@@ -5,7 +5,7 @@ are Python's own integers; whatever else is given is refused by name and place.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from plamo_ref.engine.config import EngineError
@@ -14,12 +14,13 @@ from plamo_ref.sampling import SamplingParams
 from plamo_ref.text.loading import check_params
 from plamo_ref.text.tokenizer import Plamo2Tokenizer
 
-# A text, ids, or vLLM's {"prompt": text} and {"prompt_token_ids": ids}. Arrays of NumPy and torch
-# are lists of their items everywhere.
+# A text, ids, or vLLM's {"prompt": text} and {"prompt_token_ids": ids}, which may have a
+# "cache_salt", and "borders". Arrays of NumPy and torch are lists of their items everywhere.
 PromptLike = str | Iterable[int] | Mapping[str, Any]
 PromptsLike = PromptLike | Iterable[PromptLike]
 ParamsLike = SamplingParams | Iterable[SamplingParams] | None
 
+_KEYS = ("prompt", "prompt_token_ids", "cache_salt", "borders")
 _WANTED = "a text, a list of ids, or a list of such"
 
 
@@ -29,6 +30,8 @@ class Prompt:
 
     text: str | None
     token_ids: tuple[int, ...] | None
+    cache_salt: str | None = None  # instead of that of its SamplingParams
+    borders: tuple[int, ...] = ()  # positions in the ids behind which others may go another way
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,7 @@ class Asked:
     prompt: str | None  # None: given as token ids
     prompt_ids: tuple[int, ...]
     params: SamplingParams
+    borders: tuple[int, ...] = ()  # see `Prompt`
 
 
 def completions_asked(
@@ -55,11 +59,14 @@ def completions_asked(
     wanted = read_params(default if params is None else params, len(listed))
     for index, (prompt, one) in enumerate(zip(listed, wanted, strict=True)):
         check_params(tokenizer, one)
+        if prompt.cache_salt is not None:
+            one = replace(one, cache_salt=prompt.cache_salt)
         ids = prompt.token_ids
         if ids is None:
             ids = tuple(tokenizer.encode(prompt.text or ""))
         for number in range(one.n):
-            yield Asked(index, number, one.n, prompt.text, ids, one.completion(number))
+            of_one = one.completion(number)
+            yield Asked(index, number, one.n, prompt.text, ids, of_one, prompt.borders)
 
 
 def read_prompts(given: Any) -> list[Prompt]:
@@ -151,7 +158,7 @@ def _from_mapping(given: Mapping[Any, Any], name: str) -> Prompt:
     """vLLM's {"prompt": text} and {"prompt_token_ids": ids}."""
     for key, value in given.items():
         empty = value is None or (isinstance(value, Sequence | Mapping) and not value)
-        if key not in ("prompt", "prompt_token_ids") and not empty:
+        if key not in _KEYS and not empty:
             raise EngineError(f"{name}: {shown(key)} is not supported; it is about text only")
     text, ids = given.get("prompt"), given.get("prompt_token_ids")
     if text is None and ids is None:
@@ -159,4 +166,8 @@ def _from_mapping(given: Mapping[Any, Any], name: str) -> Prompt:
     if text is not None and not isinstance(text, str):
         raise EngineError(f"{name}: its text is {shown(text)}")
     ids = None if ids is None else read_ids(ids, f"{name}: prompt_token_ids")
-    return Prompt(None if text is None else str(text), ids)
+    salt = given.get("cache_salt")
+    if salt is not None and not (isinstance(salt, str) and salt):
+        raise EngineError(f"{name}: its cache_salt is {shown(salt)}; give a text, not an empty one")
+    borders = read_ids(given.get("borders") or (), f"{name}: borders")
+    return Prompt(None if text is None else str(text), ids, salt, borders)

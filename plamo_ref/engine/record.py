@@ -39,6 +39,8 @@ class StepRecord:
     started: float  # seconds on a monotonic clock
     schedule_seconds: float
     total_seconds: float
+    # Of each one admitted: tokens that it found computed already, and why not more (see prefix.py).
+    found: tuple[tuple[str, int, str], ...] = ()
 
     @property
     def num_tokens(self) -> int:
@@ -46,6 +48,6 @@ class StepRecord:
 
 
 def memory_in_use(cache: HybridCache) -> tuple[dict[LayerKind, int], int]:
-    """Used blocks of each group, and used slots."""
-    blocks = {kind: pool.num_used for kind, pool in cache.blocks.items()}
-    return blocks, 0 if cache.slots is None else cache.slots.num_used
+    """Blocks of each group and slots that requests hold; what is only kept counts as free."""
+    blocks = {kind: pool.num_held for kind, pool in cache.blocks.items()}
+    return blocks, 0 if cache.slots is None else cache.slots.num_held

@@ -45,6 +45,8 @@ def _settle(request: Request, max_model_len: int) -> None:
     """Make everything about one request follow from what it durably is."""
     del request.logprobs[len(request.output_ids) :]
     request.num_unread_tokens = 0
+    if not request.output_ids:
+        request.num_cached_tokens = None  # it begins anew
     if request.finish_reason is None:
         _look_at_output(request, max_model_len)
     if request.finish_reason is not None:

@@ -41,12 +41,15 @@ class Request:
     arrival: int  # order of arrival, which decides who goes first
     guide: Guide | None = None  # the progress of its grammar
     awaits_guide: bool = False  # its grammar has not said yet what may come next
+    borders: tuple[int, ...] = ()  # positions in the prompt behind which others may go another way
     output_ids: list[int] = field(default_factory=list)
     logprobs: list[TokenLogprobs] = field(default_factory=list)  # of the output, if asked for
     prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)  # from the second token on
     num_computed_tokens: int = 0
     num_unread_tokens: int = 0  # chosen by a launched step; still on the device
     num_preemptions: int = 0
+    num_cached_tokens: int | None = None  # not computed, but found; None: it has not begun
+    cache_miss: str = ""  # why it was not more (see prefix.py); "": there was no more to be found
     status: Status = "waiting"
     finish_reason: FinishReason | None = None
     error: Exception | None = None  # why, if the reason is "error"
@@ -59,6 +62,19 @@ class Request:
     @property
     def num_tokens(self) -> int:
         return len(self.prompt_ids) + len(self.output_ids) + self.num_unread_tokens
+
+    @property
+    def num_known_tokens(self) -> int:
+        """Those whose value the host knows: all but the unread."""
+        return len(self.prompt_ids) + len(self.output_ids)
+
+    @property
+    def num_reusable_tokens(self) -> int:
+        """How many it need not compute itself, if somebody has done it: all but the last, and none
+        whose log probability is still to be noted."""
+        if self.unscored(0, len(self.prompt_ids)):
+            return len(self.prompt_logprobs)
+        return self.num_tokens - 1
 
     @property
     def num_uncomputed_tokens(self) -> int:
@@ -113,6 +129,7 @@ class Request:
 
     def finish(self, reason: FinishReason, error: Exception | None = None) -> None:
         self.error = error
+        del self.logprobs[len(self.output_ids) :]  # of a token that was an error
         self.finish_reason = reason  # from here on it has ended, whatever comes between
         self.status = "finished"
         self.awaits_guide = False

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from plamo_ref.batch import AttentionCache, ForwardBatch, LayerCache, MambaCache, Room
 from plamo_ref.engine.batching import Rows
+from plamo_ref.engine.copies import Copy, copy_places
 from plamo_ref.engine.memory.planner import MemoryPlan
 from plamo_ref.model import Plamo2Model
 
@@ -43,6 +44,12 @@ class ModelRunner:
         """Where a step with so much room is to be laid out."""
         batch = None if self.recordings is None else self.recordings.place(room)
         return ForwardBatch.empty(room, self.device) if batch is None else batch
+
+    @torch.inference_mode()
+    def copy(self, copies: list[Copy]) -> None:
+        """Copy places of the caches, before the next step; what is copied leaves the list."""
+        copy_places(self.caches, self.model.config.layer_kinds, copies)
+        copies.clear()
 
     @torch.inference_mode()
     def run(self, batch: ForwardBatch, rows: Rows) -> Tensor:

@@ -156,6 +156,8 @@ def finish_reason(request: Request, max_model_len: int) -> FinishReason | None:
     come to a dead end, nothing that fits can be said: an error, of this request alone.
     """
     guide = request.guide
+    if not request.output_ids:
+        return None  # computed again after an error, and not come so far
     if guide is not None:
         if guide.error is not None:
             raise GuidedError(guide.error)
@@ -164,6 +166,14 @@ def finish_reason(request: Request, max_model_len: int) -> FinishReason | None:
     if request.output_ids[-1] in request.stop_ids:
         return "stop"
     return "length" if is_full(request, len(request.output_ids), max_model_len) else None
+
+
+def is_leaving(request: Request, max_model_len: int) -> bool:
+    """Whether nothing more has to be computed for a request: its last token is under way, and the
+    host knows every token that it was computed from."""
+    known = request.num_computed_tokens <= request.num_known_tokens
+    full = is_full(request, request.num_output_tokens, max_model_len)
+    return known and full and request.status != "finished"
 
 
 def is_full(request: Request, num_outputs: int, max_model_len: int) -> bool:

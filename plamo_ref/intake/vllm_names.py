@@ -63,7 +63,7 @@ _TEXT_ONLY = "this engine is for text only"
 _NO_SPECULATION = "there is no speculative decoding"
 _WEIGHTS = "weights are used as they are; dtype and state_dtype say in what to compute"
 _DTYPE = "keys and values have the dtype of the activations"
-_NOT_SHARED = "prompts are not shared yet; outputs are the same"
+_NOT_SHARED = "tokens themselves are compared: enable_prefix_caching is the setting"
 _OWN = "the tokenizer is the checkpoint's own, whose files are in its folder"
 
 
@@ -92,7 +92,6 @@ ENGINE: Mapping[str, Rule] = {
     "skip_tokenizer_init": only(
         False, cure="leave it out: a folder without a tokenizer serves token ids"
     ),
-    "enable_prefix_caching": ignored(_NOT_SHARED),
     "prefix_caching_hash_algo": ignored(_NOT_SHARED),
     "enable_chunked_prefill": only(
         True, cure='scheduler="v0" without chunk_size computes a prompt in one step'
@@ -180,7 +179,7 @@ SAMPLING: Mapping[str, Rule] = {
     "prompt_logprob_start": missing("prompt_logprobs is for the whole prompt"),
     "flat_logprobs": only(False, cure="logprobs come as a list of one for each token"),
     "stream_interval": only(1, cure="every token is a piece"),
-    "skip_reading_prefix_cache": ignored("prompts are not shared"),
+    "skip_reading_prefix_cache": only(False, cure="give the request a cache_salt of its own"),
     "skip_clone": ignored("parameters are never changed"),
     "extra_args": missing("there are no plugins"),
     "thinking_token_budget": missing("max_tokens bounds the whole output"),

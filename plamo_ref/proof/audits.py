@@ -28,6 +28,12 @@ def audit(core: EngineCore, scheduled: Sequence[ScheduledTokens] = ()) -> None:
         raise IntegrityError(
             f"memory is held by {sorted(cache.holdings)}, but running are {sorted(running)}"
         )
+    filed = {checkpoint.holding for checkpoint in core.queues.prefix.kept}
+    if cache.frozen != filed:
+        raise IntegrityError(
+            f"{len(cache.frozen)} holdings are frozen, {len(filed)} are filed, "
+            f"{len(cache.frozen & filed)} are both"
+        )
     for request in running.values():
         cache.check_covers(request.request_id, request.num_computed_tokens)
     for share in scheduled:
@@ -52,12 +58,20 @@ def _audit_tables(core: EngineCore, share: ScheduledTokens) -> None:
 
 def check_all_free(core: EngineCore) -> None:
     audit(core)
-    pools = [*core.cache.blocks.values(), *([core.cache.slots] if core.cache.slots else [])]
-    used = {pool.name: pool.num_used for pool in pools if pool.num_used}
+    used = {pool.name: pool.num_held for pool in core.cache.pools if pool.num_held}
     if used or core.requests or core.queues.waiting:
         raise IntegrityError(f"everybody is gone, but in use are {used or core.requests}")
     if core.tables is not None and core.tables.num_seats:
         raise IntegrityError(f"everybody is gone, but {core.tables.num_seats} rows are kept")
+
+
+def check_nothing_kept(core: EngineCore) -> None:
+    """Behind a reset of the prefix cache, with nobody there."""
+    audit(core)
+    prefix = core.queues.prefix
+    used = {pool.name: pool.num_used for pool in core.cache.pools if pool.num_used}
+    if used or prefix.kept or prefix.roots:
+        raise IntegrityError(f"nothing is to be kept, but is: {used or prefix.roots}")
 
 
 # --- schedule -------------------------------------------------------------------------------------

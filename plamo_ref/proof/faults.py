@@ -2,12 +2,14 @@
 
 Invariant: on some small trace, `law.run_trace` ends with the error of the check in `caught_by`
 while a fault is planted, and without an error when it is not. Behind the engine there are tokens no
-more, but text: for TEXT_FAULTS the same holds of `faults_text.check_text`.
+more, but text: for TEXT_FAULTS the same holds of `faults_text.check_text`. PREFIX_FAULTS need
+traces whose prompts begin alike (sharing.py).
 """
 
 from plamo_ref.proof.faults_batch import BATCH_FAULTS
 from plamo_ref.proof.faults_compute import COMPUTE_FAULTS
 from plamo_ref.proof.faults_memory import MEMORY_FAULTS
+from plamo_ref.proof.faults_prefix import PREFIX_FAULTS
 from plamo_ref.proof.faults_recovery import RECOVERY_FAULTS
 from plamo_ref.proof.faults_schedule import SCHEDULE_FAULTS
 from plamo_ref.proof.faults_text import TEXT_FAULTS
@@ -28,4 +30,4 @@ def fault(name: str) -> Fault:
     Raises:
         KeyError: there is no such fault.
     """
-    return {each.name: each for each in (*FAULTS, *TEXT_FAULTS)}[name]
+    return {each.name: each for each in (*FAULTS, *PREFIX_FAULTS, *TEXT_FAULTS)}[name]

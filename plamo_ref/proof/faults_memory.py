@@ -47,7 +47,9 @@ def _hand_out_null(take: Any, pool: Pool, count: int) -> list[int]:
 
 
 def _keep_memory(_: Any, queues: Queues, request: Request) -> None:
-    (queues.running if request in queues.running else queues.waiting).remove(request)
+    for queue in (queues.running, queues.waiting):
+        if request in queue:
+            queue.remove(request)
 
 
 def _keep_on_preemption(preempt: Any, queues: Queues, request: Request, schedule: Schedule) -> None:

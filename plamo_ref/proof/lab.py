@@ -148,10 +148,9 @@ class LabGuide:
 
     def mask(self, stop_ids: Collection[int]) -> np.ndarray:
         drawn = random.Random(hash((self._rule, *self._accepted)))
-        allowed = np.array([drawn.random() < 0.3 for _ in range(self._vocab_size)])
+        self._allowed = allowed = np.array([drawn.random() < 0.3 for _ in range(self._vocab_size)])
         allowed[list(stop_ids)] = False
         allowed[drawn.choice(sorted({*range(self._vocab_size)} - {*stop_ids}))] = True
-        self._allowed = allowed
         return allowed
 
     def accept(self, token: int) -> None:
@@ -193,6 +192,8 @@ class TraceRequest:
     arrival: int = 0
     abort: int | None = None
     grammar: tuple[int, int] | None = None  # rule and length of a `LabGuide`
+    follows: int | None = None  # the number of the request whose text so far comes before `prompt`
+    borders: tuple[int, ...] = ()  # see `EngineCore.add`
 
     def guide(self, vocab_size: int) -> LabGuide | None:
         """Its grammar, at the beginning."""
@@ -260,8 +261,7 @@ def _draw_interruption(pick: Pick) -> Interruption:
 
 
 def _draw_request(pick: Pick, config: Plamo2Config, longest_prompt: int) -> TraceRequest:
-    length = min(pick(1, 30), longest_prompt)
-    ids = random.Random(pick(0, 1 << 16))
+    length, ids = min(pick(1, 30), longest_prompt), random.Random(pick(0, 1 << 16))
     arrival, params = pick(0, 12), _draw_params(pick, config)
     grammar = (pick(0, 99), pick(1, 12)) if pick(0, 4) == 0 else None
     if grammar is not None:

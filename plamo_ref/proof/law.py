@@ -27,9 +27,16 @@ from plamo_ref.engine.request import Request
 from plamo_ref.engine.runner import ModelRunner
 from plamo_ref.engine.scheduling.scheduler import Schedule
 from plamo_ref.errors import PlamoRefError
-from plamo_ref.proof.audits import ScheduleError, audit, check_all_free, check_schedule
+from plamo_ref.proof.audits import (
+    ScheduleError,
+    audit,
+    check_all_free,
+    check_nothing_kept,
+    check_schedule,
+)
 from plamo_ref.proof.interrupts import interrupted
 from plamo_ref.proof.lab import Interruption, Pair, Trace, TraceRequest
+from plamo_ref.proof.sharing import found_by_nobody
 from plamo_ref.reference import Plamo2Reference
 from plamo_ref.sampling import RowContext, TokenLogprobs, adjust, sample, token_logprobs, uniform
 
@@ -69,11 +76,13 @@ def run_trace(trace: Trace, pair: Pair) -> TraceResult:
         result.records.append(record)
         for request, row in zip(sampled, rows, strict=True):
             seen = logits.setdefault(request.request_id, {})
-            seen[len(request.output_ids) - 1] = row.clone()
+            if request.error is None:  # else the token may have been the error, and not be there
+                seen[len(request.output_ids) - 1] = row.clone()
 
     core.observers.append(observe)
     poison(core)
-    for step in range(_most_steps(trace)):
+    most = _most_steps(trace, core.max_model_len)
+    for step in range(most):
         _happen(step, trace, core, result)
         audit(core)
         if core.has_work:
@@ -81,8 +90,12 @@ def run_trace(trace: Trace, pair: Pair) -> TraceResult:
         elif all(request.arrival <= step for request in trace.requests):
             break
     else:
-        raise ScheduleError(f"{_most_steps(trace)} steps were not enough: somebody starves")
+        raise ScheduleError(f"{most} steps were not enough: somebody starves")
     check_all_free(core)
+    core.reset_prefix_cache()
+    check_nothing_kept(core)
+    if stolen := found_by_nobody(result.records, result.requests):
+        raise LawError("; ".join(stolen))
     for request, asked in zip(result.requests, _in_order(trace), strict=True):
         seen = logits.get(request.request_id, {})
         missing = set(range(len(request.output_ids))) ^ seen.keys()
@@ -98,13 +111,18 @@ def _in_order(trace: Trace) -> list[TraceRequest]:
     return sorted(trace.requests, key=lambda request: request.arrival)
 
 
-def _most_steps(trace: Trace) -> int:
+def _most_steps(trace: Trace, max_model_len: int) -> int:
     """Each step, somebody computes a token; a token is computed again only after a preemption,
-    which needs somebody older to have got one."""
-    tokens = sum(len(r.prompt) + (r.params.max_tokens or 0) for r in trace.requests)
+    which needs somebody older to have got one. (V0 may compute a prompt again for each of those.)
+    """
+    lengths = [
+        len(r.prompt) + (r.params.max_tokens or 0) if r.follows is None else max_model_len
+        for r in trace.requests
+    ]
+    tokens = sum(lengths) + max(lengths) * sum(r.params.max_tokens or 0 for r in trace.requests)
     last = max(request.arrival for request in trace.requests)
     again = len(trace.requests) + len(trace.preemptions) + len(trace.interruptions)
-    return last + 2 + tokens * (1 + again)
+    return last + 2 + sum(lengths) * again + tokens
 
 
 def _happen(step: int, trace: Trace, core: EngineCore, result: TraceResult) -> None:
@@ -113,13 +131,21 @@ def _happen(step: int, trace: Trace, core: EngineCore, result: TraceResult) -> N
         if request.arrival == step:
             guide = request.guide(core.runner.model.config.vocab_size)
             name = f"r{number}"
-            added = core.add(request.prompt, request.params, request_id=name, guide=guide)
+            prompt = _prompt(request, result.requests, core.max_model_len)
+            added = core.add(prompt, request.params, (), name, guide, request.borders)
             result.requests.append(added)
     for _ in range(min(trace.preemptions.get(step, 0), len(core.queues.running))):
         core.queues.preempt(core.queues.running[-1], Schedule())
     for number, request in enumerate(trace.requests):
         if request.abort == step:
             core.finish(f"r{number}", "abort")
+
+
+def _prompt(request: TraceRequest, earlier: Sequence[Request], longest: int) -> tuple[int, ...]:
+    """A next turn comes behind what was said until now, as far as there is room for it."""
+    before = [other for other in earlier if other.request_id == f"r{request.follows}"]
+    said = [token for other in before for token in (*other.prompt_ids, *other.output_ids)]
+    return (*said[: max(0, longest - 1 - len(request.prompt))], *request.prompt)
 
 
 def _one_step(core: EngineCore, result: TraceResult, interruption: Interruption | None) -> None:
@@ -132,6 +158,8 @@ def _one_step(core: EngineCore, result: TraceResult, interruption: Interruption 
         return
     flight = core.in_flight
     if len(result.records) == before and flight is None:
+        if not core.has_work:
+            return  # an interrupt had come before the last token's grammar could speak
         raise ScheduleError(f"step {core.num_steps}: there is work, but nobody computed anything")
     # With overlap the newest step has no record yet, and the newest record is a step behind.
     if flight is not None:
@@ -256,7 +284,8 @@ def _check_end(request: Request, asked: TraceRequest, max_model_len: int, name: 
         return  # it came where the engine worked for this request alone, so it is this request's
     outputs, stops = request.output_ids, set(request.params.stop_token_ids)
     stopped = [token in stops for token in outputs]
-    full = len(outputs) == request.params.max_tokens or request.num_tokens == max_model_len
+    most = request.params.max_tokens  # what an aborted one has not read does not count
+    full = len(outputs) == most or request.num_known_tokens == max_model_len
     spoken = asked.grammar is not None and len(outputs) >= asked.grammar[1]
     expected = "stop" if any(stopped[-1:]) or spoken else ("length" if full else "abort")
     if any(stopped[:-1]) or request.finish_reason != expected:

@@ -74,7 +74,7 @@ class AsyncLLM(EngineClient):
         """
         asked = self._asked(prompts, sampling_params)
         names = [str(next(self._names)) for _ in asked]
-        jobs = [Job(one.prompt_ids, one.params) for one in asked]
+        jobs = [Job(one.prompt_ids, one.params, one.borders) for one in asked]
         async with aclosing(self.deltas(jobs)) as deltas:
             async for delta in deltas:
                 one = asked[delta.index]
@@ -95,7 +95,7 @@ class AsyncLLM(EngineClient):
         """All tokens of a completion, and what ended it if its grammar led nowhere."""
         deltas: list[Delta] = []
         async with self._seats:
-            batches = self.batches([Job(asked.prompt_ids, asked.params)])
+            batches = self.batches([Job(asked.prompt_ids, asked.params, asked.borders)])
             try:
                 async with aclosing(batches):
                     async for batch in batches:
@@ -123,6 +123,7 @@ class AsyncLLM(EngineClient):
             if waits
             else RequestTimes(queued),
             prompt_logprobs=(None, *readable_logprobs(scores, self.tokenizer)) if scored else None,
+            num_cached_tokens=deltas[0].num_cached_tokens if deltas else None,
         )
 
     def _completion(

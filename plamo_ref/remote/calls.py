@@ -5,7 +5,7 @@ Invariant: a call that has an error, or whose jobs all have a finish reason, nev
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import msgspec
@@ -15,7 +15,7 @@ from plamo_ref.engine.prompts import read_ids
 from plamo_ref.engine.request import FinishReason
 from plamo_ref.errors import PlamoRefError
 from plamo_ref.intake.values import shown
-from plamo_ref.remote.messages import Token
+from plamo_ref.remote.messages import Add, Token
 from plamo_ref.sampling import SamplingParams, TokenLogprobs
 from plamo_ref.text.stream import TextStream
 
@@ -50,6 +50,7 @@ class Job:
 
     prompt_ids: Sequence[int]
     params: SamplingParams
+    borders: Sequence[int] = ()  # positions in the prompt behind which others may go another way
 
 
 def checked(job: Job) -> Job:
@@ -61,9 +62,23 @@ def checked(job: Job) -> Job:
     if not isinstance(job, Job) or not isinstance(job.params, SamplingParams):
         raise RequestRefusedError(f"{shown(job)} is no Job of token ids and SamplingParams")
     try:
-        return Job(read_ids(job.prompt_ids), job.params)
+        return Job(read_ids(job.prompt_ids), job.params, read_ids(job.borders, "borders"))
     except EngineError as error:
         raise RequestRefusedError(str(error)) from None
+
+
+def tell(send: Callable[[Add], None], request_id: str, job: Job) -> None:
+    """Tell the engine of a job.
+
+    Raises:
+        RequestRefusedError: it cannot be told this.
+    """
+    try:
+        send(Add(request_id, list(job.prompt_ids), job.params.as_text(), list(job.borders)))
+    except (TypeError, ValueError, OverflowError, RecursionError) as error:
+        # Half a character, 65 bits, an object of the user's own: mostly in a JSON schema.
+        kind = GrammarRefusedError if job.params.guided else RequestRefusedError
+        raise kind(f"the engine cannot be told this: {error}") from None
 
 
 class Delta(msgspec.Struct, frozen=True):
@@ -79,6 +94,7 @@ class Delta(msgspec.Struct, frozen=True):
     prompt_logprobs: Sequence[TokenLogprobs] | None = None
     first: bool = False  # of its job
     waited: float = 0.0  # seconds since the token before; of the first, since the call
+    num_cached_tokens: int = 0  # with the first token: of the prompt, what was found computed
 
 
 @dataclass(eq=False)
@@ -144,7 +160,8 @@ class Stream:
             reason,
             stop_reason,
             token.logprobs,
-            token.prompt_logprobs,
+            None if token.prompt is None else token.prompt.logprobs,
             first,
             waited,
+            0 if token.prompt is None else token.prompt.num_cached_tokens,
         )

@@ -34,13 +34,14 @@ from plamo_ref.remote.calls import (
     RequestRefusedError,
     Stream,
     checked,
+    tell,
 )
 from plamo_ref.remote.messages import (
     Abort,
-    Add,
     Audit,
     Audited,
     Refused,
+    Reset,
     Stats,
     Step,
     ToFront,
@@ -193,13 +194,17 @@ class EngineClient:
             EngineUnavailableError, EngineDiedError: there is, or was, no engine to ask.
         """
         number = next(self._numbers)
-        answer = asyncio.get_running_loop().create_future()
-        self._audits[number] = answer
+        answer = self._audits[number] = asyncio.get_running_loop().create_future()
         try:
             self._life.engine.send(Audit(number))
             return await answer
         finally:
             del self._audits[number]
+
+    async def reset_prefix_cache(self) -> bool:
+        """Forget what was computed for those who have ended. Always works, so it returns True."""
+        self._life.engine.send(Reset())
+        return True
 
     @property
     def max_model_len(self) -> int:
@@ -242,12 +247,7 @@ class EngineClient:
                 await asyncio.sleep(0)
                 if call.error is not None:  # the engine has gone meanwhile, or refused one
                     return
-            try:
-                child.send(Add(request_id, list(job.prompt_ids), job.params.as_text()))
-            except (TypeError, ValueError, OverflowError, RecursionError) as error:
-                # Half a character, 65 bits, an object of the user's own: mostly in a JSON schema.
-                kind = GrammarRefusedError if job.params.guided else RequestRefusedError
-                raise kind(f"the engine cannot be told this: {error}") from None
+            tell(child.send, request_id, job)
 
     def _abort(self, request_ids: Sequence[str]) -> None:
         """Forget these requests; tell the engine about those it may still work on."""

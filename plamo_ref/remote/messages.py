@@ -3,7 +3,7 @@
 Invariant: a message is a frozen struct of plain values with one encoding (MessagePack), and its
 type names itself: no pickle, no code, nothing that only one of the two sides could understand.
 
-    front → engine   Add, Abort, Audit, Shutdown
+    front → engine   Add, Abort, Audit, Reset, Shutdown
     engine → front   Ready or Failed (once), then Step, Refused, Audited; all the time, Alive
 """
 
@@ -41,6 +41,7 @@ class Add(Message, frozen=True):
     request_id: str
     prompt_ids: list[int]
     params: SamplingParams
+    borders: list[int] = []  # positions in the prompt behind which others may go another way
 
 
 class AddHead(Message, frozen=True, tag="Add"):
@@ -59,6 +60,10 @@ class Audit(Message, frozen=True):
     """Check the integrity of the cache; answered by Audited."""
 
     number: int
+
+
+class Reset(Message, frozen=True):
+    """Forget what was computed for those who have ended."""
 
 
 class Shutdown(Message, frozen=True):
@@ -100,6 +105,13 @@ class Refused(Message, frozen=True):
     grammar: bool = False  # because of its grammar
 
 
+class PromptFacts(msgspec.Struct, frozen=True, array_like=True):
+    """What was found out about a request's prompt."""
+
+    num_cached_tokens: int = 0  # that had been computed for others
+    logprobs: list[TokenLogprobs] | None = None  # where asked for, from the second token on
+
+
 class Token(msgspec.Struct, frozen=True, array_like=True):
     """What one step did for one request."""
 
@@ -108,8 +120,18 @@ class Token(msgspec.Struct, frozen=True, array_like=True):
     finish_reason: FinishReason | None = None
     is_text: bool = True  # False: a stop token, part of the text only where that is asked for
     logprobs: TokenLogprobs | None = None  # where the request asked for them
-    # With the first token, where asked for: of the prompt, from its second token on.
-    prompt_logprobs: list[TokenLogprobs] | None = None
+    prompt: PromptFacts | None = None  # with the first token
+
+
+class PrefixStats(msgspec.Struct, frozen=True, array_like=True):
+    """What came of prefix caching since the engine started."""
+
+    asked: int = 0  # tokens of prompts
+    found: int = 0  # … that need not be computed
+    misses: dict[str, int] = {}  # requests that could have found more, by reason
+    evicted: int = 0  # checkpoints
+    num_kept: int = 0  # … that are there now
+    bytes_kept: int = 0  # memory that is free for whoever wants it, and in use until then
 
 
 class Stats(msgspec.Struct, frozen=True, array_like=True):
@@ -121,7 +143,8 @@ class Stats(msgspec.Struct, frozen=True, array_like=True):
     num_preemptions: int = 0  # since the engine started
     blocks_used: dict[str, int] = {}  # of each attention group
     slots_used: int = 0
-    usage: dict[str, float] = {}  # used share of each pool, 0 to 1
+    usage: dict[str, float] = {}  # used share of each pool, 0 to 1; what is only kept is free
+    prefix: PrefixStats = PrefixStats()
 
 
 class Step(Message, frozen=True):
@@ -140,7 +163,7 @@ class Audited(Message, frozen=True):
     problem: str | None
 
 
-ToEngine = Add | Abort | Audit | Shutdown
+ToEngine = Add | Abort | Audit | Reset | Shutdown
 ToFront = Ready | Failed | Alive | Refused | Step | Audited
 
 

@@ -34,8 +34,10 @@ from plamo_ref.remote.messages import (
     Codec,
     EngineSpec,
     Failed,
+    PromptFacts,
     Ready,
     Refused,
+    Reset,
     Shutdown,
     Stats,
     Step,
@@ -43,6 +45,7 @@ from plamo_ref.remote.messages import (
     ToFront,
     Token,
 )
+from plamo_ref.remote.stats import stats_of
 from plamo_ref.sampling import GuidedError, GuidedParams
 
 STATS_SECONDS = 0.05  # between two reports while the engine is busy
@@ -144,13 +147,17 @@ class EngineLoop:
             case Audit(number):
                 count = len(self.core.requests) + len(self._compiling)
                 self._send(Audited(number, count, self.stats(), self._problem()))
+            case Reset():
+                self.core.reset_prefix_cache()
+                self._send(Step([], self.stats()))
             case Shutdown():
                 self._open = False
 
     def _add(self, message: Add, guide: WorkerGuide | None = None) -> None:
         request_id, prompt_ids, params = message.request_id, message.prompt_ids, message.params
+        borders = message.borders
         try:
-            self.core.add(prompt_ids, params, self._stop_ids, request_id, guide)
+            self.core.add(prompt_ids, params, self._stop_ids, request_id, guide, borders)
         except PlamoRefError as error:
             if guide is not None:
                 guide.close()
@@ -210,36 +217,21 @@ class EngineLoop:
         if request.status == "finished":
             self._preemptions_ended += request.num_preemptions
         token, params = request.output_ids[-1], request.params
-        first = len(request.output_ids) == 1
+        facts = None
+        if len(request.output_ids) == 1:
+            scores = None if params.prompt_logprobs is None else request.prompt_logprobs
+            facts = PromptFacts(request.num_cached_tokens or 0, scores)
         return Token(
             request.request_id,
             token,
             request.finish_reason,
             is_text=token not in request.stop_ids,
             logprobs=None if params.logprobs is None else request.logprobs[-1],
-            prompt_logprobs=request.prompt_logprobs
-            if first and params.prompt_logprobs is not None
-            else None,
+            prompt=facts,
         )
 
     def stats(self) -> Stats:
-        queues, cache = self.core.queues, self.core.cache
-        pools = {str(kind): pool for kind, pool in cache.blocks.items()}
-        usage = {kind: pool.num_used / max(1, pool.capacity) for kind, pool in pools.items()}
-        slots = 0
-        if cache.slots is not None:
-            slots = cache.slots.num_used
-            usage["state_slots"] = slots / max(1, cache.slots.capacity)
-        live = sum(request.num_preemptions for request in self.core.requests.values())
-        return Stats(
-            num_waiting=len(queues.waiting) + len(self._compiling),
-            num_running=len(queues.running),
-            num_steps=self.core.num_steps,
-            num_preemptions=self._preemptions_ended + live,
-            blocks_used={kind: pool.num_used for kind, pool in pools.items()},
-            slots_used=slots,
-            usage=usage,
-        )
+        return stats_of(self.core, len(self._compiling), self._preemptions_ended)
 
     def _send(self, message: ToFront) -> None:
         self._outbox.send(self._codec.encode(message))

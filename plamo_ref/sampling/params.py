@@ -59,6 +59,7 @@ class SamplingParams:
     logprobs: int | None = None  # report each token's log probability and so many alternatives
     prompt_logprobs: int | None = None  # the same for the prompt's tokens
     guided: GuidedParams | None = None  # a grammar to follow; once done, it overrules min_tokens
+    cache_salt: str | None = None  # only requests with the same one share what was computed
 
     def __post_init__(self) -> None:
         read_fields(self, _KINDS, SamplingError)
@@ -129,6 +130,7 @@ _KINDS: Mapping[str, Kind] = {
     "skip_special_tokens": Flag(),
     "logprobs": NoneFor(_COUNT),
     "prompt_logprobs": NoneFor(_COUNT),
+    "cache_salt": NoneFor(Text()),
     "guided": NoneFor(Made("GuidedParams(json=…) or the like", GuidedParams)),
 }
 # Around what dataclass has made: copies, `replace` and decoding go their own way.

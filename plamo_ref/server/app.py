@@ -18,7 +18,7 @@ from plamo_ref.server.edge.request_ids import HEADER, RequestIds, request_id
 from plamo_ref.server.errors import conflict
 from plamo_ref.server.metrics import CONTENT_TYPE
 from plamo_ref.server.openai import answers
-from plamo_ref.server.openai.chat import Chat, chat_ids, chat_template
+from plamo_ref.server.openai.chat import Chat, chat_prompt, chat_template
 from plamo_ref.server.openai.completions import Completion
 from plamo_ref.server.openai.params import check_model, no_conversation
 from plamo_ref.server.openai.responses import Responding
@@ -100,7 +100,7 @@ def _text_routes(app: FastAPI, service: Service) -> None:
         if body.messages is not None:
             template = chat_template(service)
             tools = for_template(body.tools, template.tools) if body.tools else None
-            ids = await chat_ids(service, body, tools)
+            ids = (await chat_prompt(service, body, tools)).ids
         else:
             no_conversation(body)
             add_bos = False if body.add_special_tokens is False else None
@@ -159,6 +159,10 @@ def _state_routes(app: FastAPI, service: Service) -> None:
         response = json_response(facts)
         response.status_code = 200 if state == "ready" else 503
         return response
+
+    @app.post("/reset_prefix_cache", responses=answers.RESET)
+    async def reset_prefix_cache() -> Response:
+        return json_response({"success": await service.llm.reset_prefix_cache()})
 
     @app.get("/version", responses=answers.VERSION)
     async def version() -> Response:

@@ -20,6 +20,7 @@ from prometheus_client.registry import Collector
 
 from plamo_ref.remote.async_llm import AsyncLLM
 from plamo_ref.remote.calls import Delta
+from plamo_ref.remote.messages import PrefixStats
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
@@ -69,6 +70,27 @@ class _EngineCollector(Collector):
             ("engine_restarts", "Engines started after the first.", llm.num_restarts),
         ):
             yield CounterMetricFamily(f"plamo_ref_{name}", text, value=count)
+        yield from _of_prefixes(stats.prefix)
+
+
+def _of_prefixes(stats: PrefixStats) -> Iterator[Metric]:
+    """What prefix caching has saved, what it keeps, and why it did not save more."""
+    for name, text, count in (
+        ("queries", "Tokens of prompts that were looked up.", stats.asked),
+        ("hits", "Tokens of prompts that were found computed.", stats.found),
+        ("evictions", "Kept states that went to make room.", stats.evicted),
+    ):
+        yield CounterMetricFamily(f"plamo_ref_prefix_cache_{name}", text, value=count)
+    text = "Requests that could have begun later in their prompts, by what was in the way."
+    misses = CounterMetricFamily("plamo_ref_prefix_cache_misses", text, labels=["reason"])
+    for reason, count in stats.misses.items():
+        misses.add_metric([reason], count)
+    yield misses
+    for name, text, value in (
+        ("states", "States that are kept.", stats.num_kept),
+        ("bytes", "Memory that only they take; it counts as free.", stats.bytes_kept),
+    ):
+        yield GaugeMetricFamily(f"plamo_ref_prefix_cache_{name}", text, value=value)
 
 
 class Metrics:

@@ -123,17 +123,23 @@ class Service:
         return 0
 
     async def run(
-        self, prompts: Sequence[Sequence[int]], params: SamplingParams, *, whole: bool = False
+        self,
+        prompts: Sequence[Sequence[int]],
+        params: SamplingParams,
+        *,
+        whole: bool = False,
+        borders: Sequence[int] = (),
     ) -> AsyncGenerator[list[Delta], None]:
         """`params.n` completions of each prompt; job index = prompt number * n + completion.
 
-        Yields as `AsyncLLM.batches` does.
+        Yields as `AsyncLLM.batches` does. `borders` are positions in each prompt.
         """
         began = time.perf_counter()
         size = self._check_copies(prompts, params)
 
         def make() -> list[Job]:
-            return [Job(ids, params.completion(i)) for ids in prompts for i in range(params.n)]
+            one = [params.completion(i) for i in range(params.n)]
+            return [Job(ids, each, borders) for ids in prompts for each in one]
 
         jobs = await self.beside(make, size > LONG_IDS * TOKEN_BYTES)
         reasons: list[str] = []

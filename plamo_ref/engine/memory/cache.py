@@ -4,26 +4,25 @@ Two kinds of room stand side by side under one byte budget (see planner.py): KV 
 tokens for each attention group, and state slots for Mamba. A request has one block table in each
 attention group and one slot.
 
-Invariant (`check_integrity` audits it): a block or slot has exactly as many owners as tables that
+Invariant (`check_integrity` audits it): a block or slot has exactly as many owners as holdings that
 list it; free + used = all; a table holds a contiguous range of logical blocks that covers every
 key the request's next token may see.
 Built in notebooks/06_hybrid_cache_manager.ipynb.
 
-Where the future plugs in. Prefix reuse: full blocks get a key (hash of all tokens up to their end),
-slots copied at chosen positions likewise; `release` then hands keyed places to an evictable list
-in `Pool` instead of freeing them, and `open` starts a request with tables found by key: the
-longest prefix for which every attention group has its blocks and Mamba has a checkpoint. One arena
-for both kinds: `Pool.take` asks a common page pool for a page, which is one slot or as many blocks
-as fit it; nothing here changes, because places are only numbers.
+A holding can be frozen, and another one can branch off any holding: that is all that prefix.py
+needs to keep what was computed and to use it again. Full blocks are shared. What its owner goes on
+writing into (the slot, a block that is partly full) is copied: the cache notes the copies, and
+whoever runs the next step makes them first, so there are no tensors here.
 """
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from plamo_ref.config import LayerKind
 from plamo_ref.engine.config import EngineError
+from plamo_ref.engine.copies import Copy
 from plamo_ref.engine.memory.pool import Pool
 
 
@@ -52,16 +51,19 @@ class BlockTable:
         return self.first + len(self.blocks)
 
 
-@dataclass
+@dataclass(eq=False)
 class Holding:
-    """All that one request has."""
+    """All that one request has, or one frozen moment of one."""
 
     tables: dict[LayerKind, BlockTable]
     slot: int | None
 
 
 class HybridCache:
-    """Block tables and state slots of the running requests."""
+    """Block tables and state slots of the running requests, and of what is frozen.
+
+    `evict`, if somebody has set it, lets something frozen go that has places of a pool.
+    """
 
     def __init__(
         self,
@@ -73,55 +75,157 @@ class HybridCache:
         self.groups = {group.kind: group for group in groups}
         self.blocks, self.slots, self.block_size = dict(blocks), slots, block_size
         self.holdings: dict[str, Holding] = {}
+        self.frozen: set[Holding] = set()
+        self.copies: list[Copy] = []  # to be made, in this order, before the next step
+        self.evict: Callable[[Pool], None] | None = None
+
+    @property
+    def pools(self) -> list[Pool]:
+        """Of every kind of room."""
+        return [*self.blocks.values(), *([] if self.slots is None else [self.slots])]
 
     # --- what the scheduler asks ---------------------------------------------------------------
 
-    def fit(self, request_id: str, computed: int, wanted: int) -> int:
-        """How many new tokens, at most `wanted`, there is room for now, behind `computed` ones."""
+    def fit(
+        self, request_id: str, computed: int, wanted: int, source: Holding | None = None
+    ) -> int:
+        """How many new tokens, at most `wanted`, there is room for now, behind `computed` ones.
+
+        A newcomer may branch off `source`, which stands at `computed`.
+        """
         holding = self.holdings.get(request_id)
-        if holding is None and self.slots is not None and not self.slots.num_free:
+        if holding is None and self.slots is not None and not self.slots.num_available:
             return 0
         for kind, pool in self.blocks.items():
-            table = BlockTable() if holding is None else holding.tables[kind]
-            room = table.end * self.block_size - computed  # in the blocks it has already
-            if room < wanted:
+            available = pool.num_available
+            if holding is not None:
+                end, table = holding.tables[kind].end, holding.tables[kind]
                 # Blocks that `allocate` will free first, because they have left the window, count.
                 leaving = max(0, self._first_needed(kind, computed) - table.first)
-                wanted = min(wanted, room + (pool.num_free + leaving) * self.block_size)
+                available += pool.num_leaving(table.blocks[:leaving])
+            elif source is not None:
+                end = self._num_blocks(computed)
+                shared = self._full_blocks(kind, source, computed).blocks
+                # What is shared cannot be evicted any more, and the copy takes a block.
+                available -= sum(map(pool.is_evictable, shared)) + self._is_partial(computed)
+            else:
+                end = 0
+            room = end * self.block_size - computed  # in the blocks it has already
+            if available < 0:
+                return 0
+            wanted = min(wanted, room + available * self.block_size)
         return max(0, wanted)
 
-    def allocate(self, request_id: str, computed: int, new: int) -> None:
+    def allocate(
+        self, request_id: str, computed: int, new: int, source: Holding | None = None
+    ) -> None:
         """Make room for tokens `computed` to `computed + new - 1`; free what left the window.
 
-        The first call of a request takes its slot. Ask `fit` first.
+        The first call of a request takes its slot, or branches off `source`. Ask `fit` first.
 
         Raises:
             PoolError: there is not enough room.
         """
         if request_id not in self.holdings:
-            slot = self.slots.take(1)[0] if self.slots is not None else None
-            tables = {kind: BlockTable() for kind in self.groups}
-            self.holdings[request_id] = Holding(tables, slot)
+            self.holdings[request_id] = self._branch(source, computed)
         for kind, table in self.holdings[request_id].tables.items():
             self._drop_before(kind, table, self._first_needed(kind, computed))
-            missing = -(-(computed + new) // self.block_size) - table.end  # rounded up
+            missing = self._num_blocks(computed + new) - table.end
             if missing > 0:
-                table.blocks += self.blocks[kind].take(missing)
+                table.blocks += self._take(self.blocks[kind], missing)
 
     def release(self, request_id: str) -> None:
         """Give back everything; a request that holds nothing is fine."""
-        holding = self.holdings.pop(request_id, None)
-        if holding is None:
-            return
+        if (holding := self.holdings.pop(request_id, None)) is not None:
+            self._give_back(holding)
+
+    # --- frozen moments ------------------------------------------------------------------------
+
+    def freeze(self, request_id: str, computed: int) -> Holding:
+        """What a request has, as it is at `computed`, is nobody's now and waits to be used."""
+        holding = self.holdings.pop(request_id)
         for kind, table in holding.tables.items():
-            self.blocks[kind].give_back(table.blocks)
+            self._drop_before(kind, table, self._first_needed(kind, computed))
+        return self._keep(holding)
+
+    def photograph(self, request_id: str, computed: int) -> Holding | None:
+        """A frozen copy of what a running request has at `computed`; None: there is no room."""
+        needed = [p for p in self.pools if p is self.slots or self._is_partial(computed)]
+        if any(not pool.num_available for pool in needed):
+            return None
+        return self._keep(self._branch(self.holdings[request_id], computed))
+
+    def let_go(self, holding: Holding) -> None:
+        """Free a frozen holding, wherever nobody else has a part in it."""
+        self.frozen.remove(holding)
+        for pool, places in self._places(holding):
+            pool.thaw(places)
+        self._give_back(holding)
+
+    def serves(self, holding: Holding, position: int) -> bool:
+        """Whether one can begin at `position` with a frozen holding that stands there or later."""
+        tables = holding.tables.items()
+        reaches = all(table.first <= self._first_needed(kind, position) for kind, table in tables)
+        return self.slots is None and reaches
+
+    def frees(self, holding: Holding, pool: Pool) -> bool:
+        """Whether a place of `pool` would be free without this holding."""
+        return any(
+            pool.is_alone(places) for owner, places in self._places(holding) if owner is pool
+        )
+
+    def _keep(self, holding: Holding) -> Holding:
+        self.frozen.add(holding)
+        for pool, places in self._places(holding):
+            pool.freeze(places)
+        return holding
+
+    def _branch(self, source: Holding | None, computed: int) -> Holding:
+        """A holding that stands at `computed`, as `source` does, and can go on by itself."""
+        tables = {kind: BlockTable() for kind in self.groups}
+        if source is not None:  # first, so that nothing of it is evicted on the way
+            tables = {kind: self._full_blocks(kind, source, computed) for kind in self.groups}
+            for kind, table in tables.items():
+                self.blocks[kind].share(table.blocks)
+        slot = None if self.slots is None else self._take(self.slots, 1)[0]
+        if source is not None and slot is not None and source.slot is not None:
+            self.copies.append(Copy("mamba", source.slot, slot))
+        if source is not None and self._is_partial(computed):
+            for kind, table in tables.items():
+                of_source = source.tables[kind]
+                last = of_source.blocks[computed // self.block_size - of_source.first]
+                table.blocks += self._take(self.blocks[kind], 1)
+                self.copies.append(Copy(kind, last, table.blocks[-1]))
+        return Holding(tables, slot)
+
+    def _full_blocks(self, kind: LayerKind, holding: Holding, computed: int) -> BlockTable:
+        """Those of the blocks seen from `computed` on into which nobody writes any more."""
+        table, first = holding.tables[kind], self._first_needed(kind, computed)
+        full = computed // self.block_size
+        return BlockTable(first, table.blocks[first - table.first : full - table.first])
+
+    def _take(self, pool: Pool, count: int) -> list[int]:
+        """Take places; what is frozen makes room."""
+        while self.evict is not None and pool.num_free < count and pool.num_evictable:
+            self.evict(pool)
+        return pool.take(count)
+
+    def _give_back(self, holding: Holding) -> None:
+        for pool, places in self._places(holding):
+            pool.give_back(places)
+
+    def _places(self, holding: Holding) -> Iterable[tuple[Pool, list[int]]]:
+        for kind, table in holding.tables.items():
+            yield self.blocks[kind], table.blocks
         if holding.slot is not None and self.slots is not None:
-            self.slots.give_back([holding.slot])
+            yield self.slots, [holding.slot]
 
     def clear(self) -> None:
         """Forget everybody, and make the books of every pool anew."""
         self.holdings.clear()
-        for pool in (*self.blocks.values(), *([] if self.slots is None else [self.slots])):
+        self.frozen.clear()
+        self.copies.clear()
+        for pool in self.pools:
             pool.clear()
 
     def longest_request(self) -> float:
@@ -140,6 +244,14 @@ class HybridCache:
         """First logical block that the token at position `computed`, or a later one, can see."""
         window = self.groups[kind].window
         return 0 if window is None else max(0, computed - window) // self.block_size
+
+    def _num_blocks(self, tokens: int) -> int:
+        """Blocks that so many tokens fill, the last one perhaps in part."""
+        return -(-tokens // self.block_size)
+
+    def _is_partial(self, computed: int) -> bool:
+        """Whether the last block has room for more."""
+        return computed % self.block_size > 0
 
     def _window_span(self, window: int) -> int:
         """Tokens' room for W + 1 keys wherever they start in a block."""
@@ -162,16 +274,16 @@ class HybridCache:
             IntegrityError: with each place that is wrong, and how.
         """
         wrong: list[str] = []
-        for kind, pool in self.blocks.items():
-            listed = Counter(
-                place for held in self.holdings.values() for place in held.tables[kind].blocks
-            )
-            wrong += _audit(pool, listed)
-        if self.slots is not None:
-            slots = [held.slot for held in self.holdings.values() if held.slot is not None]
-            wrong += _audit(self.slots, Counter(slots))
+        everybody = [*self.holdings.values(), *self.frozen]
+        for pool in self.pools:
+            wrong += pool.differences(*(self._listed(pool, of) for of in (everybody, self.frozen)))
         if wrong:
             raise IntegrityError("cache: " + "; ".join(wrong))
+
+    def _listed(self, pool: Pool, holdings: Iterable[Holding]) -> Counter[int]:
+        """How often a pool's places are listed."""
+        owned = (each for holding in holdings for each in self._places(holding))
+        return Counter(place for owner, places in owned if owner is pool for place in places)
 
     def check_covers(self, request_id: str, computed: int) -> None:
         """Check that what the next token of a request can see is still there.
@@ -186,18 +298,3 @@ class HybridCache:
                     f"request {request_id}, group {kind}: blocks {table.first} to {table.end - 1} "
                     f"do not cover tokens from block {needed} to token {computed - 1}"
                 )
-
-
-def _audit(pool: Pool, listed: Counter[int]) -> list[str]:
-    """Differences between a pool's books and the places that tables list."""
-    owners, free = pool.owners(), Counter(pool.free_places())
-    wrong = []
-    for place in range(1, pool.size):
-        count = f"{pool.name} {place} has {owners[place]} owners"
-        if owners[place] != listed[place]:
-            wrong.append(f"{count}, tables list it {listed[place]} times")
-        if free[place] != (owners[place] == 0):
-            wrong.append(f"{count}, the free list has it {free[place]} times")
-    if listed[0] or free[0]:
-        wrong.append(f"{pool.name} 0, the null place, is in use")
-    return wrong

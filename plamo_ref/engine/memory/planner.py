@@ -20,6 +20,7 @@ from plamo_ref.engine.memory.cache import AttentionGroup, HybridCache
 from plamo_ref.engine.memory.pool import Pool
 
 CPU_CACHE_BYTES = 1 << 30  # without memory_bytes on a machine without a GPU
+Blocks = dict[LayerKind, int]
 ATTENTION_KINDS: tuple[LayerKind, ...] = ("sliding_window", "full")
 
 
@@ -44,8 +45,11 @@ class MemoryPlan:
 
     def new_cache(self) -> HybridCache:
         """An empty cache of this size."""
-        blocks = {kind: Pool(f"{kind} block", n) for kind, n in self.num_blocks.items()}
-        slots = Pool("state slot", self.num_slots) if self.num_slots else None
+        blocks = {
+            kind: Pool(f"{kind} block", n, self.block_bytes[kind])
+            for kind, n in self.num_blocks.items()
+        }
+        slots = Pool("state slot", self.num_slots, self.slot_bytes) if self.num_slots else None
         return HybridCache(self.groups, blocks, slots, self.block_size)
 
 
@@ -131,6 +135,7 @@ def plan_memory(
     buys further seats, up to `max_num_seqs`: a state slot and a window in every attention group for
     each; then room for the prompt tokens of one step in the windowed group. With full attention
     half of it buys length, that is full-attention blocks, and what seats do not want does so, too.
+    With prefix caching, what is left then buys room for what is kept: states and windows, by half.
 
     More memory never makes a plan smaller: as many seats at least, and as many tokens.
 
@@ -141,8 +146,8 @@ def plan_memory(
     if budget < needs.first_bytes:
         fits = partial(Needs.of, config, engine.block_size, dtype=dtype, state_dtype=state_dtype)
         raise EngineError(_refusal(engine, budget, needs, lambda n: fits(n).first_bytes))
-    seats, num_blocks = _divide(engine, needs, budget - needs.first_bytes)
-    num_slots = 1 + seats if needs.slot_bytes else 0
+    seats, kept, num_blocks = _divide(engine, needs, budget - needs.first_bytes)
+    num_slots = 1 + seats + kept if needs.slot_bytes else 0
     used = num_slots * needs.slot_bytes + sum(
         num_blocks[kind] * needs.block_bytes[kind] for kind in num_blocks
     )
@@ -155,36 +160,40 @@ def plan_memory(
         block_size=needs.size,
         max_num_seqs=seats,
         budget=budget,
-        reasons=_reasons(config, engine, seats, needs, num_blocks, budget - used),
+        reasons=_reasons(config, engine, (seats, kept), needs, num_blocks, budget - used),
     )
 
 
-def _divide(engine: EngineConfig, needs: Needs, spare: int) -> tuple[int, dict[LayerKind, int]]:
-    """Seats, and blocks of each group, once one request has what it needs and `spare` bytes are
-    left. Each share of them only grows with them, so everything that it buys does."""
-    further, in_step = (
-        engine.max_num_seqs - 1,
-        math.ceil(engine.max_num_batched_tokens / needs.size),
-    )
+def _divide(engine: EngineConfig, needs: Needs, spare: int) -> tuple[int, int, Blocks]:
+    """Seats, slots beside them, and blocks of each group, once one request has what it needs and
+    `spare` bytes are left. Each share of them only grows with them, so all that it buys does."""
+    keeps = engine.enable_prefix_caching
+    further = engine.max_num_seqs - 1
+    in_step = math.ceil(engine.max_num_batched_tokens / needs.size)
     full_blocks, for_full = needs.full_span, 0
     if needs.full_bytes:
         wanted = further * needs.seat_bytes + in_step * needs.window_bytes
-        for_full = spare - min(spare // 2, wanted)
-        if engine.max_model_len is not None:  # more than all seats can fill is of no use
+        for_full = spare - min(spare // 2, spare if keeps and needs.seat_bytes else wanted)
+        if engine.max_model_len is not None and not keeps:  # seats cannot fill more
             for_full = min(for_full, further * needs.full_span * needs.full_bytes)
         full_blocks += for_full // needs.full_bytes
         further = min(further, full_blocks // needs.span - 1)
     rest = spare - for_full
     if needs.seat_bytes:
         further = min(further, rest // needs.seat_bytes)
-    blocks: dict[LayerKind, int] = {}
+    left, kept = rest - further * needs.seat_bytes, 0
+    blocks: Blocks = {}
     if needs.window_bytes:
-        left = rest - further * needs.seat_bytes
         more = min(left // needs.window_bytes, in_step)
+        left -= more * needs.window_bytes
         blocks["sliding_window"] = 1 + (1 + further) * needs.span + more
+    if keeps and needs.slot_bytes:
+        kept = (left // 2 if needs.window_bytes else left) // needs.slot_bytes
+    if keeps and needs.window_bytes:
+        blocks["sliding_window"] += (left - kept * needs.slot_bytes) // needs.window_bytes
     if needs.full_bytes:
         blocks["full"] = 1 + full_blocks
-    return 1 + further, blocks
+    return 1 + further, kept, blocks
 
 
 def _refusal(
@@ -210,13 +219,14 @@ def _refusal(
 def _reasons(
     config: Plamo2Config,
     engine: EngineConfig,
-    seats: int,
+    places: tuple[int, int],
     needs: Needs,
     num_blocks: Mapping[LayerKind, int],
     left: int,
 ) -> tuple[str, ...]:
     """The plan in sentences."""
-    size, window, span = needs.size, config.attention_window_size, needs.span
+    (seats, kept), size = places, needs.size
+    window, span = config.attention_window_size, needs.span
     seat_bytes = needs.seat_bytes + span * needs.full_bytes
     whole = engine.max_model_len is not None and engine.max_model_len < window
     reach = "the longest request" if whole else f"W + 1 = {window + 1} keys"
@@ -229,6 +239,11 @@ def _reasons(
         lines.append(
             f"{num_blocks['sliding_window']:,} windowed blocks: one window a seat, and prompt "
             f"tokens of one step (max_num_batched_tokens={engine.max_num_batched_tokens})"
+        )
+    if engine.enable_prefix_caching:
+        lines.append(
+            f"{kept:,} slots beside the seats' for what was computed, and whatever nobody needs at "
+            "the moment (enable_prefix_caching)"
         )
     if "full" in num_blocks:
         tokens = (num_blocks["full"] - 1) * size

@@ -1,11 +1,13 @@
 """Numbered places of equal size (KV blocks, state slots), handed out and taken back.
 
 Invariant: place 0 is never handed out (padding reads and writes it); every other place is either
-free or has at least one owner. Reference counts allow several owners: that is where prefix reuse
-plugs in, by keeping a place with a content hash in a second, evictable list instead of freeing it.
+free or has at least one owner. Some owners are frozen: they keep a place for whoever may come, and
+give it up as soon as somebody wants it (see prefix.py). A place of which all owners are frozen is
+evictable, and as good as free.
 Built in notebooks/05_paged_attention.ipynb.
 """
 
+from collections import Counter
 from collections.abc import Iterable
 
 from plamo_ref.engine.config import EngineError
@@ -20,17 +22,19 @@ class PoolError(EngineError):
 class Pool:
     """`size` places, of which `size - 1` can be used."""
 
-    def __init__(self, name: str, size: int) -> None:
+    def __init__(self, name: str, size: int, place_bytes: int = 1) -> None:
         if size < 2:
             raise EngineError(
                 f"{name}: room for {size} places; one is reserved, so 2 are the least"
             )
-        self.name, self.size = name, size
+        self.name, self.size, self.place_bytes = name, size, place_bytes
         self.clear()
 
     def clear(self) -> None:
         """Forget all owners: every place is free again."""
         self._owners = [0] * self.size
+        self._frozen = [0] * self.size  # how many of the owners are
+        self._num_evictable = 0
         # Last in, first out: a place that was used a moment ago is likelier to be in a cache.
         self._free = list(range(self.size - 1, NULL_PLACE, -1))
 
@@ -41,6 +45,21 @@ class Pool:
     @property
     def num_used(self) -> int:
         return self.capacity - len(self._free)
+
+    @property
+    def num_evictable(self) -> int:
+        """Used places that nobody holds who would not give them up."""
+        return self._num_evictable
+
+    @property
+    def num_available(self) -> int:
+        """Places to be had now: free ones, and those for which something frozen has to go."""
+        return len(self._free) + self._num_evictable
+
+    @property
+    def num_held(self) -> int:
+        """Places that somebody holds who is not frozen."""
+        return self.num_used - self._num_evictable
 
     @property
     def capacity(self) -> int:
@@ -61,12 +80,46 @@ class Pool:
 
     def give_back(self, places: Iterable[int]) -> None:
         """Drop one owner of each place; those without owners are free again."""
+        self._change(places, "was given back", owners=-1)
+
+    def share(self, places: Iterable[int]) -> None:
+        """Add an owner to each place."""
+        self._change(places, "is to be shared", owners=1)
+
+    def freeze(self, places: Iterable[int]) -> None:
+        """One owner of each place will give it up when somebody wants it."""
+        self._change(places, "is to be frozen", frozen=1)
+
+    def thaw(self, places: Iterable[int]) -> None:
+        """One frozen owner of each place is one like any other again."""
+        self._change(places, "is to be thawed", frozen=-1)
+
+    def _change(
+        self, places: Iterable[int], what: str, *, owners: int = 0, frozen: int = 0
+    ) -> None:
+        # A long prompt has hundreds of places, so one loop does all, and calls nothing.
         for place in places:
             if not NULL_PLACE < place < self.size or self._owners[place] == 0:
-                raise PoolError(f"{self.name}: place {place} was given back but has no owner")
-            self._owners[place] -= 1
+                raise PoolError(f"{self.name}: place {place} {what} but has no owner")
+            was_evictable = self._owners[place] == self._frozen[place]
+            self._owners[place] += owners
+            self._frozen[place] += frozen
             if self._owners[place] == 0:
+                self._num_evictable -= was_evictable
                 self._free.append(place)
+            elif was_evictable != (self._owners[place] == self._frozen[place]):
+                self._num_evictable += -1 if was_evictable else 1
+
+    def is_evictable(self, place: int) -> bool:
+        return 0 < self._owners[place] == self._frozen[place]
+
+    def is_alone(self, places: Iterable[int]) -> bool:
+        """Whether one of these has a single owner."""
+        return any(self._owners[place] == 1 for place in places)
+
+    def num_leaving(self, places: Iterable[int]) -> int:
+        """How many of these would be free or evictable, if one owner who is not frozen went."""
+        return sum(self._owners[place] - self._frozen[place] == 1 for place in places)
 
     def owners(self) -> list[int]:
         """Number of owners of each place, a copy."""
@@ -75,3 +128,27 @@ class Pool:
     def free_places(self) -> list[int]:
         """The free places, a copy."""
         return list(self._free)
+
+    # --- the audit -----------------------------------------------------------------------------
+
+    def differences(self, listed: Counter[int], frozen: Counter[int]) -> list[str]:
+        """What these books say, and what the holdings say, frozen ones apart and with the others.
+
+        Args:
+            listed, frozen: how often holdings, and how often frozen ones, list each place.
+        """
+        free, wrong = Counter(self._free), list[str]()
+        for place in range(1, self.size):
+            count = f"{self.name} {place} has {self._owners[place]} owners"
+            if self._owners[place] != listed[place]:
+                wrong.append(f"{count}, tables list it {listed[place]} times")
+            if free[place] != (self._owners[place] == 0):
+                wrong.append(f"{count}, the free list has it {free[place]} times")
+            if self._frozen[place] != frozen[place]:
+                said = self._frozen[place]
+                wrong.append(f"{count}, {said} of them frozen, should be {frozen[place]}")
+        if self._num_evictable != sum(map(self.is_evictable, range(1, self.size))):
+            wrong.append(f"{self.name}: {self._num_evictable} are said to be evictable")
+        if listed[0] or free[0]:
+            wrong.append(f"{self.name} 0, the null place, is in use")
+        return wrong

@@ -3,7 +3,8 @@
 Invariant: `running` is in order of arrival and so is `waiting`, and nobody in `waiting` arrived
 before anybody in `running` who is still computing its first tokens: first come, first served.
 Only who waits for its grammar is passed over, until it has it. A preempted request loses its
-memory, keeps its output, and waits at its place by arrival.
+memory, keeps its output, and waits at its place by arrival. What requests have computed may be kept
+and found again (prefix.py); it is given up for any of them.
 Built in notebooks/07_continuous_batching.ipynb.
 """
 
@@ -13,8 +14,10 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from plamo_ref.engine.config import EngineConfig
-from plamo_ref.engine.memory.cache import HybridCache
+from plamo_ref.engine.memory.cache import Holding, HybridCache
+from plamo_ref.engine.memory.prefix import PrefixCache
 from plamo_ref.engine.request import Request
+from plamo_ref.sampling import GuidedError
 
 
 @dataclass
@@ -24,6 +27,8 @@ class Schedule:
     tokens: dict[Request, int] = field(default_factory=dict)  # new tokens of each, in order
     admitted: list[Request] = field(default_factory=list)
     preempted: list[Request] = field(default_factory=list)
+    # Of those admitted: tokens that were found, and why not more.
+    found: dict[Request, tuple[int, str]] = field(default_factory=dict)
 
     @property
     def num_tokens(self) -> int:
@@ -48,38 +53,56 @@ class Queues:
 
     def __init__(self, config: EngineConfig, cache: HybridCache, max_num_seqs: int) -> None:
         self.config, self.cache, self.max_num_seqs = config, cache, max_num_seqs
+        self.prefix = PrefixCache(cache, config.enable_prefix_caching)
         self.waiting: deque[Request] = deque()
         self.running: list[Request] = []
 
     def add(self, request: Request) -> None:
         self.waiting.append(request)
+        self.prefix.enter(request)
 
     def clear(self) -> None:
         """Nobody waits, nobody runs, nobody holds memory."""
         self.waiting.clear()
         self.running.clear()
+        self.prefix.clear()
         self.cache.clear()
 
     def remove(self, request: Request) -> None:
-        """Take a finished or aborted request out, wherever it is, and free its memory."""
+        """Take a finished or aborted request out, wherever it is, and its memory from it."""
         if request in self.running:
             self.running.remove(request)
         elif request in self.waiting:
             self.waiting.remove(request)
-        self.cache.release(request.request_id)
+        if request.finish_reason == "error":
+            self.cache.release(request.request_id)
+            if not isinstance(request.error, GuidedError):  # which says nothing of what is computed
+                self.prefix.distrust(request)
+        else:
+            self.prefix.freeze(request)
+        self.prefix.leave(request)
 
     @property
     def next_waiting(self) -> Request | None:
-        """Whose turn it is to be admitted, if there is a seat."""
+        """Whose turn it is to be admitted, if there is a seat, and if nobody is about to compute
+        what it could begin with."""
         if len(self.running) >= self.max_num_seqs:
             return None
-        return next((r for r in self.waiting if not r.awaits_guide), None)
+        first = next((r for r in self.waiting if not r.awaits_guide), None)
+        return None if first is None or self.prefix.waits(first, self.running) else first
+
+    def num_uncomputed(self, request: Request) -> int:
+        """Tokens that a request has to compute, less what it will find when it is admitted."""
+        found = self.prefix.find(request)[0] if request.status == "waiting" else 0
+        return request.num_uncomputed_tokens - found
 
     def grant(self, request: Request, wanted: int, schedule: Schedule) -> int:
         """Allocate up to `wanted` tokens for a running request; preempt newer ones if need be.
 
         Returns the number of tokens; 0 if the request itself had to go.
         """
+        self.prefix.photograph(request)
+        wanted = self._until_stop(request, request.num_computed_tokens, wanted)
         while not (tokens := self._fit(request, wanted)):
             newest = self.running[-1]
             self.preempt(newest, schedule)
@@ -94,20 +117,27 @@ class Queues:
         All of `wanted` must fit, or the newcomer would soon be preempted again; only when nobody
         else runs does it start with what there is.
         """
-        tokens = self._fit(request, wanted)
+        computed, found = self.prefix.find(request)
+        source = None if found is None else self.prefix.use(found)
+        computed = request.num_computed_tokens if found is None else computed
+        wanted = self._until_stop(request, computed, wanted)
+        tokens = self.cache.fit(request.request_id, computed, wanted, source)
         if not tokens or (tokens < wanted and self.running):
             return 0
+        schedule.found[request] = computed, self.prefix.begin(request, computed)
         self.waiting.remove(request)
         insort(self.running, request, key=_arrival)
         request.status = "running"
         schedule.admitted.append(request)
-        self._give(request, tokens, schedule)
+        request.num_computed_tokens = computed
+        self._give(request, tokens, schedule, source)
         return tokens
 
     def preempt(self, request: Request, schedule: Schedule) -> None:
-        """Recompute later: free the memory, wait before all who came later."""
+        """Recompute later: give the memory up, wait before all who came later."""
         self.running.remove(request)
-        self.cache.release(request.request_id)
+        self.prefix.freeze(request)
+        self.prefix.rest(request)
         request.reset()
         insort(self.waiting, request, key=_arrival)
         schedule.preempted.append(request)
@@ -115,8 +145,14 @@ class Queues:
     def _fit(self, request: Request, wanted: int) -> int:
         return self.cache.fit(request.request_id, request.num_computed_tokens, wanted)
 
-    def _give(self, request: Request, tokens: int, schedule: Schedule) -> None:
-        self.cache.allocate(request.request_id, request.num_computed_tokens, tokens)
+    def _until_stop(self, request: Request, computed: int, wanted: int) -> int:
+        """Cut a chunk where the prefix cache wants to see what was computed."""
+        return int(min(wanted, self.prefix.next_stop(request, computed) - computed))
+
+    def _give(
+        self, request: Request, tokens: int, schedule: Schedule, source: Holding | None = None
+    ) -> None:
+        self.cache.allocate(request.request_id, request.num_computed_tokens, tokens, source)
         schedule.tokens[request] = tokens
 
 

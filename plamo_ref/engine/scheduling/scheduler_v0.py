@@ -2,7 +2,8 @@
 
 Invariant: a step holds only prefills or only decodes. Without `chunk_size` a prompt is computed in
 one step (hence requests must fit the budget, see `EngineCore.add`); with it, in pieces of exactly
-that size and a rest. Only where memory is too short for a piece is it cut smaller.
+that size and a rest. Only where memory is too short for a piece, or where prefix caching wants to
+keep the state, is it cut smaller.
 Built in notebooks/07_continuous_batching.ipynb.
 """
 
@@ -51,5 +52,5 @@ class V0Scheduler:
 
     def _chunk(self, request: Request) -> int:
         """Tokens of the request's next prefill step."""
-        size = self.queues.config.chunk_size or request.num_uncomputed_tokens
-        return min(request.num_uncomputed_tokens, size)
+        left = self.queues.num_uncomputed(request)
+        return min(left, self.queues.config.chunk_size or left)

@@ -26,7 +26,7 @@ class V1Scheduler:
                 budget -= queues.grant(request, wanted, schedule)
 
         while budget and (first := queues.next_waiting) and not schedule.preempted:
-            wanted = min(first.num_uncomputed_tokens, budget)
+            wanted = min(queues.num_uncomputed(first), budget)
             granted = queues.admit(first, wanted, schedule)
             if not granted:
                 break

@@ -30,7 +30,6 @@ _NOTES: Table = dict.fromkeys(
         "prompt_cache_retention",
         "prompt_cache_options",
         "session_id",
-        "cache_salt",
         "cache_prompt",
     ),
     _ANY,

@@ -29,12 +29,19 @@ ANSWERS: Responses = {
 ANSWERS["4XX"] = {"model": ErrorBody, "description": "The client's mistake."}
 
 
+class PromptDetails(BaseModel):
+    """Of the tokens of prompts."""
+
+    cached_tokens: int = Field(description="They need not be computed: others began alike.")
+
+
 class Usage(BaseModel):
     """Counts of tokens."""
 
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
+    prompt_tokens_details: PromptDetails
 
 
 class Columns(BaseModel):
@@ -216,6 +223,12 @@ class Version(BaseModel):
     version: str
 
 
+class Reset(BaseModel):
+    """Of POST /reset_prefix_cache."""
+
+    success: bool
+
+
 class Health(BaseModel):
     """Of GET /health."""
 
@@ -238,6 +251,7 @@ MODEL = _ok(ModelCard)
 TOKENIZED = _ok(Tokenized)
 DETOKENIZED = _ok(Detokenized)
 TOKENIZER = _ok(TokenizerInfo)
+RESET = _ok(Reset)
 VERSION = _ok(Version)
 HEALTH: Responses = {**_ok(Health), 503: {"model": Health, "description": "No engine."}}
 METRICS: Responses = {200: {"content": {"text/plain": {"schema": {"type": "string"}}}}}

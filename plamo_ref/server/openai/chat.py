@@ -6,8 +6,10 @@ Invariant: an unstreamed answer is the streamed one, joined: both are made of th
 import time
 from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from contextlib import aclosing
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
+from plamo_ref.chat.borders import borders
 from plamo_ref.chat.templates import ChatTemplate
 from plamo_ref.remote.calls import Delta, GrammarRefusedError
 from plamo_ref.sampling import SamplingParams
@@ -19,7 +21,7 @@ from plamo_ref.server.openai.usage import Usage
 from plamo_ref.server.prompt.conversation import for_template
 from plamo_ref.server.prompt.rendering import render
 from plamo_ref.server.prompt.turn import Turn
-from plamo_ref.server.service import LONG_ANSWER, Service
+from plamo_ref.server.service import LONG_ANSWER, LONG_TEXT, Service
 from plamo_ref.server.tools.offered import ToolPlan, check_calls, plan_tools, refused_grammar
 from plamo_ref.server.tools.reader import Piece
 
@@ -33,15 +35,15 @@ class Chat:
         self,
         service: Service,
         request: ChatRequest,
-        prompt_ids: Sequence[int],
+        prompt: "ChatPrompt",
         params: SamplingParams,
         name: str,
         plan: ToolPlan | None = None,
     ) -> None:
         self._service, self._request, self._params = service, request, params
-        self._prompt_ids, self._plan = prompt_ids, plan
+        self._prompt, self._plan = prompt, plan
         self.turns = [Turn(plan) for _ in range(params.n)]
-        self.usage = Usage(len(prompt_ids))
+        self.usage = Usage(len(prompt.ids), params.n)
         self._head = {
             "id": f"chatcmpl-{name}",
             "created": int(time.time()),
@@ -65,11 +67,11 @@ class Chat:
             # Schemas can be long, and so can be making a grammar of them.
             plan = await service.workers.run(plan_tools, request, template.tools, service.config)
         shown = None if plan is None else plan.shown
-        ids = await chat_ids(service, request, shown)
+        prompt = await chat_prompt(service, request, shown)
         # The newer name decides, but the older one beside it must not be nonsense.
-        most = service.max_tokens(ids, request.max_tokens)
+        most = service.max_tokens(prompt.ids, request.max_tokens)
         if request.max_completion_tokens is not None:
-            most = service.max_tokens(ids, request.max_completion_tokens)
+            most = service.max_tokens(prompt.ids, request.max_completion_tokens)
 
         def work() -> SamplingParams:
             params = chat_params(request, service.config, most, plan.grammar if plan else None)
@@ -77,7 +79,7 @@ class Chat:
             return params if plan is None else plan.with_marks(params, service.llm.tokenizer)
 
         params = await service.beside(work, names_many_tokens(request))
-        return cls(service, request, ids, params, name, plan)
+        return cls(service, request, prompt, params, name, plan)
 
     async def whole(self) -> Mapping[str, Any]:
         """The answer of an unstreamed request."""
@@ -158,7 +160,7 @@ class Chat:
 
     def _ids_of_prompt(self) -> dict[str, Sequence[int]]:
         wanted = self._request.return_token_ids
-        return {"prompt_token_ids": self._prompt_ids} if wanted else {}
+        return {"prompt_token_ids": self._prompt.ids} if wanted else {}
 
     def _prompt_logprobs(self, first: Delta) -> dict[str, Any]:
         scores = first.prompt_logprobs
@@ -168,12 +170,13 @@ class Chat:
 
     def read(self, delta: Delta) -> list[Piece]:
         """What a delta adds to its turn. Each is to be read once."""
-        self.usage.completion_tokens += 1
+        self.usage.add(delta)
         return self.turns[delta.index].read(delta)
 
     async def deltas(self, *, whole: bool) -> AsyncGenerator[list[Delta], None]:
         """What the engine gives, to be read by the turns."""
-        run = self._service.run([self._prompt_ids], self._params, whole=whole)
+        prompt, params = self._prompt, self._params
+        run = self._service.run([prompt.ids], params, whole=whole, borders=prompt.borders)
         try:
             async with aclosing(run) as batches:
                 async for batch in batches:
@@ -216,9 +219,16 @@ def chat_template(service: Service) -> ChatTemplate:
     return service.template
 
 
-async def chat_ids(
+class ChatPrompt(NamedTuple):
+    """A conversation as the model sees it."""
+
+    ids: list[int]
+    borders: Sequence[int]  # see borders.py
+
+
+async def chat_prompt(
     service: Service, asked: Conversation, tools: Sequence[Mapping[str, Any]] | None = None
-) -> list[int]:
+) -> ChatPrompt:
     """The conversation as the model sees it, with these tools.
 
     Raises:
@@ -227,11 +237,14 @@ async def chat_ids(
     template = chat_template(service)
     check_calls(asked.messages, template.tools)
 
-    def work() -> str:
-        return render(template, [for_template(message) for message in asked.messages], asked, tools)
+    def work() -> tuple[list[dict[str, Any]], str]:
+        plain = [for_template(message) for message in asked.messages]
+        return plain, render(template, plain, asked, tools)
 
     messages = asked.messages
     parts = sum(len(m.content) if isinstance(m.content, list) else 1 for m in messages)
-    text = await service.beside(work, parts > MANY_PARTS)
+    plain, text = await service.beside(work, parts > MANY_PARTS)
     add_bos = False if asked.add_special_tokens is False else template.add_bos(text)
-    return await service.encode(text, add_bos=add_bos)
+    ids = await service.encode(text, add_bos=add_bos)
+    find = partial(borders, plain, text, ids, service.llm.tokenizer)
+    return ChatPrompt(ids, await service.beside(find, len(text) > LONG_TEXT))

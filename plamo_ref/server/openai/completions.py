@@ -56,7 +56,7 @@ class Completion:
         self._prompts = prompts
         self._tokenizer = service.llm.tokenizer
         self._columns: dict[int, CompletionLogprobs] = {}  # of choices that have begun
-        self._usage = Usage(sum(len(ids) for _, ids in prompts))
+        self._usage = Usage(sum(len(ids) for _, ids in prompts), params.n)
         self._head = {
             "id": f"cmpl-{name}",
             "object": "text_completion",
@@ -134,6 +134,7 @@ class Completion:
         return [self._piece(delta) for delta in batch]
 
     def _piece(self, delta: Delta) -> Piece:
+        self._usage.add(delta, 0 if self._generates_nothing else 1)
         if not delta.first:
             return self._new(delta)
         begun = self._begun(delta)
@@ -146,7 +147,6 @@ class Completion:
 
     def _new(self, delta: Delta) -> Piece:
         """What the model has added."""
-        self._usage.completion_tokens += 1
         scores = None
         if delta.logprobs is not None:
             scores = self._columns_of(delta.index).columns([delta.token_id], [delta.logprobs])

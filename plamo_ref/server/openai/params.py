@@ -35,6 +35,7 @@ PLAIN = (
     "include_stop_str_in_output",
     "skip_special_tokens",
     "stop_token_ids",
+    "cache_salt",
 )
 
 

@@ -134,10 +134,10 @@ class Responding:
         }
 
 
-def _usage(counts: Mapping[str, int]) -> dict[str, Any]:
+def _usage(counts: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "input_tokens": counts["prompt_tokens"],
-        "input_tokens_details": {"cached_tokens": 0, "cache_write_tokens": 0},
+        "input_tokens_details": {**counts["prompt_tokens_details"], "cache_write_tokens": 0},
         "output_tokens": counts["completion_tokens"],
         "output_tokens_details": {"reasoning_tokens": 0},
         "total_tokens": counts["total_tokens"],

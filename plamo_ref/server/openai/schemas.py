@@ -147,6 +147,7 @@ class Sampling(Strict):
     return_token_ids: bool | None = None
     return_tokens_as_token_ids: bool | None = None  # in log probabilities: "token_id:7"
     request_id: RequestId | None = None  # the header X-Request-Id decides
+    cache_salt: Text | None = None  # only requests with the same one share what was computed
 
 
 class CompletionRequest(Sampling):

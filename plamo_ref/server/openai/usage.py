@@ -6,6 +6,7 @@ Invariant: what the last chunk of a stream says is what the whole answer would h
 from dataclasses import dataclass
 from typing import Any
 
+from plamo_ref.remote.calls import Delta
 from plamo_ref.server.openai.schemas import StreamOptions
 
 
@@ -14,13 +15,22 @@ class Usage:
     """Counts of tokens: of all prompts, and of all choices."""
 
     prompt_tokens: int
+    choices: int = 1  # of each prompt
     completion_tokens: int = 0
+    cached_tokens: int = 0  # of the prompts: found computed, by the first choice of each
 
-    def so_far(self) -> dict[str, int]:
+    def add(self, delta: Delta, tokens: int = 1) -> None:
+        """Count what a delta has brought; of those who want none, its token does not count."""
+        self.completion_tokens += tokens
+        if delta.index % self.choices == 0:
+            self.cached_tokens += delta.num_cached_tokens
+
+    def so_far(self) -> dict[str, Any]:
         return {
             "prompt_tokens": self.prompt_tokens,
             "completion_tokens": self.completion_tokens,
             "total_tokens": self.prompt_tokens + self.completion_tokens,
+            "prompt_tokens_details": {"cached_tokens": self.cached_tokens},
         }
 
     def in_chunk(self, options: StreamOptions | None) -> dict[str, Any]:

@@ -1,0 +1,69 @@
+"""Copies of places inside the cache: what two requests have in common, and one of them goes on
+writing into, is copied before the step that writes.
+
+The books only note a copy; it is made at the start of the next step. Places may have changed hands
+meanwhile, even several times: whoever took one over comes later in the list or in the step, so the
+copies of one room are made in the order in which they were noted.
+
+Invariant: after `copy_places` everything is as if the copies had been made one by one.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from plamo_ref.batch import LayerCache, MambaCache
+from plamo_ref.config import LayerKind
+
+
+class Copy(NamedTuple):
+    """One place of all layers of a kind (a state slot of "mamba") into another."""
+
+    kind: LayerKind
+    source: int
+    target: int
+
+
+def copy_places(
+    caches: Sequence[LayerCache], kinds: Sequence[LayerKind], copies: Sequence[Copy]
+) -> None:
+    """Launch the copies; nothing here waits for the device.
+
+    Args:
+        caches, kinds: of each layer.
+    """
+    for kind in dict.fromkeys(copy.kind for copy in copies):
+        of_kind = [cache for cache, its in zip(caches, kinds, strict=True) if its == kind]
+        for together in at_once([copy for copy in copies if copy.kind == kind]):
+            places = _on(_tensors(of_kind[0])[0].device, together)  # [2, n]
+            for tensor in (each for cache in of_kind for each in _tensors(cache)):
+                tensor[places[1]] = tensor[places[0]]
+
+
+def at_once(copies: Sequence[Copy]) -> Iterator[list[Copy]]:
+    """Cut a list where a place is read or written that was written a moment ago.
+
+    What is copied at once is read before any of it is written: reading a place that is written
+    later needs no cut.
+    """
+    together, written = list[Copy](), set[int]()
+    for copy in copies:
+        if copy.source in written or copy.target in written:
+            yield together
+            together, written = [], set()
+        together.append(copy)
+        written.add(copy.target)
+    if together:
+        yield together
+
+
+def _tensors(cache: LayerCache) -> tuple[Tensor, Tensor]:
+    return (cache.conv, cache.ssm) if isinstance(cache, MambaCache) else (cache.keys, cache.values)
+
+
+def _on(device: torch.device, copies: Sequence[Copy]) -> Tensor:
+    pairs = [[copy.source for copy in copies], [copy.target for copy in copies]]
+    host = torch.tensor(pairs, dtype=torch.int64, pin_memory=device.type == "cuda")
+    return host.to(device, non_blocking=True)

@@ -1,0 +1,274 @@
+"""Prefix caching in a hybrid model: what is reusable is a moment, not a block.
+
+To go on at position n a request needs the Mamba state at exactly n, and the keys that n can see. So
+what is kept is a checkpoint: a frozen holding, block tables and a slot, at one position of a radix
+tree over token ids. A newcomer begins at the deepest one on its prompt's path: it shares the full
+blocks and copies the slot and a partly filled block (see cache.py). In a model without Mamba a
+later moment serves as well, as far as its windows reach back. Checkpoints come from
+
+    the end of an answer      its own holding, frozen where it is: the next turn begins there
+    preemption                the same
+    the end of a prompt       one token before it, so that the same prompt again finds it
+    a junction                where two texts part, both known by now
+    a border                  where the caller says that others may part, as between two messages
+
+The last three are taken while a prompt is computed: its chunk ends there and the slot is copied.
+The prompts of all live requests have a path, also of those that wait, so the first of a crowd
+already knows where the others part from it, and who can begin there waits until it has come so far.
+
+Invariant: what is kept was computed from exactly the tokens on its path, all of them known to the
+host; it is evictable at any time, so nobody's progress depends on it.
+"""
+
+import math
+from collections.abc import Iterable
+from itertools import islice
+
+from plamo_ref.engine.memory.cache import Holding, HybridCache
+from plamo_ref.engine.memory.eviction import Checkpoint, LeastRecentlyUsed, SupersededFirst, above
+from plamo_ref.engine.memory.found import PrefixCounts, why_not_later
+from plamo_ref.engine.memory.pool import Pool
+from plamo_ref.engine.memory.radix import Node, descend, insert, nearest, prune, reach
+from plamo_ref.engine.request import Request
+
+MOST_SALTS = 16  # of others, that are looked at for the same reason
+
+
+class PrefixCache:
+    """Frozen moments of the texts of one engine. If it is not `enabled`, nothing is ever kept."""
+
+    def __init__(
+        self,
+        cache: HybridCache,
+        enabled: bool = True,
+        eviction: type[LeastRecentlyUsed] = SupersededFirst,
+    ) -> None:
+        self.cache, self.enabled, self.order = cache, enabled, eviction(cache)
+        self.least = cache.block_size  # tokens that a checkpoint must save, to be worth a copy
+        self.roots: dict[str | None, Node[Checkpoint]] = {}  # by salt: they never meet
+        self.counts = PrefixCounts()
+        self.most_gone = 256  # evicted ones that are remembered, to say why a prompt hits no more
+        self._paths: dict[Request, Node[Checkpoint]] = {}  # where each live prompt ends, less one
+        self._begun: set[Request] = set()
+        self._gone: dict[Node[Checkpoint], None] = {}  # the oldest first
+        cache.evict = self.evict_for
+
+    @property
+    def kept(self) -> Iterable[Checkpoint]:
+        """Everything, the one used longest ago first."""
+        return self.order.kept.keys()
+
+    # --- requests come and go ------------------------------------------------------------------
+
+    def enter(self, request: Request) -> None:
+        """From now on it is known which way this prompt goes."""
+        if not self.enabled:
+            return
+        path, prompt = self._root(request), request.prompt_ids[:-1]
+        for end in _marks(request):
+            path = insert(path, prompt[path.position : end])
+            path.num_marks += 1
+        path.count(live=1)
+        self._paths[request] = path
+        self.order.review(path.path())
+
+    def rest(self, request: Request) -> None:
+        """The request waits again."""
+        path = self._paths.get(request)
+        if path is not None and request in self._begun:
+            self._begun.remove(request)
+            path.count(begun=-1)
+            self.order.review(path.path())
+
+    def leave(self, request: Request) -> None:
+        """The request has ended; what is kept of it stays."""
+        self.rest(request)
+        path = self._paths.pop(request, None)
+        if path is None:
+            return
+        marks = _marks(request)
+        nodes = [node for node in path.path() if node.position in marks]
+        for node in nodes:
+            node.num_marks -= 1
+        path.count(live=-1)
+        self.order.review(path.path())
+        for node in reversed(nodes):  # from above: none is cut off before its turn
+            self._prune(node)
+
+    def clear(self) -> None:
+        """Forget everything, requests too; the cache's own books are cleared by themselves."""
+        for known in (self.roots, self.order, self._paths, self._begun, self._gone):
+            known.clear()
+
+    def reset(self) -> None:
+        """Let everything go that is kept."""
+        for checkpoint in list(self.kept):
+            self._evict(checkpoint)
+        self._forget(0)
+
+    def distrust(self, request: Request) -> None:
+        """It came to an error, and what is kept of it might lead others there."""
+        root, known = self.roots.get(request.params.cache_salt), request.num_known_tokens
+        if root is not None:
+            for node in descend(root, request.tokens(0, known))[0].path():
+                if node.kept is not None:
+                    self._evict(node.kept)
+
+    # --- reuse ---------------------------------------------------------------------------------
+
+    def find(self, request: Request) -> tuple[int, Checkpoint | None]:
+        """Where a request that has nothing can begin at best, and who has what it needs there."""
+        path, limit = self._paths.get(request), request.num_reusable_tokens
+        if path is None:
+            return 0, None
+        lowest, end = reach(path, request.tokens(path.position, limit))  # it may have some output
+        for node in lowest.path():
+            position = min(node.position, end, limit)
+            kept = node.kept if self.cache.slots is not None else nearest(node)
+            if kept is not None and position and self._serves(kept, position):
+                return position, kept
+        return 0, None
+
+    def _serves(self, kept: Checkpoint, position: int) -> bool:
+        return position == kept.position or self.cache.serves(kept.holding, position)
+
+    def use(self, checkpoint: Checkpoint) -> Holding:
+        """What to branch off; it was wanted just now."""
+        self.order.use(checkpoint)
+        return checkpoint.holding
+
+    def waits(self, request: Request, running: Iterable[Request]) -> bool:
+        """Whether somebody running is about to come to a moment from which this one could begin.
+
+        That is one who is not past it in its own prompt, so nobody waits for long.
+        """
+        path = self._paths.get(request)
+        if path is None:
+            return False
+        first = self.least + self.find(request)[0]
+        wanted = {
+            node
+            for node in path.path()
+            if first <= node.position <= request.num_reusable_tokens
+            and node.num_live > 1
+            and self._is_wanted(node)
+        }
+        others = [other for other in running if other in self._paths] if wanted else []
+        return any(
+            node in wanted and node.position >= other.num_computed_tokens
+            for other in others
+            for node in self._paths[other].path()
+        )
+
+    def begin(self, request: Request, position: int) -> str:
+        """A request begins at `position`. Returns why not later; "" if that cannot be."""
+        path, mine = self._paths.get(request), self.roots.get(request.params.cache_salt)
+        others = [root for root in islice(self.roots.values(), MOST_SALTS) if root is not mine]
+        why = why_not_later(request, position, path, self.least, others)
+        if path is not None:
+            self._begun.add(request)
+            path.count(begun=1)
+            self.order.review(path.path())
+        if request.num_cached_tokens is None:  # else it has begun before
+            request.num_cached_tokens, request.cache_miss = position, why
+            if self.enabled:
+                self.counts.add(request, position, why)
+        return why
+
+    # --- what is kept --------------------------------------------------------------------------
+
+    def freeze(self, request: Request) -> None:
+        """Take a request's memory; what it has computed is kept, if it can be."""
+        computed, held = request.num_computed_tokens, request.request_id in self.cache.holdings
+        path = self._paths.get(request)
+        if held and path is not None and 0 < computed <= request.num_known_tokens:
+            start = path if computed >= path.position else self._root(request)
+            node = insert(start, request.tokens(start.position, computed))
+            if node.kept is None:
+                self._keep(node, self.cache.freeze(request.request_id, computed))
+                return
+            self.order.use(node.kept)
+        self.cache.release(request.request_id)
+
+    def next_stop(self, request: Request, computed: int) -> float:
+        """The position at which the request's next chunk has to end, at the latest."""
+        stop = math.inf
+        for node in self._ahead(request, computed):
+            if self._is_wanted(node):
+                stop = node.position
+        return stop
+
+    def photograph(self, request: Request) -> None:
+        """Keep a copy of a running request's memory, if it stands where that is wanted."""
+        computed = request.num_computed_tokens
+        for node in self._ahead(request, computed - 1):
+            if computed and node.position == computed and self._is_wanted(node):
+                node.num_marks += 1  # it stays, whatever goes to make room
+                holding = self.cache.photograph(request.request_id, computed)
+                node.num_marks -= 1
+                if holding is not None:
+                    self._keep(node, holding)
+                else:
+                    self._prune(node)
+
+    def _ahead(self, request: Request, computed: int) -> list[Node[Checkpoint]]:
+        """Nodes on a prompt's path behind so many tokens, the last one first."""
+        path, ahead = self._paths.get(request), []
+        while path is not None and path.position > computed:
+            ahead.append(path)
+            path = path.parent
+        return ahead
+
+    def _is_wanted(self, node: Node[Checkpoint]) -> bool:
+        """Whether a checkpoint here would be used, as far as anybody can know."""
+        if node.kept is not None or not (node.num_marks or node.is_junction):
+            return False
+        return node.position - above(node).position >= self.least
+
+    def _keep(self, node: Node[Checkpoint], holding: Holding) -> None:
+        node.kept = Checkpoint(node, holding)
+        node.was_kept = False
+        self._gone.pop(node, None)
+        node.count(kept=1)
+        self.order.use(node.kept)
+        self.order.review(node.path())
+
+    # --- eviction ------------------------------------------------------------------------------
+
+    def evict_for(self, pool: Pool) -> None:
+        """Let one go, for a place of this pool."""
+        self.counts.evicted += 1
+        self._evict(self.order.least(pool))
+
+    def _evict(self, checkpoint: Checkpoint) -> None:
+        node = checkpoint.node
+        self.order.discard(checkpoint)
+        self.cache.let_go(checkpoint.holding)
+        node.kept, node.was_kept = None, True
+        node.count(kept=-1)
+        self.order.review(node.path())
+        self._gone[node] = None
+        self._forget(self.most_gone)
+
+    def _forget(self, most: int) -> None:
+        """Remember only so many of those that are gone."""
+        while len(self._gone) > most:
+            node = next(iter(self._gone))
+            del self._gone[node]
+            node.was_kept = False
+            self._prune(node)
+
+    def _prune(self, node: Node[Checkpoint]) -> None:
+        *_, root = node.path()
+        prune(node)
+        if not root.children and not root.num_live:
+            self.roots = {salt: other for salt, other in self.roots.items() if other is not root}
+
+    def _root(self, request: Request) -> Node[Checkpoint]:
+        return self.roots.setdefault(request.params.cache_salt, Node())
+
+
+def _marks(request: Request) -> list[int]:
+    """Where a prompt is to be cut for others: at its borders, and one token before its end."""
+    last = len(request.prompt_ids) - 1
+    return sorted({end for end in request.borders if 0 < end < last} | {last})

@@ -1,0 +1,192 @@
+"""Faults of prefix caching: what two requests can wrongly have in common.
+
+Invariant: none of them shows where no two prompts begin alike; on the traces of sharing.py, the
+checks after every step or the law find them.
+"""
+
+from typing import Any
+
+from plamo_ref.config import LayerKind
+from plamo_ref.engine import core as core_module
+from plamo_ref.engine.memory.cache import BlockTable, Holding, HybridCache
+from plamo_ref.engine.memory.prefix import PrefixCache
+from plamo_ref.engine.memory.radix import Node
+from plamo_ref.engine.request import Request
+from plamo_ref.engine.runner import ModelRunner
+from plamo_ref.engine.scheduling.scheduler import Queues
+from plamo_ref.engine.tokens import is_full
+from plamo_ref.proof.planting import Fault, patch, together
+
+
+def _alias_slot(branch: Any, cache: HybridCache, source: Holding | None, computed: int) -> Holding:
+    holding: Holding = branch(cache, source, computed)
+    slot = holding.slot
+    if source is None or source.slot is None or slot is None or cache.slots is None:
+        return holding
+    if source.slot in _in_use(cache):
+        cache.slots.give_back([slot])
+        cache.slots.share([source.slot])
+        cache.copies[:] = [copy for copy in cache.copies if copy[::2] != ("mamba", slot)]
+        holding.slot = source.slot
+    return holding
+
+
+def _in_use(cache: HybridCache) -> set[int | None]:
+    return {holding.slot for holding in (*cache.holdings.values(), *cache.frozen)} - {None}
+
+
+def _share_partial(
+    branch: Any, cache: HybridCache, source: Holding | None, computed: int
+) -> Holding:
+    holding: Holding = branch(cache, source, computed)
+    if source is None or not computed % cache.block_size:
+        return holding
+    for kind, table in holding.tables.items():
+        of_source = source.tables[kind]
+        theirs, own = of_source.blocks[table.end - 1 - of_source.first], table.blocks.pop()
+        if cache.blocks[kind].owners()[theirs]:
+            cache.blocks[kind].give_back([own])
+            cache.blocks[kind].share([theirs])
+            cache.copies[:] = [copy for copy in cache.copies if copy[::2] != (kind, own)]
+            table.blocks.append(theirs)
+        else:
+            table.blocks.append(own)
+    return holding
+
+
+def _file_one_token_early(freeze: Any, prefix: PrefixCache, request: Request) -> None:
+    computed = request.num_computed_tokens
+    request.num_computed_tokens = max(1, computed - 1)
+    freeze(prefix, request)
+    request.num_computed_tokens = computed
+
+
+def _forget_window_block(
+    full_blocks: Any, cache: HybridCache, kind: LayerKind, holding: Holding, computed: int
+) -> BlockTable:
+    table: BlockTable = full_blocks(cache, kind, holding, computed)
+    if cache.groups[kind].window is not None and len(table.blocks) > 1:
+        return BlockTable(table.first + 1, table.blocks[1:])
+    return table
+
+
+def _free_what_is_shared(let_go: Any, cache: HybridCache, holding: Holding) -> None:
+    let_go(cache, holding)
+    for kind, table in holding.tables.items():
+        owners = cache.blocks[kind].owners()
+        cache.blocks[kind].give_back(place for place in table.blocks if owners[place])
+
+
+def _one_root(_: Any, prefix: PrefixCache, request: Request) -> Any:
+    return prefix.roots.setdefault(None, Node())
+
+
+def _leave_at_launch(_: Any, request: Request, max_model_len: int) -> bool:
+    return is_full(request, request.num_output_tokens, max_model_len)
+
+
+def _file_under_what_is_known(freeze: Any, prefix: PrefixCache, request: Request) -> None:
+    computed = request.num_computed_tokens
+    request.num_computed_tokens = min(computed, request.num_known_tokens)
+    freeze(prefix, request)
+    request.num_computed_tokens = computed
+
+
+def _keep_entry_on_abort(remove: Any, queues: Queues, request: Request) -> None:
+    remove(queues, request)
+    if request.finish_reason == "abort":
+        for kept in [*queues.prefix.kept][-1:]:
+            queues.cache.let_go(kept.holding)
+
+
+def _copy_nothing(*_: Any) -> None:
+    pass
+
+
+def _keep_over_an_interrupt(clear: Any, queues: Queues) -> None:
+    kept = list(queues.prefix.kept)
+    clear(queues)
+    queues.prefix.order.kept.update(dict.fromkeys(kept))
+
+
+def _no_place_is_pinned(frozen: Any, cache: HybridCache, request_id: str, computed: int) -> Holding:
+    """Freeze, and go on owning: what was given away is released as well."""
+    holding: Holding = frozen(cache, request_id, computed)
+    if holding.slot is not None and cache.slots is not None:
+        cache.slots.thaw([holding.slot])
+        cache.slots.give_back([holding.slot])
+    return holding
+
+
+PREFIX_FAULTS = (
+    Fault(
+        "slot aliased instead of copied",
+        "Who begins at a kept state goes on in its very slot, and so the kept state goes on too.",
+        "law",
+        patch(HybridCache, "_branch", _alias_slot),
+    ),
+    Fault(
+        "partly filled block shared",
+        "Two who begin at the same moment write their next keys into the same block.",
+        "law",
+        patch(HybridCache, "_branch", _share_partial),
+    ),
+    Fault(
+        "kept one token too early",
+        "A state is filed under the tokens before it, without the last one that entered it.",
+        "law",
+        patch(PrefixCache, "freeze", _file_one_token_early),
+    ),
+    Fault(
+        "window block not shared",
+        "The oldest block that a window still reaches is not handed to who begins there.",
+        "audit",
+        patch(HybridCache, "_full_blocks", _forget_window_block),
+    ),
+    Fault(
+        "evicted while in use",
+        "Eviction frees the blocks of a checkpoint, also those that somebody is reading.",
+        "audit",
+        patch(HybridCache, "let_go", _free_what_is_shared),
+    ),
+    Fault(
+        "frozen but not owned",
+        "The state of a finished request is kept, and its slot is given back as before.",
+        "audit",
+        patch(HybridCache, "freeze", _no_place_is_pinned),
+    ),
+    Fault(
+        "salt ignored",
+        "Whoever brings a salt of his own is served from what others have computed.",
+        "law",
+        patch(PrefixCache, "_root", _one_root),
+    ),
+    Fault(
+        "kept before an unread token is known",
+        "A request leaves while its last token but one is on its way: its state, which has that "
+        "token, is filed under what the host knows.",
+        "law",
+        together(
+            patch(core_module, "is_leaving", _leave_at_launch),
+            patch(PrefixCache, "freeze", _file_under_what_is_known),
+        ),
+    ),
+    Fault(
+        "stale entry after an abort",
+        "The memory of an aborted request is freed, and the tree still points at it.",
+        "audit",
+        patch(Queues, "remove", _keep_entry_on_abort),
+    ),
+    Fault(
+        "copy never made",
+        "The books give a newcomer a slot of its own, but nobody copies the state into it.",
+        "law",
+        patch(ModelRunner, "copy", _copy_nothing),
+    ),
+    Fault(
+        "checkpoints kept over an interrupt",
+        "Everybody starts again and all memory is free, but the tree has its entries.",
+        "audit",
+        patch(Queues, "clear", _keep_over_an_interrupt),
+    ),
+)
