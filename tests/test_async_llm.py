@@ -169,7 +169,9 @@ def test_it_speaks_as_the_offline_engine_does(engine):
         SamplingParams(temperature=1, seed=7, max_tokens=9, n=3, logprobs=2),
         SamplingParams(temperature=0, max_tokens=4, prompt_logprobs=1),
         SamplingParams(temperature=1, seed=5, max_tokens=30, stop=["e", "。"]),
-        SamplingParams(guided=GuidedParams(choice=["はい", "いいえ"]), max_tokens=20),
+        SamplingParams(
+            guided=GuidedParams(choice=["はい", "いいえ"]), max_tokens=20, temperature=0
+        ),
     ]
     wanted = offline.generate(prompts, params, use_tqdm=False)
 

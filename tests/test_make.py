@@ -150,7 +150,7 @@ def test_lab_opens_the_lessons(clone):
 def test_editions_are_written_where_git_does_not_look(clone, target, module):
     calls = calls_of(clone, "make", target)
     assert installs(calls) == [".[notebooks]"]
-    assert calls[-1] == f"-m plamo_ref.teaching.{module} build/{target}"
+    assert calls[-1] == f"-m tools.course.{module} build/{target}"
     assert "build/" in (ROOT / ".gitignore").read_text(encoding="utf-8").splitlines()
 
 

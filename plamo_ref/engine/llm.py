@@ -262,7 +262,9 @@ class LLM:
 
     def _submit_one(self, caller: Caller, asked: Asked, name: str) -> None:
         params = asked.params
-        guide = None if params.guided is None else self._guides.start(params.guided).checked()
+        guide = None if params.guided is None else self._guides.start(params.guided)
+        if guide is not None:
+            guide.check()
         caller.names.append(name)  # before it is there: so that none is ever overlooked
         try:
             request = self.core.add(

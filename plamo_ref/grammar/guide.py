@@ -5,7 +5,6 @@ that it has accepted, no more: `restart` with the same tokens leads to the same 
 """
 
 from collections.abc import Collection, Sequence
-from typing import Self
 
 import numpy as np
 
@@ -83,8 +82,8 @@ class FollowingGuide:
         """The text is at its end."""
         raise NotImplementedError
 
-    def checked(self) -> Self:
-        """Itself, once its grammar is known to be one; else closed.
+    def check(self) -> None:
+        """Wait until its grammar is known to be one; a guide whose is none is closed.
 
         Raises:
             GuidedError: it cannot be enforced.
@@ -95,7 +94,6 @@ class FollowingGuide:
         except BaseException:
             self.close()
             raise
-        return self
 
     @property
     def error(self) -> str | None:
