@@ -140,7 +140,9 @@ def launches(shape: Shape, dtype: torch.dtype, capability: int = 90) -> tuple[La
         found.append(Launch(kernel, arguments, constants, config.warps, config.stages))
 
     table = triton_table(pdl=True)
-    modules = [m for name, m in sys.modules.items() if name.startswith("plamo_ref.kernels.triton_")]
+    modules = [
+        m for name, m in sys.modules.items() if re.match(r"plamo_ref\.kernels\..*\.triton", name)
+    ]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
             "plamo_ref.kernels.ssm.triton_plan.before_hopper", lambda device: capability < 90
