@@ -10,7 +10,7 @@ from pydantic import Field
 
 from plamo_ref.server.edge import elsewhere
 from plamo_ref.server.edge.strict import Strict
-from plamo_ref.server.openai.schemas import Positive, Sampling
+from plamo_ref.server.openai.schemas import Count, Positive, Sampling
 from plamo_ref.server.tools.schemas import MAX_TOOLS, Function, FunctionNamed
 
 
@@ -109,7 +109,7 @@ class ResponsesRequest(Sampling):
     text: TextConfig | None = None
     tools: Annotated[list[ResponseTool], Field(max_length=MAX_TOOLS)] | None = None
     tool_choice: Literal["none", "auto", "required"] | ResponseNamedTool | None = None
-    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    top_logprobs: Annotated[Count, Field(le=20)] | None = None
     include: list[Included] | None = None
     truncation: Literal["disabled"] | None = None
     chat_template_kwargs: dict[str, Any] | None = None
