@@ -4,6 +4,7 @@ Invariant: a token that the last mask did not allow is never taken. What a guide
 that it has accepted, no more: `restart` with the same tokens leads to the same masks.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Collection, Sequence
 
 import numpy as np
@@ -12,7 +13,7 @@ from plamo_ref.grammar.matcher import State
 from plamo_ref.grammar.source import GuidedError, Kind
 
 
-class FollowingGuide:
+class FollowingGuide(ABC):
     """What all guides share: masks and complaints, made from a state. See `sampling.Guide`.
 
     Args:
@@ -28,17 +29,17 @@ class FollowingGuide:
     # --- for those who follow ------------------------------------------------------------------
 
     @property
+    @abstractmethod
     def not_text(self) -> Collection[int]:
         """The ids that are no text."""
-        raise NotImplementedError
 
+    @abstractmethod
     def state(self) -> State:
         """After the tokens so far; waits for it."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _moved(self) -> None:
         """`tokens` has one more at its end."""
-        raise NotImplementedError
 
     # --- for the sampler -----------------------------------------------------------------------
 
@@ -70,17 +71,17 @@ class FollowingGuide:
         self.tokens.append(token)
         self._moved()
 
+    @abstractmethod
     def restart(self, tokens: Sequence[int]) -> None:
         """Be where these tokens lead, whatever came before."""
-        raise NotImplementedError
 
+    @abstractmethod
     def wait(self, seconds: float) -> bool:
         """Whether the mask after the last token is there, after waiting at most so long."""
-        raise NotImplementedError
 
+    @abstractmethod
     def close(self) -> None:
         """The text is at its end."""
-        raise NotImplementedError
 
     def check(self) -> None:
         """Wait until its grammar is known to be one; a guide whose is none is closed.
