@@ -55,7 +55,8 @@ def _draw_walk(ax: Axes) -> None:
     box = {"boxstyle": "round,pad=0.35", "facecolor": "#eef3f8", "edgecolor": "#0072b2"}
     for i, (noun, file) in enumerate(STATIONS):
         ax.text(i + 0.5, 0.66, noun, ha="center", va="center", fontsize=11, bbox=box)
-        ax.text(i + 0.5, 0.14, file, ha="center", va="center", fontsize=8, family="monospace")
+        name = file.replace("/scheduler", "/\nscheduler").replace("/cache", "/\ncache")
+        ax.text(i + 0.5, 0.2, name, ha="center", va="top", fontsize=8, family="monospace")
         if i:
             arrow = {"arrowstyle": "->", "color": "#555555"}
             ax.annotate("", (i + 0.1, 0.66), (i - 0.1, 0.66), arrowprops=arrow)
