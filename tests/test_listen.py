@@ -180,7 +180,7 @@ def test_a_repeatable_option_takes_several_values_as_vllm_does():
     given = parsed("--api-key", "k1", "--served-model-name=a", "--api-key", "k2")
     assert (given["served_model_names"], given["api_keys"]) == (("a",), ("k1", "k2"))
     with pytest.raises(click.UsageError, match="unexpected extra argument"):
-        parsed("--port", "1", "2")
+        parsed("--port", "1", "a-model", "2")
 
 
 def test_a_key_of_the_environment_is_one_key(monkeypatch):

@@ -29,6 +29,7 @@ from plamo_ref.engine.prompts import (
 )
 from plamo_ref.engine.record import StepRecord
 from plamo_ref.engine.source import checked_model, checked_source, open_source
+from plamo_ref.grammar.guided import check
 from plamo_ref.grammar.pool import GuidePool
 from plamo_ref.intake.hub import find
 from plamo_ref.intake.vllm_names import CALL, MODEL, speaks_vllm
@@ -264,7 +265,7 @@ class LLM:
         params = asked.params
         guide = None if params.guided is None else self._guides.start(params.guided)
         if guide is not None:
-            guide.check()
+            check(guide)
         caller.names.append(name)  # before it is there: so that none is ever overlooked
         try:
             request = self.core.add(

@@ -83,19 +83,6 @@ class FollowingGuide(ABC):
     def close(self) -> None:
         """The text is at its end."""
 
-    def check(self) -> None:
-        """Wait until its grammar is known to be one; a guide whose is none is closed.
-
-        Raises:
-            GuidedError: it cannot be enforced.
-        """
-        try:
-            if self.error is not None:  # waits until it is known
-                raise GuidedError(self.error)
-        except BaseException:
-            self.close()
-            raise
-
     @property
     def error(self) -> str | None:
         """Why this text can never be completed; None: it can, as far as is known."""

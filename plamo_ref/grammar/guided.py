@@ -25,7 +25,7 @@ from plamo_ref.grammar.vocabulary import Vocabulary
 if TYPE_CHECKING:
     from plamo_ref.text.tokenizer import Plamo2Tokenizer
 
-__all__ = ["Guide", "GuideMaker", "GuidedError", "GuidedParams"]
+__all__ = ["Guide", "GuideMaker", "GuidedError", "GuidedParams", "check"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,6 +123,20 @@ class Guide(Protocol):
     def complete(self) -> bool:
         """Whether the text so far fits."""
         ...
+
+
+def check(guide: Guide) -> None:
+    """Wait until a new guide's grammar is known to be one; a guide whose is none is closed.
+
+    Raises:
+        GuidedError: it cannot be enforced.
+    """
+    try:
+        if guide.error is not None:  # waits until it is known
+            raise GuidedError(guide.error)
+    except BaseException:
+        guide.close()
+        raise
 
 
 class GuideMaker:
