@@ -220,6 +220,7 @@ BROKEN = {
     "semicolon": (set_source("x = 1;  # quiet"), "ends in ';'"),
     "clear_output": (set_source("from a import clear_output\nclear_output()"), "clear_output"),
     "update_display": (set_source("handle.update_display(1)"), "update_display"),
+    "import": (set_source("from tools.course import gate"), "imports tools, which is in a"),
     "syntax": (set_source("def"), "not Python"),
     "svg without alt": (set_outputs(picture("image/svg+xml")), "1 pictures but 0 lines of alt"),
     "png without alt": (

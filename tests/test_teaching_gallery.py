@@ -10,9 +10,8 @@ import pytest
 from plamo_ref.errors import PlamoRefError
 from plamo_ref.proof.faults import FAULTS, fault
 from plamo_ref.proof.lab import Pair, lab_config, random_pair
-from plamo_ref.teaching import CheckFailed
-from tools.course import gallery
-from tools.course.gallery import diagnosed, microscope, patient, prompt, suspects, symptoms
+from plamo_ref.teaching import CheckFailed, gallery
+from plamo_ref.teaching.gallery import diagnosed, microscope, patient, prompt, suspects, symptoms
 
 LABELS = [f"{ward}{number}" for ward in "ABCD" for number in (1, 2, 3)]
 

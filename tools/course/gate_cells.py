@@ -12,6 +12,7 @@ from nbformat import NotebookNode
 MAX_LINES = 30
 _RANDOM_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12})?")
 _HISTORY = re.compile(r"_{1,3}|_\d+|Out|In|_i+\d*|_oh|_ih")
+_CHECKOUT = re.compile(r"^\s*(?:from|import) (tools|tests|benchmarks)\b", re.MULTILINE)
 _HIDDEN = {
     "a memory address": re.compile(r"\b0x[0-9a-fA-F]{8,16}\b"),
     "a path of this machine": re.compile(
@@ -139,6 +140,13 @@ def _assigned(tree: ast.AST, name: str) -> bool:
     )
 
 
+def imports_what_readers_have(notebook: NotebookNode) -> Iterator[str]:
+    """JupyterLab starts a kernel beside the lesson: a checkout's other folders are not in sight."""
+    for name, cell in code_cells(notebook):
+        for match in re.finditer(_CHECKOUT, cell.source):
+            yield f"{name}: imports {match[1]}, which is in a checkout only, not in the package"
+
+
 def pictures_have_alt_text(notebook: NotebookNode) -> Iterator[str]:
     """Beside each picture stands a line "[figure] …", as show() prints it."""
     for name, cell in code_cells(notebook):
@@ -162,5 +170,6 @@ RULES: tuple[Callable[[NotebookNode], Iterator[str]], ...] = (
     nothing_of_this_machine,
     executed,
     no_history,
+    imports_what_readers_have,
     pictures_have_alt_text,
 )
