@@ -15,9 +15,6 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from tools.ledger.records import read_record
-from tools.ledger.tables import TABLES
-
 BENCH = ("-m", "plamo_ref", "bench")
 LARGE = ("--max-num-batched-tokens", "16384")
 FEW = ("--model", "tiny", "--repeat", "1", "--max-num-seqs", "3")
@@ -62,6 +59,18 @@ def ablation(shape: str) -> Part:
     return Part(words, small, 420, f"gpu_ablation_{shape}")
 
 
+def prefix(shape: str) -> Part:
+    full = ("--shape", shape, "--repeat", "1", "--both", "--max-num-seqs", "256", *LARGE)
+    small = (*BENCH, "prefix", "--scale", "0.01", "--both", *FEW)
+    return Part((*BENCH, "prefix", *full), small, 150, f"gpu_prefix_{shape}")
+
+
+PENALTIES = Part(
+    ("benchmarks/penalties.py",),
+    ("benchmarks/penalties.py", "--batch", "2", "--context", "9", "--vocab", "300"),
+    90,
+    "gpu_penalties",
+)
 BF16 = ("--state-dtype", "bfloat16")
 PARTS = {
     "check": Part(("-m", "plamo_ref.bench.kernels.check"), None, 240),
@@ -79,6 +88,8 @@ PARTS = {
     "startup1b": startup("1b"),
     "ablation8b": ablation("8b"),
     "ablation1b": ablation("1b"),
+    "prefix8b": prefix("8b"),
+    "penalties": PENALTIES,
     "kernels": Part((*BENCH, "kernels"), None, 240, "gpu_kernels"),
 }
 SHOWN = 15  # last lines of a process that failed
@@ -141,12 +152,9 @@ def main() -> None:
 
 def summarise(out: Path, files: list[str]) -> None:
     """What was measured, as the ledger's tables."""
-    for file in files:
-        path = out / f"{file}.json"
-        if path.exists():
-            record = read_record(path)
-            tables = (table.markdown() for table in TABLES[file](record.rows))
-            print(*tables, record.origin, sep="\n\n", end="\n\n")
+    there = [str(path) for name in files if (path := out / f"{name}.json").exists()]
+    command = [sys.executable, "-m", "tools.ledger.show", *there]
+    subprocess.run(command, cwd=ROOT, check=True)
 
 
 RAW = argparse.RawDescriptionHelpFormatter

@@ -4,13 +4,13 @@ Invariant: all rows share one set of weights and one process, and differ from th
 their name says and nothing else.
 """
 
-import gc
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 
+from plamo_ref.bench.shapes import free_memory
 from plamo_ref.bench.steps import step_seconds
 from plamo_ref.config import Plamo2Config
 from plamo_ref.engine.build import ModelLoader, build_core
@@ -116,9 +116,7 @@ def ablate(
                 "buys_percent": round(100 * (step / base - 1), 1),
             }
         del core  # its memory is the next one's
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        free_memory()
 
 
 class Weights:

@@ -3,7 +3,10 @@
 Invariant: random weights have the shape, dtype and memory of real ones; only the text is noise.
 """
 
+import gc
 from pathlib import Path
+
+import torch
 
 from plamo_ref.config import Plamo2Config
 from plamo_ref.engine.build import ModelLoader, build_core
@@ -45,3 +48,10 @@ def open_core(
     """A core for what `open_model` opens."""
     config, load = open_model(model, shape, engine)
     return build_core(config, engine, load)
+
+
+def free_memory() -> None:
+    """Give the device what a core has left that nobody names any more: it is full of circles."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

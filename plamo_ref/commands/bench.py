@@ -166,12 +166,14 @@ def trace(file: Path, both: bool, repeat: int, **options: Any) -> None:
 def prefix(scale: float, both: bool, repeat: int, **options: Any) -> None:
     """Prompts that begin alike: a crowd with one beginning, and chats of several turns."""
     from plamo_ref.bench.prefix import time_workloads
+    from plamo_ref.bench.shapes import free_memory
 
     rows = []
     for caching in (True, False)[: 1 + both]:
         core, done = open_engine(options | {"enable_prefix_caching": caching})
         rows += time_workloads(core, scale, repeat)
         del core  # its memory is the next one's
+        free_memory()
     done("prefix", rows)
 
 
@@ -246,6 +248,7 @@ def scheduler(running: str, **options: Any) -> None:
 
 def _race(trace: "Trace", both: bool, repeat: int, options: dict[str, Any]) -> None:
     """Run the same requests with one scheduler or with both."""
+    from plamo_ref.bench.shapes import free_memory
     from plamo_ref.bench.steps import Bench
 
     rows = []
@@ -253,4 +256,5 @@ def _race(trace: "Trace", both: bool, repeat: int, options: dict[str, Any]) -> N
         core, done = open_engine(options | {"scheduler": name})
         rows.append({"scheduler": name} | Bench.of(core).trace(trace, repeat))
         del core  # its memory is the next one's
+        free_memory()
     done(click.get_current_context().info_name or "", rows)

@@ -94,6 +94,23 @@ SECTIONS = (
         "server",
     ),
     Section(
+        "When something goes wrong",
+        "A step is a transaction: whatever breaks off a call, the others' streams stay what they "
+        "were. A hostile request may cost its sender, not the others.",
+        ("interrupts", "hostile"),
+    ),
+    Section(
+        "Penalties, biases and masks",
+        "Counts and biases are tables on the device; the plain twin reads every context anew.",
+        ("gpu_penalties", "penalties"),
+    ),
+    Section(
+        "Prefix caching",
+        "A crowd of 64 prompts with 3,000 tokens in common, and 32 chats of five turns. *The least "
+        "possible* is what a memory without bounds, with a state at every token, would compute.",
+        ("gpu_prefix_8b", "prefix"),
+    ),
+    Section(
         "On a CPU",
         "The embedded model, on a small machine: what batching, a scheduler and the host cost.",
         ("throughput", "mixed", "scheduler", "load_1b", "tokenizer", "masks"),

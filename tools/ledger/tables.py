@@ -5,6 +5,7 @@ Invariant: every record that the ledger shows has its function here, by the reco
 
 from collections.abc import Callable, Mapping, Sequence
 
+from tools.ledger.neighbours import hostile, interrupts, penalties
 from tools.ledger.peer import peer_tables
 from tools.ledger.records import Row
 from tools.ledger.table import Column, Table, percent, shape_of, table
@@ -226,6 +227,25 @@ def _masks(rows: Sequence[Row]) -> list[Table]:
     ]
 
 
+def _prefix(rows: Sequence[Row]) -> list[Table]:
+    caching = {True: "on", False: "off"}
+    shown = [{**r, "caching": caching[r["prefix_caching"]]} for r in rows]
+    return [
+        table(
+            f"{shape_of(rows[0])}: prompts that begin alike",
+            shown,
+            Column("workload", "workload"),
+            Column("prefix caching", "caching"),
+            Column("s", "seconds", "{:.2f}"),
+            Column("the last call, s", "last_call_seconds", "{:.2f}"),
+            Column("a hit's first token, ms", "hit_ttft_ms", "{:.1f}"),
+            Column("prompt tokens", "prompt_tokens", "{:,}"),
+            Column("computed", "computed_tokens", "{:,}"),
+            Column("the least possible", "least_tokens", "{:,}"),
+        )
+    ]
+
+
 TABLES: Mapping[str, Callable[[Sequence[Row]], list[Table]]] = {
     "golden": _golden,
     "state_error": _state_error,
@@ -253,4 +273,10 @@ TABLES: Mapping[str, Callable[[Sequence[Row]], list[Table]]] = {
     "tokenizer": _tokenizer,
     "server": _server,
     "masks": _masks,
+    "interrupts": interrupts,
+    "hostile": hostile,
+    "penalties": penalties,
+    "gpu_penalties": penalties,
+    "prefix": _prefix,
+    "gpu_prefix_8b": _prefix,
 }

@@ -1,0 +1,68 @@
+"""Tables of what one client costs the others: interrupts, hostile requests, dear wishes.
+
+Invariant: as in tables.py, by which these are listed.
+"""
+
+from collections.abc import Sequence
+
+from tools.ledger.records import Row
+from tools.ledger.table import Column, Table, table
+
+
+def interrupts(rows: Sequence[Row]) -> list[Table]:
+    return [
+        table(
+            "A call is broken off, four streams beside it go on",
+            rows,
+            Column("engine", "engine"),
+            Column("interrupts", "interrupts"),
+            Column("in so many functions", "functions"),
+            Column("streams changed", "changed"),
+        )
+    ]
+
+
+def hostile(rows: Sequence[Row]) -> list[Table]:
+    """The worst of each kind of request; the friendly one says what the machine does anyway."""
+    kinds = {r["asked"].partition(":")[0]: [] for r in rows}  # type: dict[str, list[Row]]
+    for r in rows:
+        kinds[r["asked"].partition(":")[0]].append(r)
+    shown = [
+        {
+            "kind": kind,
+            "requests": len(found),
+            "refused": sum(r["status"] >= 400 for r in found),
+            "grown": max(r["front_mb"] for r in found),
+            **{key: max(r[key] for r in found) for key in ("seconds", "gap_ms", "health_ms")},
+        }
+        for kind, found in kinds.items()
+    ]
+    return [
+        table(
+            "Requests made to be expensive, one after another; the worst of each kind",
+            shown,
+            Column("kind", "kind"),
+            Column("requests", "requests"),
+            Column("refused", "refused"),
+            Column("longest answer, s", "seconds", "{:.2f}"),
+            Column("longest pause of a neighbour's stream, ms", "gap_ms", "{:.0f}"),
+            Column("slowest /health, ms", "health_ms", "{:.0f}"),
+            Column("the front has grown by, MB", "grown", "{:.0f}"),
+        )
+    ]
+
+
+def penalties(rows: Sequence[Row]) -> list[Table]:
+    size = f"{rows[0]['batch']} requests of {rows[0]['context']:,} tokens"
+    return [
+        table(
+            f"What all of {size} wish for, a step",
+            rows,
+            Column("wish", "wish"),
+            Column("ms", "step_ms", "{:.3f}"),
+            Column("of it the host, ms", "host_ms", "{:.3f}"),
+            Column("floor, µs", "floor_us", "{:,.0f}"),
+            Column("first step, ms", "first_ms", "{:.1f}"),
+            Column("the plain twin, ms", "plain_ms", "{:,.0f}"),
+        )
+    ]
