@@ -238,6 +238,7 @@ def _prefix(rows: Sequence[Row]) -> list[Table]:
             Column("prefix caching", "caching"),
             Column("s", "seconds", "{:.2f}"),
             Column("the last call, s", "last_call_seconds", "{:.2f}"),
+            Column("the second's first token, ms", "second_ttft_ms", "{:.1f}"),
             Column("a hit's first token, ms", "hit_ttft_ms", "{:.1f}"),
             Column("prompt tokens", "prompt_tokens", "{:,}"),
             Column("computed", "computed_tokens", "{:,}"),
