@@ -9,6 +9,7 @@ its text follows from them. `_torn` is set while they are made, as in core.py: w
 makes the texts anew and takes what was missed. So an error in one call changes no other's text.
 """
 
+import sys
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -61,6 +62,8 @@ class Callers:
 
     def grant(self) -> None:
         """Grant what was wished; if somebody is at work, he will, between two steps."""
+        if sys.is_finalizing():  # nobody waits any more, and half of the modules are gone
+            return
         try:
             self._grant_if_idle()
         except BaseException:
