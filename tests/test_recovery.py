@@ -614,14 +614,11 @@ def test_an_observer_may_abort_and_even_generate(llm):
 def test_a_program_that_ends_in_the_middle_of_a_stream_ends_quietly():
     """The generator is closed when half of Python's modules are gone."""
     program = (
-        "from plamo_ref import LLM\n"
-        "llm = LLM('tiny', memory_bytes=1 << 24)\n"
+        "import plamo_ref\n"  # whose modules then live long enough to be emptied
+        "llm = plamo_ref.LLM('tiny', memory_bytes=1 << 24)\n"
         "stream = llm.stream('To be')\n"
         "next(stream)\n"
-        "next(stream)\n"
-        "raise KeyboardInterrupt\n"
     )
     run = [sys.executable, "-c", program]
     done = subprocess.run(run, capture_output=True, text=True, timeout=120, check=False)
-    assert done.stderr.splitlines()[-1] == "KeyboardInterrupt", done.stderr
-    assert "ignored" not in done.stderr
+    assert (done.returncode, done.stderr) == (0, "")

@@ -48,6 +48,7 @@ class Callers:
         self.leaving: deque[Caller] = deque()
         self.aborted: deque[str] = deque()
         self._lock = RLock()
+        self._program_ends = sys.is_finalizing  # here, as the module's own names are gone by then
         self._busy = False  # somebody is between the two ends of `alone`
         self._torn = False
 
@@ -62,7 +63,7 @@ class Callers:
 
     def grant(self) -> None:
         """Grant what was wished; if somebody is at work, he will, between two steps."""
-        if sys.is_finalizing():  # nobody waits any more, and half of the modules are gone
+        if self._program_ends():  # nobody waits any more, and half of the modules are empty
             return
         try:
             self._grant_if_idle()
