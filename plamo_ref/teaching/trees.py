@@ -67,12 +67,13 @@ _PLAIN: dict[str, Any] = {"facecolor": "white", "edgecolor": BLACK, "linestyle":
 
 def _draw_node(ax: Axes, x: float, y: float, node: TreeNode) -> None:
     kept = node.kept is not None
-    box = {"boxstyle": "round,pad=0.25", **(_KEPT if kept else _PLAIN)}
+    box = {"boxstyle": "square,pad=0.3", **(_KEPT if kept else _PLAIN)}
     colour = "white" if kept else BLACK
     ax.text(x, y, str(node.position), ha="center", va="center", color=colour, bbox=box)
 
 
-Place = tuple[TreeNode, tuple[float, int], float, int, str]  # node, parent's x and row, x, row, edge
+# A node, its parent's x and row, its own x and row, what stands on its edge.
+Place = tuple[TreeNode, tuple[float, int], float, int, str]
 
 
 def _places(
