@@ -22,7 +22,7 @@ from nbformat import NotebookNode
 from tools.course.editions import student, tags
 
 HALF_DAY = ("01", "03", "05", "07", "08")
-ONE_DAY = ("00", "01", "02", "03", "05", "06", "07", "08", "10", "17")
+ONE_DAY = ("00", "01", "02", "03", "05", "06", "07", "08", "09", "10", "17")
 CUTS: dict[str, tuple[str, ...] | None] = {  # None: all lessons
     "half-day": HALF_DAY,
     "one-day": ONE_DAY,
