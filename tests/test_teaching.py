@@ -19,6 +19,7 @@ from nbclient.exceptions import CellExecutionError
 from nbformat.v4 import new_code_cell, new_notebook
 
 from plamo_ref.config import Plamo2Config
+from plamo_ref.engine.memory.radix import Node, insert
 from plamo_ref.teaching import (
     CheckFailed,
     RecordedError,
@@ -43,6 +44,7 @@ from plamo_ref.teaching import (
     write_recorded,
 )
 from plamo_ref.teaching.figures import MAX_SVG_BYTES, SERIES, png, svg
+from plamo_ref.teaching.trees import prefix_tree
 from plamo_ref.teaching.widgets import default_of, panel
 from tools.course.execute import execute
 
@@ -51,6 +53,16 @@ figures_module = importlib.import_module("plamo_ref.teaching.figures")
 widgets_module = importlib.import_module("plamo_ref.teaching.widgets")
 
 CONFIG = Plamo2Config(hidden_size=64, num_hidden_layers=20, full_attention_idx=(3, 19))
+
+
+def some_texts() -> Node[bool]:
+    """Three texts, two of which part in the middle of the third; a moment is kept at two ends."""
+    root: Node[bool] = Node()
+    for text in ((1, 2, 3, 4), (1, 2, 9), (1, 2, 3, *range(200, 240))):
+        end = insert(root, text)
+        end.kept = True if len(text) != 3 else None
+    return root
+
 
 DIAGRAMS = {
     "layer_strip": lambda: layer_strip(CONFIG),
@@ -62,6 +74,7 @@ DIAGRAMS = {
     "grouped bars": lambda: bars({"a": [1, 2], "b": [2, 3]}, groups=["x", "y"], log=True),
     "lines": lambda: lines([1, 2, 4], {"a": [1, 2, 3], "b": [3, 2, 1]}, logx=True, logy=True),
     "thermometer": lambda: thermometer(["a", "b"], [0.0, 1e-3], 1),
+    "tree": lambda: prefix_tree(some_texts()),
 }
 
 
@@ -230,6 +243,29 @@ def test_colour_is_never_the_only_cue() -> None:
     assert style_of("free") == style_of("padding") != style_of("used")
     assert style_of("something else") == style_of("something else")
     assert style_of(len(SERIES)) == style_of(0)
+
+
+def test_the_tree_has_a_box_a_node_and_those_that_are_kept_are_filled() -> None:
+    fig = prefix_tree(some_texts())
+    texts = [text for text in fig.axes[0].texts if text.get_bbox_patch() is not None]
+    boxes = [(text.get_text(), text.get_bbox_patch()) for text in texts]
+    filled = [name for name, box in boxes if box.get_facecolor() != (1.0, 1.0, 1.0, 1.0)]
+    dashed = [name for name, box in boxes if box.get_linestyle() != "solid"]
+    assert sorted(filled) == ["4", "43"]
+    assert sorted(dashed) == ["0", "2", "3", "3"]  # the second cue
+    written = {text.get_text() for text in fig.axes[0].texts if text not in texts}
+    assert {"1 2", "3", "4", "9"} < written
+    assert max(written, key=len).endswith("…")
+
+
+def test_in_the_tree_nothing_overlaps_and_nothing_is_clipped() -> None:
+    fig = prefix_tree(some_texts(), lambda tokens: "".join(map(str, tokens)))
+    fig.draw_without_rendering()
+    boxes = [text.get_window_extent() for text in (*fig.axes[0].texts, *fig.legends[0].texts)]
+    for i, one in enumerate(boxes):
+        assert not any(one.overlaps(other) for other in boxes[:i])
+        assert fig.bbox.x0 <= one.x0 <= one.x1 <= fig.bbox.x1
+        assert fig.bbox.y0 <= one.y0 <= one.y1 <= fig.bbox.y1
 
 
 def test_the_layer_strip_has_one_cell_a_layer_in_order() -> None:
