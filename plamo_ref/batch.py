@@ -2,7 +2,8 @@
 
     requests   decodes, then prompts       seq_lens, has_past, state_slots, first blocks  [R]
     tokens     decodes, then the prompts'  token_ids, positions, slot mappings            [T]
-    the rest   where tokens start [R + 1], block tables [R, width], rows of logits [T]
+    the rest   where tokens start [R + 1], block tables [R, width], rows of logits [T],
+               photographs: moments in the middle of a prompt whose state is kept [F, 3]
 
 A step, a recording of one, a compiled graph and a dry run are the same vector: only who made it,
 and on which device, differs. A `Room` says how long each part is. A step may be laid out in more
@@ -34,6 +35,7 @@ class Room:
     prompts: int  # requests
     tokens: int  # of all prompts together
     widths: tuple[tuple[LayerKind, int], ...]  # of the block table of each attention group
+    photographs: int = 0
 
     @property
     def num_requests(self) -> int:
@@ -58,6 +60,7 @@ class Room:
             "prefill_start_loc": (self.prompts + 1,),
             "late_rows": of_requests,
             "late_from": of_requests,
+            "photographs": (self.photographs, 3),
         }
         for kind, width in self.widths:
             shapes[f"{kind}/slot_mapping"] = of_tokens
@@ -103,6 +106,7 @@ class ForwardBatch:
     logits_rows: Tensor  # [T]: the rows of T whose logits are wanted come first
     late_rows: Tensor  # [R]: the tokens that only the device knows yet come first,
     late_from: Tensor  # [R]: and where they are among those of the step before
+    photographs: Tensor  # [F, 3]: of which prompt, behind how many tokens of it, into which slot
 
     @classmethod
     def over(cls, room: Room, vector: Tensor) -> "ForwardBatch":

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from plamo_ref.engine.memory.cache import AttentionGroup, HybridCache, IntegrityError
+from plamo_ref.engine.memory.cache import HybridCache, IntegrityError
+from plamo_ref.engine.memory.holding import AttentionGroup
 from plamo_ref.engine.memory.pool import Pool, PoolError
 
 FULL, SLIDING = "full", "sliding_window"

@@ -161,7 +161,7 @@ def test_a_listed_size_gets_a_graph_in_which_it_is_a_number():
 
 def batches():
     """Batches of an engine: mixed ones, decodes alone, prefills alone."""
-    core, seen = new_core(), []
+    core, seen = new_core(enable_prefix_caching=True), []
     inner = core.runner.run
     core.runner.run = lambda batch, rows: (seen.append(batch), inner(batch, rows))[1]
     run_requests(core)
@@ -172,6 +172,7 @@ def test_what_an_operation_opens_is_the_batch():
     seen = batches()
     parts = {(batch.num_decodes > 0, batch.has_prefills) for batch in seen}
     assert parts == {(True, False), (False, True), (True, True)}
+    assert {batch.room.photographs > 0 for batch in seen} == {False, True}
     for batch in seen:
         closed = opaque(batch)
         again = opened(closed.vector, closed.counts)

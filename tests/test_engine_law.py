@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from plamo_ref import LLM, SamplingParams
+from plamo_ref.engine.memory.prefix import PrefixCache
 from plamo_ref.proof.lab import Trace, draw_trace
 from plamo_ref.proof.law import run_trace
 from plamo_ref.proof.sharing import draw_sharing_trace
@@ -61,8 +62,15 @@ def test_the_traces_are_worth_something():
     assert min(seen.values()) >= 3, seen
 
 
-def test_in_traces_that_share_much_is_found_and_much_is_given_up():
+def test_in_traces_that_share_much_is_found_and_much_is_given_up(monkeypatch):
     """Whole prompts, turns, junctions in the middle; and every reason to find no more."""
+    inside, expose = [], PrefixCache.expose
+
+    def look(prefix, tokens):
+        inside.append(expose(prefix, tokens))
+        return inside[-1]
+
+    monkeypatch.setattr(PrefixCache, "expose", look)
     reasons, hits, tokens, again, overlapped = set(), 0, 0, 0, 0
     for seed in range(48):
         name = list(CONFIGS)[seed % len(CONFIGS)]
@@ -78,6 +86,9 @@ def test_in_traces_that_share_much_is_found_and_much_is_given_up():
     no_more = {"", "off", "prompt logprobs", "state evicted", "no state there", "salt"}
     assert reasons == no_more | {"first seen"}
     assert min(hits / 5, tokens / 50, again, overlapped) >= 3, (hits, tokens, again, overlapped)
+    taken = [len(photographs) for photographs in inside if photographs]  # of each step
+    assert sum(taken) >= 30
+    assert max(taken) >= 2
 
 
 # --- the same in float32, against independent implementations -------------------------------------

@@ -22,6 +22,7 @@ from plamo_ref.engine.fast.graphs import (
     DECODES,
     FULL_WIDTHS,
     LADDER,
+    PHOTOGRAPHS,
     PROMPTS,
     TOKENS,
     Ladders,
@@ -142,20 +143,27 @@ def ladders(full: bool = False, most_tokens: int = 1024, seats: int = 256) -> La
 
 
 @settings(max_examples=200)
-@given(st.integers(0, 260), st.integers(0, 9), st.integers(1, 1100), st.integers(1, 40_000))
-def test_a_step_gets_the_least_room_that_holds_it(decodes, prompts, tokens, width):
-    needed = Room(decodes, prompts, tokens if prompts else 0, (("full", width),))
+@given(
+    st.integers(0, 260),
+    st.integers(0, 9),
+    st.integers(1, 1100),
+    st.integers(1, 40_000),
+    st.integers(0, 9),
+)
+def test_a_step_gets_the_least_room_that_holds_it(decodes, prompts, tokens, width, moments):
+    needed = Room(decodes, prompts, tokens if prompts else 0, (("full", width),), moments)
     room = ladders(full=True).room(needed)
     if not prompts and not decodes:
         return
-    lists = (DECODES, PROMPTS, TOKENS) if prompts else (LADDER,)
-    sizes = (decodes, prompts, tokens) if prompts else (decodes,)
+    lists = (DECODES, PROMPTS, TOKENS, PHOTOGRAPHS) if prompts else (LADDER,)
+    sizes = (decodes, prompts, tokens, moments) if prompts else (decodes,)
     fitting = [[n for n in (*rungs,) if n >= k] for rungs, k in zip(lists, sizes, strict=True)]
     widths = [n for n in FULL_WIDTHS if n >= width]
     if not all([*fitting, widths]):
         assert room is None
     else:
-        mine = (room.decodes, room.prompts, room.tokens) if prompts else (room.decodes,)
+        rungs = (room.decodes, room.prompts, room.tokens, room.photographs)
+        mine = rungs if prompts else (room.decodes,)
         assert mine == tuple(map(min, fitting))
         assert room.widths == (("full", min(widths)),)
 

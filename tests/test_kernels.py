@@ -254,6 +254,47 @@ def test_conv_prefill_continues_or_starts_from_zeros(counts, taps, data):
     assert cache[others].isnan().all(), "only the given slots are written"
 
 
+@settings(max_examples=40)
+@given(
+    counts=st.lists(st.integers(1, 9), min_size=1, max_size=3),
+    chunk=st.sampled_from([1, 3, 64]),
+    data=st.data(),
+)
+def test_a_photograph_is_what_a_prompt_that_ends_there_leaves(counts, chunk, data):
+    """Convolution and scan: the first, the last, or any token; several of a request; padding."""
+    requests = len(counts)
+    moments = [(row, data.draw(st.integers(1, n))) for row, n in enumerate(counts) for _ in "ab"]
+    moments = sorted(set(moments))
+    past = torch.tensor([data.draw(st.booleans()) for _ in counts])
+    slots, starts = torch.arange(1, requests + 1), torch.tensor([0, *counts]).cumsum(0)
+    rows = [[*moment, requests + 1 + i] for i, moment in enumerate(moments)]
+    photographs = torch.tensor([*rows, [0, 0, 0]])
+    u, weight, inputs = noise(sum(counts), 3, seed=5), noise(3, 4, seed=6), scan_inputs(sum(counts))
+    size = requests + len(rows) + 2
+
+    def convolved(cache, u, *where):
+        return conv_prefill(u, weight, cache, *where)
+
+    def scanned(cache, rows, *where):
+        return scan_prefill(inputs.rows(rows), PARAMS, cache, *where, chunk=chunk)
+
+    for run, tokens, shape in ((convolved, u, (3, 3)), (scanned, None, (3, 2, 5))):
+        before = noise(size, *shape, seed=7)
+        plain, cache = before.clone(), before.clone()
+        whole = slice(0, sum(counts))
+        y = run(cache, whole if tokens is None else tokens, slots, starts, past, photographs)
+        expected = run(plain, whole if tokens is None else tokens, slots, starts, past)
+        close(y, expected)
+        close(cache[slots], plain[slots])
+        assert torch.equal(cache[-1], before[-1]), "nothing else is written"
+        for row, count, slot in rows:
+            mine = slice(int(starts[row]), int(starts[row]) + count)
+            alone, one = before.clone(), slots[row : row + 1]
+            part = mine if tokens is None else tokens[mine]
+            run(alone, part, one, torch.tensor([0, count]), past[row : row + 1])
+            close(cache[slot], alone[one[0]])
+
+
 def test_conv_update_is_a_prefill_of_one_token():
     cache, twin = noise(6, 5, 3), noise(6, 5, 3)
     u, weight, slots = noise(3, 5, seed=1), noise(5, 4, seed=2), torch.tensor([4, 1, 2])
@@ -303,7 +344,7 @@ def test_scan_prefill_is_the_recurrence_whatever_the_chunk(counts, chunk, data):
     before = cache.clone()
     starts = torch.tensor([0, *counts]).cumsum(0)
     inputs = scan_inputs(int(starts[-1]))
-    got = scan_prefill(inputs, PARAMS, cache, slots, starts, past, chunk)
+    got = scan_prefill(inputs, PARAMS, cache, slots, starts, past, chunk=chunk)
     for i, slot in enumerate(slots.tolist()):
         mine = slice(int(starts[i]), int(starts[i + 1]))
         state = before[slot] if past[i] else torch.zeros(3, 2, 5, dtype=F64)

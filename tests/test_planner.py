@@ -16,11 +16,10 @@ from hypothesis import strategies as st
 from plamo_ref import LLM
 from plamo_ref.config import Plamo2Config
 from plamo_ref.engine.config import EngineConfig, EngineError
-from plamo_ref.engine.memory.cache import AttentionGroup
+from plamo_ref.engine.memory.holding import AttentionGroup, attention_groups
 from plamo_ref.engine.memory.planner import (
     CPU_CACHE_BYTES,
     MemoryPlan,
-    attention_groups,
     cache_budget,
     plan_memory,
 )

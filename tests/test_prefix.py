@@ -17,17 +17,20 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from plamo_ref import LLM, SamplingParams
 from plamo_ref.batch import AttentionCache
+from plamo_ref.engine import core as core_module
 from plamo_ref.engine.config import EngineError
 from plamo_ref.engine.copies import Copy, at_once, copy_places
 from plamo_ref.engine.core import EngineCore
-from plamo_ref.engine.memory.cache import AttentionGroup, HybridCache
+from plamo_ref.engine.memory.cache import HybridCache
 from plamo_ref.engine.memory.eviction import LeastRecentlyUsed, SupersededFirst, is_superseded
+from plamo_ref.engine.memory.holding import AttentionGroup
 from plamo_ref.engine.memory.pool import Pool
 from plamo_ref.engine.memory.prefix import PrefixCache
 from plamo_ref.engine.memory.radix import Node
 from plamo_ref.engine.request import Request
 from plamo_ref.engine.scheduling.scheduler import Schedule
 from plamo_ref.engine.tokens import LogitsError
+from plamo_ref.proof.audits import audit, check_nothing_kept
 from plamo_ref.proof.interrupts import interrupted
 from plamo_ref.remote.stats import prefix_stats
 from plamo_ref.sampling import GuidedError
@@ -417,16 +420,20 @@ def computed(core: EngineCore) -> list[int]:
 PROMPT = [(7 * i * i + 3 * i) % 61 for i in range(21)]
 
 
+@pytest.mark.parametrize("photographs", [False, True])
 @pytest.mark.parametrize("scheduler", ["v0", "v1"])
 @pytest.mark.parametrize("overlap", [False, True])
 @pytest.mark.parametrize("name", list(CONFIGS))
-def test_the_same_prompt_the_next_turn_and_the_third_at_a_junction_hit(name, overlap, scheduler):
+def test_the_same_prompt_the_next_turn_and_the_third_at_a_junction_hit(
+    name, overlap, scheduler, photographs
+):
     core = new_core(
         CONFIGS[name],
         seats=12,
         enable_prefix_caching=True,
         overlap=overlap,
         scheduler=scheduler,
+        photographs=photographs,
         max_num_batched_tokens=64,
     )
     first = say(core, PROMPT)
@@ -443,8 +450,11 @@ def test_the_same_prompt_the_next_turn_and_the_third_at_a_junction_hit(name, ove
     assert visitors[0].cache_miss == ("first seen" if everywhere else "no state there")
 
 
-def test_a_crowd_with_one_new_beginning_computes_it_once():
-    core = new_core(seats=8, enable_prefix_caching=True, max_num_batched_tokens=64)
+@pytest.mark.parametrize("photographs", [False, True])
+def test_a_crowd_with_one_new_beginning_computes_it_once(photographs):
+    core = new_core(
+        seats=8, enable_prefix_caching=True, max_num_batched_tokens=64, photographs=photographs
+    )
     steps = computed(core)
     crowd = [
         core.add([*PROMPT, 50 + i, i, i], SamplingParams(max_tokens=1, seed=i)) for i in range(4)
@@ -455,6 +465,67 @@ def test_a_crowd_with_one_new_beginning_computes_it_once():
     same = [core.add(PROMPT[::-1], SamplingParams(max_tokens=1, seed=i)) for i in range(4)]
     run(core)
     assert [r.num_cached_tokens for r in same] == [0, 20, 20, 20]
+
+
+def test_photographs_inside_a_chunk_save_the_steps_of_cut_chunks():
+    found, steps = {}, {}
+    for photographs in (False, True):
+        core = new_core(
+            seats=8, enable_prefix_caching=True, max_num_batched_tokens=64, photographs=photographs
+        )
+        counts = computed(core)
+        params = SamplingParams(temperature=0, max_tokens=1)
+        core.add(PROMPT, params, borders=(6, 7, 13))  # 7 would save too little behind 6
+        run(core)
+        found[photographs], steps[photographs] = positions(core.queues.prefix), counts
+    assert steps == {False: [6, 7, 7, 1], True: [21]}
+    assert found == {False: [6, 13, 20, 21], True: [6, 13, 20, 21]}
+
+
+def test_several_requests_take_photographs_in_one_step_and_no_moment_is_taken_twice():
+    core = new_core(seats=12, enable_prefix_caching=True, max_num_batched_tokens=64)
+    plans = []
+    place = core.runner.place
+    core.runner.place = lambda room: (plans.append(room.photographs), place(room))[1]
+    crowd = [
+        core.add([first, *PROMPT[:9], second], SamplingParams(max_tokens=1, seed=1), borders=(5,))
+        for first, second in ((1, 1), (2, 1), (3, 1))
+    ]
+    run(core)
+    assert plans == [6]  # two of each
+    assert positions(core.queues.prefix) == [5, 5, 5, 10, 10, 10, 11, 11, 11]
+    assert all(r.num_cached_tokens == 0 for r in crowd)
+
+
+@pytest.mark.parametrize("slots", [1, 2])
+def test_without_a_slot_there_is_no_photograph_and_newcomers_go_first(slots):
+    core = new_core(seats=slots, enable_prefix_caching=True, max_num_batched_tokens=64)
+    requests = [core.add([i, *PROMPT], SamplingParams(max_tokens=2, seed=1)) for i in range(4)]
+    core.step()
+    assert [r.status for r in requests] == ["running"] * slots + ["waiting"] * (4 - slots)
+    assert not core.queues.prefix.kept
+    run(core)
+    assert [len(r.output_ids) for r in requests] == [2] * 4
+
+
+def test_a_photograph_of_a_request_that_comes_to_an_error_is_not_kept(monkeypatch):
+    core = new_core(seats=8, enable_prefix_caching=True, max_num_batched_tokens=64)
+    other = core.add(PROMPT[::-1], SamplingParams(max_tokens=1))
+    broken = core.add(PROMPT, SamplingParams(max_tokens=1))
+    choose = core_module.choose_on_device
+
+    def wrong(requests, *args):
+        if broken in requests:
+            raise LogitsError("NaN")
+        return choose(requests, *args)
+
+    monkeypatch.setattr(core_module, "choose_on_device", wrong)
+    run(core)
+    assert (other.finish_reason, broken.finish_reason) == ("length", "error")
+    assert {text(c.node)[0] for c in core.queues.prefix.kept} == {PROMPT[-1]}
+    audit(core)
+    core.reset_prefix_cache()
+    check_nothing_kept(core)
 
 
 def test_at_a_border_the_second_visitor_begins():
@@ -549,7 +620,7 @@ def test_what_an_error_came_of_is_not_kept_and_a_grammars_error_says_nothing():
 def test_a_request_that_leaves_before_its_last_token_is_an_error_leaves_nothing():
     core = new_core(seats=8, enable_prefix_caching=True, overlap=True)
     core.add(PROMPT, SamplingParams(temperature=0, max_tokens=1))
-    for _ in range(3):  # of 16, 4 and 1 tokens
+    for _ in range(2):  # of 16 and 5 tokens
         core.step()
     assert not core.queues.running
     assert positions(core.queues.prefix) == [20, 21]
@@ -591,6 +662,24 @@ def test_an_interrupt_forgets_what_was_kept_and_changes_nobodys_tokens():
             run(core)
             ids = [r.output_ids for r in crowd]
             assert ids == [r.output_ids for r in undisturbed], interrupter.where
+
+
+def test_a_step_that_is_broken_off_leaves_no_photograph():
+    exposed = set()
+    for point in range(0, 700, 41):
+        core = new_core(seats=8, enable_prefix_caching=True, max_num_batched_tokens=64)
+        cache = core.cache
+        core.add(PROMPT, SamplingParams(max_tokens=2))
+        clear = cache.clear
+        cache.clear = lambda c=cache, clear=clear: (exposed.add(len(c.exposed)), clear())
+        with interrupted(point), suppress(KeyboardInterrupt):
+            core.step()
+        kept = positions(core.queues.prefix)
+        audit(core)
+        run(core)
+        audit(core)
+        assert kept in ([], [20]), point
+    assert exposed == {0, 1}, "some interrupts came while a photograph was being taken"
 
 
 def test_who_is_interrupted_before_its_first_token_has_found_nothing():

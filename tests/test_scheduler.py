@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from plamo_ref.config import ConfigError
 from plamo_ref.engine.config import EngineConfig, EngineError
-from plamo_ref.engine.memory.cache import AttentionGroup, HybridCache
+from plamo_ref.engine.memory.cache import HybridCache
+from plamo_ref.engine.memory.holding import AttentionGroup
 from plamo_ref.engine.memory.pool import Pool
 from plamo_ref.engine.request import Request
 from plamo_ref.engine.scheduling.scheduler import Queues, Schedule

@@ -103,7 +103,8 @@ def calls(table: Kernels, shape: Shape, dtype: torch.dtype) -> Iterator[Callable
         )
     flags = empty(8, dtype=torch.int64)
     yield lambda: table.conv_update(x(8, channels), weight, conv_cache, ints(8))
-    yield lambda: table.conv_prefill(x(2048, channels), weight, conv_cache, ints(8), ints(9), flags)
+    where = (ints(8), ints(9), flags, ints(3, 3))
+    yield lambda: table.conv_prefill(x(2048, channels), weight, conv_cache, *where)
     for kept in (F32, BF16):
         states = empty(9, shape.mamba_heads, size, shape.state, dtype=kept)
         for requests in (2, 128):
@@ -111,9 +112,7 @@ def calls(table: Kernels, shape: Shape, dtype: torch.dtype) -> Iterator[Callable
                 *scan(shape, r, dtype), s, ints(r)
             )
         for tokens in (64, 2048):  # short parts, long ones
-            yield lambda t=tokens, s=states: table.scan_prefill(
-                *scan(shape, t, dtype), s, ints(8), ints(9), flags
-            )
+            yield lambda t=tokens, s=states: table.scan_prefill(*scan(shape, t, dtype), s, *where)
 
 
 def scan(shape: Shape, tokens: int, dtype: torch.dtype) -> tuple[ScanInputs, ScanParams]:
@@ -274,10 +273,12 @@ REGISTERS = {
     "prefill_kernel": 255,
     "conv_update_kernel": 112,
     "conv_prefill_kernel": 128,
+    "conv_photograph_kernel": 72,
     "state_update_kernel": 96,
     "decay_kernel": 64,
     "segment_sum_kernel": 176,
     "segment_carry_kernel": 56,
+    "scan_photograph_kernel": 112,
     "scan_kernel": 255,
     "sample_kernel": 128,
     "argmax_part_kernel": 64,

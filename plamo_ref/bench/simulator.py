@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Literal
 
 from plamo_ref.engine.config import EngineConfig, EngineError
-from plamo_ref.engine.memory.cache import AttentionGroup, HybridCache
+from plamo_ref.engine.memory.cache import HybridCache
+from plamo_ref.engine.memory.holding import AttentionGroup
 from plamo_ref.engine.memory.planner import MemoryPlan
 from plamo_ref.engine.record import ScheduledTokens, StepRecord, memory_in_use
 from plamo_ref.engine.request import Request

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from plamo_ref.batch import ForwardBatch, Room
 from plamo_ref.config import LayerKind
-from plamo_ref.engine.memory.cache import BlockTable, HybridCache
+from plamo_ref.engine.memory.cache import HybridCache
+from plamo_ref.engine.memory.holding import BlockTable
 from plamo_ref.engine.memory.pool import NULL_PLACE
 from plamo_ref.engine.request import Request
 from plamo_ref.engine.scheduling.scheduler import Schedule
@@ -100,6 +101,7 @@ class _Told:
     late: list[int]  # whose last token is not read yet
     complete: list[int]  # whose last known token is computed
     scored: list[tuple[int, range]]  # prompt positions whose successors get a logprob
+    photographs: list[tuple[int, int, int]]  # of whom, behind how many new tokens, which slot
 
     @property
     def num_decodes(self) -> int:
@@ -109,7 +111,7 @@ class _Told:
 def _tell(requests: Sequence[Request], schedule: Schedule) -> _Told:
     """One pass over the requests."""
     pasts, counts = np.empty((2, len(requests)), dtype=np.int64)
-    told = _Told(pasts, counts, [], [], [], [])
+    told = _Told(pasts, counts, [], [], [], [], [])
     for i, request in enumerate(requests):
         past, new = request.num_computed_tokens, schedule.tokens[request]
         pasts[i], counts[i] = past, new
@@ -121,6 +123,10 @@ def _tell(requests: Sequence[Request], schedule: Schedule) -> _Told:
                 told.token_ids.append(0)
         if request.params.prompt_logprobs is not None:
             told.scored.append((i, request.unscored(past, past + new)))
+    for request, node, holding in schedule.photographs:
+        if holding.slot is not None:
+            count = node.position - request.num_computed_tokens
+            told.photographs.append((requests.index(request), count, holding.slot))
     return told
 
 
@@ -128,7 +134,8 @@ def _room(told: _Told, tables: Mapping[LayerKind, Sequence[BlockTable]]) -> Room
     """Exactly what the step needs."""
     decodes, requests = told.num_decodes, len(told.counts)
     widths = ((kind, max(len(t.blocks) for t in of_kind)) for kind, of_kind in tables.items())
-    return Room(decodes, requests - decodes, int(told.counts.sum()) - decodes, tuple(widths))
+    tokens, photographs = int(told.counts.sum()) - decodes, len(told.photographs)
+    return Room(decodes, requests - decodes, tokens, tuple(widths), photographs)
 
 
 @dataclass(frozen=True)
@@ -179,6 +186,8 @@ def _write_requests(
     ends[prompts + 1 :] = ends[prompts]
     put["query_start_loc"][:decodes] = np.arange(decodes)
     put["query_start_loc"][decodes:] = ends + decodes
+    for row, (owner, count, slot) in enumerate(told.photographs):
+        put["photographs"][row] = owner - layout.num_decodes, count, slot
 
 
 def _write_group(

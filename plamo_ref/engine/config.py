@@ -111,6 +111,9 @@ class EngineConfig:
     enable_prefix_caching: bool = knob(
         False, "Keep what was computed of prompts and answers, for whoever begins alike."
     )
+    photographs: bool = knob(
+        True, "Keep states from the middle of a prompt without cutting it there."
+    )
     record: bool = knob(False, "Keep a record of every step.")
 
     def __post_init__(self) -> None:
@@ -230,6 +233,7 @@ _KINDS: Mapping[str, Kind] = {
     "graph_tokens": Whole("0 (record decode steps only) or more"),
     "precompile": Flag(),
     "enable_prefix_caching": NoneFor(Flag(), EngineConfig.enable_prefix_caching),
+    "photographs": Flag(),
     "record": Flag(),
 }
 EngineConfig.__init__ = speaks_vllm(ENGINE, EngineError)(EngineConfig.__init__)  # type: ignore[method-assign]

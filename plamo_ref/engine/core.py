@@ -85,7 +85,7 @@ class EngineCore:
             raise EngineError(f"request {request_id} is already running")
         prompt = self._limits.check(request_id, prompt_ids, params)
         stops = frozenset({*params.stop_token_ids, *(() if params.ignore_eos else stop_ids)})
-        # Requests without a seed still must not share their random numbers.
+        # Without a seed they still must not share their random numbers.
         seed = params.seed if params.seed is not None else (self.config.seed << 32) + self._arrivals
         request = Request(request_id, prompt, params, stops, seed, self._arrivals, guide)
         request.borders = tuple(borders)
@@ -157,8 +157,8 @@ class EngineCore:
         return moved
 
     def recover(self) -> None:
-        """Make the state whole, if something was raised in the middle of a change. Every method
-        that changes something does so first, because an interrupt can come in here as well."""
+        """Make the state whole, if something was raised in a change. Every method that changes
+        something does so first: an interrupt can come in here as well."""
         if self._torn:
             self._flight = None
             self.tables = None if self.tables is None else AdjustTables()
@@ -183,7 +183,7 @@ class EngineCore:
     def _launch(self, previous: Flight | None) -> Flight | None:
         """Decide and start the next step. Nothing here waits for the device."""
         started = time.perf_counter()
-        schedule = self.scheduler.schedule()
+        schedule = self.queues.with_photographs(self.scheduler.schedule())
         scheduled = time.perf_counter()
         if not schedule:
             return None
@@ -193,6 +193,7 @@ class EngineCore:
             self.runner.copy(self.cache.copies)
         logits = self.runner.run(plan.batch, plan.rows)
         tokens = self._choose(plan, logits, unread)
+        self.queues.prefix.develop(schedule.photographs)
         if self.observers and self._overlap:
             logits = logits.clone()  # a recorded step writes where the last one wrote
         log = describe(plan, schedule, self.cache) if self.observers else None

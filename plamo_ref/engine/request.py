@@ -90,6 +90,12 @@ class Request:
         """Whether a running request may get tokens in the next step."""
         return self.status == "running" and not self.awaits_guide
 
+    @property
+    def marks(self) -> list[int]:
+        """Where the prompt is to be kept for others: at its borders, a token before its end."""
+        last = len(self.prompt_ids) - 1
+        return sorted({end for end in self.borders if 0 < end < last} | {last})
+
     def tokens(self, start: int, end: int) -> list[int]:
         """Token ids at positions start to end - 1; those that are not read yet are missing."""
         prompt = len(self.prompt_ids)

@@ -126,10 +126,12 @@ class Kernels(Protocol):
         slots: Tensor,
         query_start_loc: Tensor,
         has_past: Tensor,
+        photographs: Tensor | None = None,
     ) -> Tensor:
         """Several tokens a request: u [T, C] or [T, H, P] → [T, C].
 
-        has_past [R] int64: 0 where the slot's content does not count."""
+        has_past [R] int64: 0 where the slot's content does not count. photographs [F, 3]: a
+        request, so many of its tokens, and the slot that gets what its own has after them."""
 
     def state_update(
         self, inputs: ScanInputs, params: ScanParams, cache: Tensor, slots: Tensor
@@ -144,6 +146,7 @@ class Kernels(Protocol):
         slots: Tensor,
         query_start_loc: Tensor,
         has_past: Tensor,
+        photographs: Tensor | None = None,
     ) -> Tensor:
         """Several tokens a request, each continuing from its slot: y [T, H, P]."""
 
@@ -237,8 +240,8 @@ class Table(SimpleNamespace):
         if batch.has_prefills:
             rows = batch.prefills
             slots, past = batch.state_slots[rows], batch.has_past[rows]
-            starts = batch.prefill_start_loc
-            prefilled = self.conv_prefill(u[first:], weight, cache, slots, starts, past)
+            where = (slots, batch.prefill_start_loc, past, batch.photographs)
+            prefilled = self.conv_prefill(u[first:], weight, cache, *where)
         return join(decoded, prefilled)
 
     def scan(
@@ -252,7 +255,6 @@ class Table(SimpleNamespace):
         if batch.has_prefills:
             rows = batch.prefills
             slots, past = batch.state_slots[rows], batch.has_past[rows]
-            later = inputs.rows(slice(first, None))
-            starts = batch.prefill_start_loc
-            prefilled = self.scan_prefill(later, params, cache, slots, starts, past)
+            where = (slots, batch.prefill_start_loc, past, batch.photographs)
+            prefilled = self.scan_prefill(inputs.rows(slice(first, None)), params, cache, *where)
         return join(decoded, prefilled)

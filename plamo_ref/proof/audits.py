@@ -29,6 +29,8 @@ def audit(core: EngineCore, scheduled: Sequence[ScheduledTokens] = ()) -> None:
             f"memory is held by {sorted(cache.holdings)}, but running are {sorted(running)}"
         )
     filed = {checkpoint.holding for checkpoint in core.queues.prefix.kept}
+    if cache.exposed:
+        raise IntegrityError(f"{len(cache.exposed)} photographs were exposed and not developed")
     if cache.frozen != filed:
         raise IntegrityError(
             f"{len(cache.frozen)} holdings are frozen, {len(filed)} are filed, "

@@ -33,7 +33,8 @@ def _miss_own_token(op: Any, *args: Any) -> Any:
 
 
 def _forget(op: Any, *args: Any) -> Any:
-    return op(*args[:-1], torch.zeros_like(args[-1]))
+    *before, has_past, photographs = args
+    return op(*before, torch.zeros_like(has_past), photographs)
 
 
 def _pad_into_slot_1(op: Any, inputs: ScanInputs, params: Any, cache: Tensor, slots: Tensor) -> Any:

@@ -8,14 +8,17 @@ from typing import Any
 
 from plamo_ref.config import LayerKind
 from plamo_ref.engine import core as core_module
-from plamo_ref.engine.memory.cache import BlockTable, Holding, HybridCache
+from plamo_ref.engine.batching import BatchPlan
+from plamo_ref.engine.memory.cache import HybridCache
+from plamo_ref.engine.memory.holding import BlockTable, Holding
+from plamo_ref.engine.memory.pool import NULL_PLACE
 from plamo_ref.engine.memory.prefix import PrefixCache
 from plamo_ref.engine.memory.radix import Node
 from plamo_ref.engine.request import Request
 from plamo_ref.engine.runner import ModelRunner
 from plamo_ref.engine.scheduling.scheduler import Queues
 from plamo_ref.engine.tokens import is_full
-from plamo_ref.proof.planting import Fault, patch, together
+from plamo_ref.proof.planting import Fault, patch, patch_batch, together
 
 
 def _alias_slot(branch: Any, cache: HybridCache, source: Holding | None, computed: int) -> Holding:
@@ -118,6 +121,23 @@ def _no_place_is_pinned(frozen: Any, cache: HybridCache, request_id: str, comput
     return holding
 
 
+def _one_token_late(plan: BatchPlan) -> BatchPlan:
+    plan.batch.photographs[:, 1] += 1
+    return plan
+
+
+def _into_the_null_slot(plan: BatchPlan) -> BatchPlan:
+    plan.batch.photographs[:, 2] = NULL_PLACE
+    return plan
+
+
+def _own_nothing_yet(expose: Any, cache: HybridCache, *args: Any) -> Holding | None:
+    holding: Holding | None = expose(cache, *args)
+    if holding is not None and holding.slot is not None and cache.slots is not None:
+        cache.slots.give_back([holding.slot])
+    return holding
+
+
 PREFIX_FAULTS = (
     Fault(
         "slot aliased instead of copied",
@@ -182,6 +202,24 @@ PREFIX_FAULTS = (
         "The books give a newcomer a slot of its own, but nobody copies the state into it.",
         "law",
         patch(ModelRunner, "copy", _copy_nothing),
+    ),
+    Fault(
+        "photograph one token late",
+        "Inside a chunk, the state is left one token behind the moment under which it is filed.",
+        "law",
+        patch_batch(_one_token_late),
+    ),
+    Fault(
+        "photograph into the wrong slot",
+        "The state inside a chunk is left in the null slot, and a slot that nobody wrote is filed.",
+        "law",
+        patch_batch(_into_the_null_slot),
+    ),
+    Fault(
+        "photograph without an owner",
+        "The slot that a step is to write a state into belongs to nobody while the step runs.",
+        "audit",
+        patch(HybridCache, "expose", _own_nothing_yet),
     ),
     Fault(
         "checkpoints kept over an interrupt",

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from plamo_ref.config import LayerKind, Plamo2Config
 from plamo_ref.engine.config import EngineConfig
-from plamo_ref.engine.memory.planner import MemoryPlan, attention_groups
+from plamo_ref.engine.memory.holding import attention_groups
+from plamo_ref.engine.memory.planner import MemoryPlan
 from plamo_ref.kernels.choice import TORCH
 from plamo_ref.kernels.table import Kernels
 from plamo_ref.model import Plamo2Model
@@ -62,8 +63,7 @@ def random_tensors(
             # A small embedding: else the model repeats its last token and nothing else matters.
             noise *= 0.3 if "embed_tokens" in name else 1.5 / math.sqrt(shape[-1])
         else:
-            centre = 1.0 if name.endswith(_CENTRED_AT_ONE) else 0.0
-            noise = centre + 0.3 * noise
+            noise = float(name.endswith(_CENTRED_AT_ONE)) + 0.3 * noise
         tensors[name] = noise.to(dtype)
     return tensors
 

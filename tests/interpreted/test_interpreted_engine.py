@@ -25,29 +25,32 @@ class RoomyRunner(ModelRunner):
     def place(self, room: Room) -> ForwardBatch:
         widths = tuple((kind, 12) for kind, _ in room.widths)
         more = (4, 19) if room.prompts else (0, 0)
-        return super().place(Room(3, *more, widths))
+        return super().place(Room(3, *more, widths, 3 if room.photographs else 0))
 
 
 def run(
-    table: Kernels, runner: type[ModelRunner] = ModelRunner
+    table: Kernels,
+    runner: type[ModelRunner] = ModelRunner,
+    prompts: tuple[tuple[int, ...], ...] = PROMPTS,
+    most: int = 4,
+    **engine: object,
 ) -> tuple[list[list[int]], list[torch.Tensor]]:
     """Tokens of each request, and the logits of each step."""
     model = random_pair(CONFIG, torch.float32, ops=table).served
     plan = lab_plan(
         CONFIG,
         block_size=4,
-        blocks=least_blocks(CONFIG, 4, 40),
-        slots=2,
+        blocks={kind: 2 * count for kind, count in least_blocks(CONFIG, 4, 40).items()},
+        slots=2 + bool(engine),
         max_num_seqs=2,
     )
-    settings = EngineConfig(
-        dtype="float32", device="cpu", block_size=4, max_num_seqs=2, max_num_batched_tokens=7
-    )
+    budget = {"max_num_batched_tokens": 7} | engine
+    settings = EngineConfig(dtype="float32", device="cpu", block_size=4, max_num_seqs=2, **budget)
     core = EngineCore(runner(model, plan, torch.float32), plan, settings)
     logits: list[torch.Tensor] = []
     core.observers.append(lambda record, requests, rows: logits.append(rows.clone()))
-    greedy = SamplingParams(temperature=0, max_tokens=4)
-    requests = [core.add(prompt, greedy) for prompt in PROMPTS]
+    greedy = SamplingParams(temperature=0, max_tokens=most)
+    requests = [core.add(prompt, greedy) for prompt in prompts]
     while core.has_work:
         core.step()
     return [list(request.output_ids) for request in requests], logits
@@ -74,3 +77,24 @@ def test_room_left_over_in_a_step_changes_nothing():
     assert got == expected
     for one, other in zip(logits, alone, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
+
+
+def test_who_begins_at_a_photograph_says_what_it_would_have_said():
+    """A prompt, and one that leaves it in the middle of a block; memory without an owner is NaN."""
+    taken = []
+
+    class Watched(RoomyRunner):
+        def place(self, room: Room) -> ForwardBatch:
+            taken.append(room.photographs)
+            return super().place(room)
+
+    prompts, most = (PROMPTS[0], (*PROMPTS[0][:6], 1, 2)), 2
+    expected, _ = run(TORCH, prompts=prompts, most=most)
+    torch.use_deterministic_algorithms(True)
+    try:
+        settings = {"max_num_batched_tokens": 16, "enable_prefix_caching": True}
+        got, _ = run(triton_table(), Watched, prompts, most, **settings)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert got == expected
+    assert taken == [1, 0, 0], "where the second parts from the first, and it begins there"

@@ -153,9 +153,10 @@ def test_segments_of_long_requests_pass_their_state_on(counts):
     plan = Plan(chunk=16, walk=few, sums=few, carry=replace(few, block=64), segment=32)
     cut = KERNELS.but(scan_prefill=partial(KERNELS.scan_prefill, plan=plan))
     shape = replace(SMALL[1], mamba_heads=2)  # P 32, N 24
-    _, case = scan_cases(Maker(CPU, F32), shape, 1, counts)
-    ((_, ratio, most, _, good),) = check([case], F32, cut)
-    assert good, f"ratio {ratio:.1e}, maximum {most:.1e}"
+    for photographs in (False, True):
+        _, case = scan_cases(Maker(CPU, F32), shape, 1, counts, photographs=photographs)
+        ((_, ratio, most, _, good),) = check([case], F32, cut)
+        assert good, f"{case.name}: ratio {ratio:.1e}, maximum {most:.1e}"
 
 
 @pytest.mark.parametrize("tokens", [1, 16, 17, 255, 256, 8192, 100_000])

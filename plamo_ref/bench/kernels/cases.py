@@ -89,7 +89,9 @@ def _pairs(past: int, new: int, window: int | None) -> int:
     return sum(seen) if window is None else sum(min(n, window + 1) for n in seen)
 
 
-def conv_cases(make: Maker, shape: Shape, requests: int, counts: Sequence[int]) -> Iterator[Case]:
+def conv_cases(
+    make: Maker, shape: Shape, requests: int, counts: Sequence[int], photographs: bool = False
+) -> Iterator[Case]:
     channels, item = shape.mamba_heads * shape.size, make.dtype.itemsize
     weight = make.noise(channels, 1, shape.taps)[:, 0, :]
     cache = make.noise(requests + 2, channels, shape.taps - 1)
@@ -98,11 +100,14 @@ def conv_cases(make: Maker, shape: Shape, requests: int, counts: Sequence[int]) 
     beside_z = make.noise(requests, shape.mamba_heads, 2, shape.size)[:, :, 1]
     update = (beside_z, weight, cache, slots)
     yield Case(f"{requests}", "conv_update", update, (2,), moved_bytes=moved)
-    starts, has_past, cache, slots = _parts(make, counts, (channels, shape.taps - 1), make.dtype)
+    moments = _moments(counts) if photographs else []
+    starts, has_past, cache, slots, *taken = _parts(
+        make, counts, (channels, shape.taps - 1), make.dtype, moments
+    )
     # As in_proj leaves it: between two heads of u lies one of z.
     u = make.noise(sum(counts), shape.mamba_heads, 2, shape.size)[:, :, 1]
-    label = f"{counts[0]} ×{len(counts)}"
-    prefill = (u, weight, cache, slots, starts, has_past)
+    label = f"{counts[0]} ×{len(counts)}" + f", {len(moments)} photographs" * photographs
+    prefill = (u, weight, cache, slots, starts, has_past, *taken)
     moved = 2 * sum(counts) * channels * item
     yield Case(label, "conv_prefill", prefill, (2,), moved_bytes=moved)
 
@@ -113,6 +118,7 @@ def scan_cases(
     requests: int,
     counts: Sequence[int],
     state_dtype: torch.dtype = torch.float32,
+    photographs: bool = False,
 ) -> Iterator[Case]:
     heads, size, state = shape.mamba_heads, shape.size, shape.state
     cache = make.noise(requests + 2, heads, size, state, dtype=state_dtype)
@@ -125,13 +131,16 @@ def scan_cases(
     yield Case(f"{requests}, {kind}", "state_update", arguments, (2,), moved_bytes=moved)
     if not counts:
         return
-    starts, has_past, cache, slots = _parts(make, counts, (heads, size, state), state_dtype)
+    moments = _moments(counts) if photographs else []
+    starts, has_past, cache, slots, *taken = _parts(
+        make, counts, (heads, size, state), state_dtype, moments
+    )
     tokens = sum(counts)
     inputs = scan_inputs(make, shape, tokens)
     yield Case(
-        f"{counts[0]} ×{len(counts)}, {kind}",
+        f"{counts[0]} ×{len(counts)}, {kind}" + f", {len(moments)} photographs" * photographs,
         "scan_prefill",
-        (inputs, params, cache, slots, starts, has_past),
+        (inputs, params, cache, slots, starts, has_past, *taken),
         (2,),
         moved_bytes=tokens * heads * size * 3 * item,
         operations=tokens * heads * (4 * state * size + 64 * (2 * state + 2 * size)),
@@ -159,17 +168,32 @@ def scan_params(make: Maker, heads: int) -> ScanParams:
     )
 
 
+def _moments(counts: Sequence[int]) -> list[tuple[int, int]]:
+    """A request and so many of its tokens: the first, the last, and the borders of chunks."""
+    borders = (1, 2, 15, 16, 17, 64, 65, 256, 257)
+    ends = [{n, n - 1, n // 2, *(b for b in borders if b < n)} - {-1, 0} for n in counts]
+    return [(i, end) for i, wanted in enumerate(ends) for end in sorted(wanted)]
+
+
 def _parts(
-    make: Maker, counts: Sequence[int], shape: tuple[int, ...], dtype: torch.dtype
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Starts, has_past (every second request), slots' memory with NaN where nobody was, slots."""
+    make: Maker,
+    counts: Sequence[int],
+    shape: tuple[int, ...],
+    dtype: torch.dtype,
+    moments: Sequence[tuple[int, int]] = (),
+) -> tuple[Tensor, ...]:
+    """Starts, has_past (every second request), slots' memory with NaN where nobody was, slots, and
+    photographs, if there are moments to be taken."""
     requests = len(counts)
     starts = torch.tensor([0, *counts], device=make.device).cumsum(0)
     has_past = make.ints([i % 2 for i in range(requests)])
-    slots = make.shuffled(requests + 1)[:requests]
-    cache = make.nan(requests + 2, *shape, dtype=dtype)
+    places = make.shuffled(requests + len(moments) + 1)
+    slots, free = places[:requests], places[requests:].tolist()
+    cache = make.nan(requests + len(moments) + 2, *shape, dtype=dtype)
     cache[slots[has_past > 0]] = make.noise(int(has_past.sum()), *shape, dtype=dtype)
-    return starts, has_past, cache, slots
+    rows = [[*moment, free.pop()] for moment in moments]
+    taken = [make.ints(rows)] if moments else []  # type: ignore[arg-type]
+    return starts, has_past, cache, slots, *taken
 
 
 def argmax_case(make: Maker, size: int, rows: int) -> Case:
@@ -220,6 +244,9 @@ def small_cases(device: torch.device, dtype: torch.dtype) -> Iterator[Case]:
             *conv_cases(make, shape, 2, (1, 2, 33, 3)),
             *scan_cases(make, shape, 2, (1, 0, 65 if index == 0 else 18)),
         ]
+        cases += [*conv_cases(make, shape, 1, (1, 2, 6, 3), photographs=True)][1:]
+        few = (1, 0, 65 if index == 0 else 18)
+        cases += [*scan_cases(make, shape, 1, few, photographs=True)][1:]
         edges = [(max(0, window + extra - 1), 1) for extra in (-1, 0, 1, 2)]
         chunks = [(0, 1), (window, 1), (window + 1, 2), (4, 0), (3, 17)]
         for limit in (window, None):
@@ -258,6 +285,9 @@ def model_cases(device: torch.device, dtype: torch.dtype, shape: Shape) -> Itera
         yield from conv_cases(make, shape, requests, counts)
         yield from scan_cases(make, shape, requests, counts)
     yield from scan_cases(make, shape, 128, (700, 1, 300), torch.bfloat16)
+    for counts in ((8192,), (100, 333, 700, 1), (5,) * 8):
+        yield from [*conv_cases(make, shape, 1, counts, photographs=True)][1:]
+        yield from [*scan_cases(make, shape, 1, counts, photographs=True)][1:]
     for rows in (1, 32, 256):
         yield argmax_case(make, shape.vocabulary, rows)
         yield sample_case(make, shape.vocabulary, rows)

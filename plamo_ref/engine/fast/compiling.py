@@ -24,7 +24,7 @@ from torch import Tensor
 from plamo_ref.batch import ForwardBatch, LayerCache, Room
 from plamo_ref.engine.config import EngineError
 from plamo_ref.engine.fast.custom_ops import compiled_table, opaque
-from plamo_ref.engine.memory.planner import ATTENTION_KINDS
+from plamo_ref.engine.memory.holding import ATTENTION_KINDS
 from plamo_ref.kernels.table import Kernels
 from plamo_ref.model import Attention, Layer, Plamo2Model, with_ops
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from plamo_ref.batch import AttentionCache, ForwardBatch, Room
 from plamo_ref.config import LayerKind
-from plamo_ref.engine.memory.planner import ATTENTION_KINDS
+from plamo_ref.engine.memory.holding import ATTENTION_KINDS
 from plamo_ref.kernels.choice import TORCH, triton_table
 from plamo_ref.kernels.rope.twin import qk_norm_rope
 from plamo_ref.kernels.ssm.twin import ScanInputs, ScanParams
@@ -28,7 +28,7 @@ from plamo_ref.kernels.table import Kernels, Table
 class OpaqueBatch(ForwardBatch):
     """A batch whose room is out of the compiler's sight."""
 
-    counts: Tensor  # [5] int64 on the CPU: the numbers of the room, -1 where a group is missing
+    counts: Tensor  # [6] int64 on the CPU: the numbers of the room, -1 where a group is missing
 
 
 def opaque(batch: ForwardBatch) -> OpaqueBatch:
@@ -43,6 +43,7 @@ def opaque(batch: ForwardBatch) -> OpaqueBatch:
         room.decodes,
         room.prompts,
         room.tokens,
+        room.photographs,
         *(widths.get(k, -1) for k in ATTENTION_KINDS),
     ]
     return OpaqueBatch(**vars(batch) | {"groups": groups}, counts=torch.tensor(numbers))
@@ -50,11 +51,11 @@ def opaque(batch: ForwardBatch) -> OpaqueBatch:
 
 def opened(vector: Tensor, counts: Tensor) -> ForwardBatch:
     """The batch again. `counts` is on the CPU, so nobody waits."""
-    decodes, prompts, tokens, *widths = counts.tolist()
+    decodes, prompts, tokens, photographs, *widths = counts.tolist()
     groups = tuple(
         (k, width) for k, width in zip(ATTENTION_KINDS, widths, strict=True) if width >= 0
     )
-    return ForwardBatch.over(Room(decodes, prompts, tokens, groups), vector)
+    return ForwardBatch.over(Room(decodes, prompts, tokens, groups, photographs), vector)
 
 
 @remember

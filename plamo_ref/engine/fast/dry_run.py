@@ -66,8 +66,9 @@ def rooms(engine: EngineConfig, plan: MemoryPlan) -> Iterator[Room]:
     widths, most = table_widths(plan), engine.max_num_seqs
     for rows in [n for n in LADDER if n < most] + [most]:
         yield Room(rows, 0, 0, widths)
+    photographs = int(engine.enable_prefix_caching and engine.photographs)
     for tokens in _powers(engine.max_num_batched_tokens):
-        yield Room(0, 1, tokens, widths)
+        yield Room(0, 1, tokens, widths, photographs)
     for width in _powers(max((n for _, n in widths), default=1)):
         yield Room(1, 0, 0, tuple((kind, min(width, n)) for kind, n in widths))
 

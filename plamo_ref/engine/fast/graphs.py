@@ -30,6 +30,7 @@ LADDER = (1, 2, 4, 8, 16, 24, 32, 40, 48, 56, 64, *range(80, 257, 16))
 DECODES = (0, 16, 64, 128, 256)
 PROMPTS = (2, 8)
 TOKENS = (32, 64, 128, 256, 384, 512, 640, 768, 1024)
+PHOTOGRAPHS = (0, 2, 8)
 # Blocks in the table of a full-attention group. Tables are moved in every step, so not much wider
 # than the step needs.
 FULL_WIDTHS = (32, 128, 512, 2048, 8192, 32768)
@@ -56,11 +57,13 @@ class Ladders:
             _next(DECODES, needed.decodes),
             _next(PROMPTS, needed.prompts),
             _next(TOKENS, needed.tokens) if needed.tokens <= self._most_tokens else None,
+            _next(PHOTOGRAPHS, needed.photographs),
         )
-        decodes, prompts, tokens = fitting
-        if decodes is None or prompts is None or tokens is None or widths is None:
+        found = [rung for rung in fitting if rung is not None]
+        if len(found) < len(fitting) or widths is None:
             return None
-        return Room(decodes, prompts, tokens, widths)
+        decodes, prompts, tokens, photographs = found
+        return Room(decodes, prompts, tokens, widths, photographs)
 
     def _widths(self, needed: Room) -> tuple[tuple[LayerKind, int], ...] | None:
         """A windowed table has the width that it can have at most, a full one a ladder's."""

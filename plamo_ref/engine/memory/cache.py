@@ -18,45 +18,16 @@ whoever runs the next step makes them first, so there are no tensors here.
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
 
 from plamo_ref.config import LayerKind
 from plamo_ref.engine.config import EngineError
 from plamo_ref.engine.copies import Copy
+from plamo_ref.engine.memory.holding import AttentionGroup, BlockTable, Holding
 from plamo_ref.engine.memory.pool import Pool
 
 
 class IntegrityError(EngineError):
     """The audit found memory that is lost, shared by mistake, or missing."""
-
-
-@dataclass(frozen=True)
-class AttentionGroup:
-    """The memory rule of one group of layers."""
-
-    kind: LayerKind
-    window: int | None  # W: the last W computed tokens stay visible; None: all
-
-
-@dataclass
-class BlockTable:
-    """Physical blocks of consecutive logical blocks, the first of which is number `first`."""
-
-    first: int = 0
-    blocks: list[int] = field(default_factory=list)
-
-    @property
-    def end(self) -> int:
-        """Logical number after the last block."""
-        return self.first + len(self.blocks)
-
-
-@dataclass(eq=False)
-class Holding:
-    """All that one request has, or one frozen moment of one."""
-
-    tables: dict[LayerKind, BlockTable]
-    slot: int | None
 
 
 class HybridCache:
@@ -76,6 +47,7 @@ class HybridCache:
         self.blocks, self.slots, self.block_size = dict(blocks), slots, block_size
         self.holdings: dict[str, Holding] = {}
         self.frozen: set[Holding] = set()
+        self.exposed: set[Holding] = set()  # to be frozen when the step that writes it is launched
         self.copies: list[Copy] = []  # to be made, in this order, before the next step
         self.evict: Callable[[Pool], None] | None = None
 
@@ -148,12 +120,30 @@ class HybridCache:
             self._drop_before(kind, table, self._first_needed(kind, computed))
         return self._keep(holding)
 
-    def photograph(self, request_id: str, computed: int) -> Holding | None:
-        """A frozen copy of what a running request has at `computed`; None: there is no room."""
-        needed = [p for p in self.pools if p is self.slots or self._is_partial(computed)]
-        if any(not pool.num_available for pool in needed):
+    def expose(self, request_id: str, position: int, stands_there: bool) -> Holding | None:
+        """What a running request has at `position`: its blocks, also a partly filled one (it goes
+        on behind `position`), and a slot for its state, into which it is copied if the request
+        stands there now; else the next step leaves it there. None: there is no slot.
+        """
+        if self.slots is not None and not self.slots.num_available:
             return None
-        return self._keep(self._branch(self.holdings[request_id], computed))
+        source = self.holdings[request_id]
+        tables = {kind: self._full_blocks(kind, source, position) for kind in self.groups}
+        for kind, table in tables.items():
+            if self._is_partial(position):
+                table.blocks.append(self._block_of(kind, source, position))
+            self.blocks[kind].share(table.blocks)
+        slot = None if self.slots is None else self._take(self.slots, 1)[0]
+        if stands_there and source.slot is not None and slot is not None:
+            self.copies.append(Copy("mamba", source.slot, slot))
+        holding = Holding(tables, slot)
+        self.exposed.add(holding)
+        return holding
+
+    def develop(self, holding: Holding) -> None:
+        """What was exposed has been written, as far as later steps can see: it is frozen."""
+        self.exposed.remove(holding)
+        self._keep(holding)
 
     def let_go(self, holding: Holding) -> None:
         """Free a frozen holding, wherever nobody else has a part in it."""
@@ -192,8 +182,7 @@ class HybridCache:
             self.copies.append(Copy("mamba", source.slot, slot))
         if source is not None and self._is_partial(computed):
             for kind, table in tables.items():
-                of_source = source.tables[kind]
-                last = of_source.blocks[computed // self.block_size - of_source.first]
+                last = self._block_of(kind, source, computed)
                 table.blocks += self._take(self.blocks[kind], 1)
                 self.copies.append(Copy(kind, last, table.blocks[-1]))
         return Holding(tables, slot)
@@ -203,6 +192,11 @@ class HybridCache:
         table, first = holding.tables[kind], self._first_needed(kind, computed)
         full = computed // self.block_size
         return BlockTable(first, table.blocks[first - table.first : full - table.first])
+
+    def _block_of(self, kind: LayerKind, holding: Holding, position: int) -> int:
+        """The block in which the token at `position` is."""
+        table = holding.tables[kind]
+        return table.blocks[position // self.block_size - table.first]
 
     def _take(self, pool: Pool, count: int) -> list[int]:
         """Take places; what is frozen makes room."""
@@ -224,6 +218,7 @@ class HybridCache:
         """Forget everybody, and make the books of every pool anew."""
         self.holdings.clear()
         self.frozen.clear()
+        self.exposed.clear()
         self.copies.clear()
         for pool in self.pools:
             pool.clear()
@@ -274,7 +269,7 @@ class HybridCache:
             IntegrityError: with each place that is wrong, and how.
         """
         wrong: list[str] = []
-        everybody = [*self.holdings.values(), *self.frozen]
+        everybody = [*self.holdings.values(), *self.frozen, *self.exposed]
         for pool in self.pools:
             wrong += pool.differences(*(self._listed(pool, of) for of in (everybody, self.frozen)))
         if wrong:

@@ -13,10 +13,13 @@ nothing here changes a tree or owns memory.
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain, islice
+from typing import NamedTuple
 
-from plamo_ref.engine.memory.cache import Holding, HybridCache
+from plamo_ref.engine.memory.cache import HybridCache
+from plamo_ref.engine.memory.holding import Holding
 from plamo_ref.engine.memory.pool import Pool
 from plamo_ref.engine.memory.radix import Node
+from plamo_ref.engine.request import Request
 
 LOOKED_AT = 16  # how many of the first
 
@@ -36,6 +39,14 @@ class Checkpoint:
     def saved(self) -> int:
         """Tokens that would have to be computed again without it."""
         return self.position - above(self.node).position
+
+
+class Photograph(NamedTuple):
+    """A checkpoint that is being taken of a running request."""
+
+    request: Request
+    node: Node[Checkpoint]
+    holding: Holding
 
 
 class LeastRecentlyUsed:

@@ -16,12 +16,12 @@ import torch
 
 from plamo_ref.config import LayerKind, Plamo2Config
 from plamo_ref.engine.config import EngineConfig, EngineError
-from plamo_ref.engine.memory.cache import AttentionGroup, HybridCache
+from plamo_ref.engine.memory.cache import HybridCache
+from plamo_ref.engine.memory.holding import AttentionGroup, attention_groups
 from plamo_ref.engine.memory.pool import Pool
 
 CPU_CACHE_BYTES = 1 << 30  # without memory_bytes on a machine without a GPU
 Blocks = dict[LayerKind, int]
-ATTENTION_KINDS: tuple[LayerKind, ...] = ("sliding_window", "full")
 
 
 @dataclass(frozen=True)
@@ -51,14 +51,6 @@ class MemoryPlan:
         }
         slots = Pool("state slot", self.num_slots, self.slot_bytes) if self.num_slots else None
         return HybridCache(self.groups, blocks, slots, self.block_size)
-
-
-def attention_groups(config: Plamo2Config) -> tuple[AttentionGroup, ...]:
-    """The attention groups that the model has."""
-    windows = {"sliding_window": config.attention_window_size, "full": None}
-    return tuple(
-        AttentionGroup(kind, windows[kind]) for kind in ATTENTION_KINDS if config.layers_of(kind)
-    )
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,8 @@ later moment serves as well, as far as its windows reach back. Checkpoints come 
     a junction                where two texts part, both known by now
     a border                  where the caller says that others may part, as between two messages
 
-The last three are taken while a prompt is computed: its chunk ends there and the slot is copied.
+The last three are photographs of a prompt that is computed: where a chunk ends the slot is copied,
+inside of one the scan leaves a state in a second slot (or all end there, without `photographs`).
 The prompts of all live requests have a path, also of those that wait, so the first of a crowd
 already knows where the others part from it, and who can begin there waits until it has come so far.
 
@@ -20,13 +21,19 @@ Invariant: what is kept was computed from exactly the tokens on its path, all of
 host; it is evictable at any time, so nobody's progress depends on it.
 """
 
-import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 
-from plamo_ref.engine.memory.cache import Holding, HybridCache
-from plamo_ref.engine.memory.eviction import Checkpoint, LeastRecentlyUsed, SupersededFirst, above
+from plamo_ref.engine.memory.cache import HybridCache
+from plamo_ref.engine.memory.eviction import (
+    Checkpoint,
+    LeastRecentlyUsed,
+    Photograph,
+    SupersededFirst,
+    above,
+)
 from plamo_ref.engine.memory.found import PrefixCounts, why_not_later
+from plamo_ref.engine.memory.holding import Holding
 from plamo_ref.engine.memory.pool import Pool
 from plamo_ref.engine.memory.radix import Node, descend, insert, nearest, prune, reach
 from plamo_ref.engine.request import Request
@@ -49,7 +56,7 @@ class PrefixCache:
         self.counts = PrefixCounts()
         self.most_gone = 256  # evicted ones that are remembered, to say why a prompt hits no more
         self._paths: dict[Request, Node[Checkpoint]] = {}  # where each live prompt ends, less one
-        self._begun: set[Request] = set()
+        self._begun: dict[Request, int] = {}  # where each that runs has begun
         self._gone: dict[Node[Checkpoint], None] = {}  # the oldest first
         cache.evict = self.evict_for
 
@@ -65,7 +72,7 @@ class PrefixCache:
         if not self.enabled:
             return
         path, prompt = self._root(request), request.prompt_ids[:-1]
-        for end in _marks(request):
+        for end in request.marks:
             path = insert(path, prompt[path.position : end])
             path.num_marks += 1
         path.count(live=1)
@@ -76,7 +83,7 @@ class PrefixCache:
         """The request waits again."""
         path = self._paths.get(request)
         if path is not None and request in self._begun:
-            self._begun.remove(request)
+            del self._begun[request]
             path.count(begun=-1)
             self.order.review(path.path())
 
@@ -86,7 +93,7 @@ class PrefixCache:
         path = self._paths.pop(request, None)
         if path is None:
             return
-        marks = _marks(request)
+        marks = request.marks
         nodes = [node for node in path.path() if node.position in marks]
         for node in nodes:
             node.num_marks -= 1
@@ -125,12 +132,11 @@ class PrefixCache:
         for node in lowest.path():
             position = min(node.position, end, limit)
             kept = node.kept if self.cache.slots is not None else nearest(node)
-            if kept is not None and position and self._serves(kept, position):
+            if kept is None or not position:
+                continue
+            if position == kept.position or self.cache.serves(kept.holding, position):
                 return position, kept
         return 0, None
-
-    def _serves(self, kept: Checkpoint, position: int) -> bool:
-        return position == kept.position or self.cache.serves(kept.holding, position)
 
     def use(self, checkpoint: Checkpoint) -> Holding:
         """What to branch off; it was wanted just now."""
@@ -138,10 +144,8 @@ class PrefixCache:
         return checkpoint.holding
 
     def waits(self, request: Request, running: Iterable[Request]) -> bool:
-        """Whether somebody running is about to come to a moment from which this one could begin.
-
-        That is one who is not past it in its own prompt, so nobody waits for long.
-        """
+        """Whether somebody running is about to come to a moment from which this one could begin:
+        is not past it in its own prompt, so nobody waits for long."""
         path = self._paths.get(request)
         if path is None:
             return False
@@ -166,7 +170,7 @@ class PrefixCache:
         others = [root for root in islice(self.roots.values(), MOST_SALTS) if root is not mine]
         why = why_not_later(request, position, path, self.least, others)
         if path is not None:
-            self._begun.add(request)
+            self._begun[request] = position
             path.count(begun=1)
             self.order.review(path.path())
         if request.num_cached_tokens is None:  # else it has begun before
@@ -192,32 +196,60 @@ class PrefixCache:
 
     def next_stop(self, request: Request, computed: int) -> float:
         """The position at which the request's next chunk has to end, at the latest."""
-        stop = math.inf
-        for node in self._ahead(request, computed):
-            if self._is_wanted(node):
-                stop = node.position
-        return stop
+        return next((node.position for node in self._wanted(request, computed)), float("inf"))
 
     def photograph(self, request: Request) -> None:
         """Keep a copy of a running request's memory, if it stands where that is wanted."""
         computed = request.num_computed_tokens
-        for node in self._ahead(request, computed - 1):
-            if computed and node.position == computed and self._is_wanted(node):
-                node.num_marks += 1  # it stays, whatever goes to make room
-                holding = self.cache.photograph(request.request_id, computed)
-                node.num_marks -= 1
-                if holding is not None:
-                    self._keep(node, holding)
-                else:
-                    self._prune(node)
+        for node in islice(self._wanted(request, computed - 1), 1):
+            if computed and node.position == computed:
+                self.develop(self._expose(request, node, stands_there=True))
 
-    def _ahead(self, request: Request, computed: int) -> list[Node[Checkpoint]]:
-        """Nodes on a prompt's path behind so many tokens, the last one first."""
-        path, ahead = self._paths.get(request), []
+    def expose(self, tokens: Mapping[Request, int]) -> list[Photograph]:
+        """What is wanted inside the chunks of a step, and has room; usable when it is launched."""
+        exposed = list[Photograph]()
+        for request, count in tokens.items():
+            computed = request.num_computed_tokens
+            for node in self._wanted(request, computed) if count > 1 else ():
+                if node.position >= computed + count:
+                    break
+                if all(node is not other.node for other in exposed):
+                    exposed += self._expose(request, node)
+        return exposed
+
+    def develop(self, photographs: Iterable[Photograph]) -> None:
+        """They are taken; those of a request that came to an error are not kept."""
+        for request, node, holding in photographs:
+            node.num_marks -= 1
+            self.cache.develop(holding)
+            if node.kept is None and request.finish_reason != "error":
+                self._keep(node, holding)
+            else:
+                self.cache.let_go(holding)
+                self._prune(node)
+
+    def _expose(
+        self, request: Request, node: Node[Checkpoint], stands_there: bool = False
+    ) -> list[Photograph]:
+        node.num_marks += 1  # it stays, whatever goes to make room
+        holding = self.cache.expose(request.request_id, node.position, stands_there)
+        if holding is not None:
+            return [Photograph(request, node, holding)]
+        node.num_marks -= 1
+        self._prune(node)
+        return []
+
+    def _wanted(self, request: Request, computed: int) -> Iterator[Node[Checkpoint]]:
+        """Where on a prompt's path, behind so many tokens, checkpoints are wanted, in order."""
+        path, ahead = self._paths.get(request), list[Node[Checkpoint]]()
+        last = self._begun.get(request, 0)  # what was kept there goes first, now that it is used
         while path is not None and path.position > computed:
             ahead.append(path)
             path = path.parent
-        return ahead
+        for node in reversed(ahead):
+            if node.position - last >= self.least and self._is_wanted(node):
+                last = node.position
+                yield node
 
     def _is_wanted(self, node: Node[Checkpoint]) -> bool:
         """Whether a checkpoint here would be used, as far as anybody can know."""
@@ -266,9 +298,3 @@ class PrefixCache:
 
     def _root(self, request: Request) -> Node[Checkpoint]:
         return self.roots.setdefault(request.params.cache_salt, Node())
-
-
-def _marks(request: Request) -> list[int]:
-    """Where a prompt is to be cut for others: at its borders, and one token before its end."""
-    last = len(request.prompt_ids) - 1
-    return sorted({end for end in request.borders if 0 < end < last} | {last})

@@ -14,7 +14,9 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from plamo_ref.engine.config import EngineConfig
-from plamo_ref.engine.memory.cache import Holding, HybridCache
+from plamo_ref.engine.memory.cache import HybridCache
+from plamo_ref.engine.memory.eviction import Photograph
+from plamo_ref.engine.memory.holding import Holding
 from plamo_ref.engine.memory.prefix import PrefixCache
 from plamo_ref.engine.request import Request
 from plamo_ref.sampling import GuidedError
@@ -29,6 +31,7 @@ class Schedule:
     preempted: list[Request] = field(default_factory=list)
     # Of those admitted: tokens that were found, and why not more.
     found: dict[Request, tuple[int, str]] = field(default_factory=dict)
+    photographs: list[Photograph] = field(default_factory=list)  # inside of these tokens
 
     @property
     def num_tokens(self) -> int:
@@ -133,6 +136,12 @@ class Queues:
         self._give(request, tokens, schedule, source)
         return tokens
 
+    def with_photographs(self, schedule: Schedule) -> Schedule:
+        """A step that is decided takes photographs as well, into the memory that is left."""
+        if self.config.photographs:
+            schedule.photographs = self.prefix.expose(schedule.tokens)
+        return schedule
+
     def preempt(self, request: Request, schedule: Schedule) -> None:
         """Recompute later: give the memory up, wait before all who came later."""
         self.running.remove(request)
@@ -146,7 +155,10 @@ class Queues:
         return self.cache.fit(request.request_id, request.num_computed_tokens, wanted)
 
     def _until_stop(self, request: Request, computed: int, wanted: int) -> int:
-        """Cut a chunk where the prefix cache wants to see what was computed."""
+        """Cut a chunk where the prefix cache wants to see what was computed, if it cannot see it
+        from outside."""
+        if self.config.photographs:
+            return wanted
         return int(min(wanted, self.prefix.next_stop(request, computed) - computed))
 
     def _give(

@@ -4,7 +4,8 @@
 Formula and twin: plamo_ref/kernels/conv/twin.py.
 
 Invariant: only the given slots are written, each by one program alone; the memory of a request
-without a past is never read. The arithmetic is float32 and rounded once.
+without a past is never read. The arithmetic is float32 and rounded once. What a photograph needs of
+a request's slot is read before that slot is overwritten: in a launch of its own.
 """
 
 import torch
@@ -134,16 +135,60 @@ def _edges(
         total += (new.to(tl.float32) + old.to(tl.float32)) * weight[None, :]  # one of them is 0
     tl.store(out_at + row * C, silu(total).to(out_at.dtype.element_ty), mask=early & inside)
 
+    newest = _newest(u_at, u_stride, memory_at, count, inside, known, K, BLOCK_K)
+    # Another thread may still be reading what is written next.
+    tl.debug_barrier()
+    tl.store(memory_at[None, :] + row, newest, mask=(row < K - 1) & inside)
+
+
+@triton.jit
+def _newest(
+    u_at, u_stride, memory_at, count, inside, known, K: tl.constexpr, BLOCK_K: tl.constexpr
+):
+    """What a slot holds after `count` inputs: the last K-1, the older of which it may have had."""
+    row = tl.arange(0, BLOCK_K)[:, None]
     left = count - (K - 1) + row
     in_slot = row < K - 1
     fresh_at = u_at + left.to(tl.int64) * u_stride
     fresh = tl.load(fresh_at, mask=in_slot & (left >= 0) & inside, other=0.0)
     stale_at = memory_at[None, :] + left + K - 1
     stale = tl.load(stale_at, mask=in_slot & (left < 0) & known, other=0.0)
-    newest = (fresh.to(tl.float32) + stale.to(tl.float32)).to(memory_at.dtype.element_ty)
-    # Another thread may still be reading what is written next.
-    tl.debug_barrier()
-    tl.store(memory_at[None, :] + row, newest, mask=in_slot & inside)
+    return (fresh.to(tl.float32) + stale.to(tl.float32)).to(memory_at.dtype.element_ty)
+
+
+@triton.jit(
+    do_not_specialize_on_alignment=["photographs_ptr", "slots_ptr", "starts_ptr", "has_past_ptr"]
+)
+def conv_photograph_kernel(
+    u_ptr,
+    cache_ptr,
+    slots_ptr,
+    starts_ptr,
+    has_past_ptr,
+    photographs_ptr,
+    u_stride,
+    u_stride_head,
+    C,
+    P: tl.constexpr,
+    K: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """What one photograph's slot is to hold, for BLOCK channels."""
+    photograph_at = photographs_ptr + 3 * tl.program_id(0)
+    request, end = tl.load(photograph_at), tl.load(photograph_at + 1).to(tl.int32)
+    own = tl.load(photograph_at + 2).to(tl.int64)
+    channel = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    first = tl.load(starts_ptr + request).to(tl.int64)
+    past = channel < tl.where(tl.load(has_past_ptr + request) != 0, C, 0)
+    slot = tl.load(slots_ptr + request).to(tl.int64)
+    u_at = u_ptr + first * u_stride + (channel // P * u_stride_head + channel % P)[None, :]
+    memory_at = cache_ptr + (slot * C + channel) * (K - 1)
+    inside = (channel < C)[None, :]
+    newest = _newest(u_at, u_stride, memory_at, end, inside, past[None, :], K, BLOCK_K)
+    row = tl.arange(0, BLOCK_K)[:, None]
+    own_at = cache_ptr + ((own * C + channel) * (K - 1))[None, :] + row
+    tl.store(own_at, newest, mask=(row < K - 1) & inside)
 
 
 def conv_prefill(
@@ -153,6 +198,7 @@ def conv_prefill(
     slots: Tensor,
     query_start_loc: Tensor,
     has_past: Tensor,
+    photographs: Tensor | None = None,
 ) -> Tensor:
     """Several tokens a request, one request after the other. Arguments as of the twin → [T, C]."""
     tokens, channels, requests = u.shape[0], weight.shape[0], slots.shape[0]
@@ -166,25 +212,34 @@ def conv_prefill(
     weight = with_unit_stride(weight)
     out = torch.empty((tokens, channels), dtype=u.dtype, device=u.device)
     config = pick(CONFIGS, channels)
+    memory = (cache, slots, query_start_loc, has_past)
+    sizes = {"P": u.shape[2], "K": taps, "BLOCK_K": power_of_two(max(1, taps - 1))}
+    if photographs is not None:
+        launch(
+            conv_photograph_kernel,
+            (photographs.shape[0], triton.cdiv(channels, config.block)),
+            u,
+            *memory,
+            photographs,
+            *u.stride()[:2],
+            channels,
+            config=config,
+            **sizes,
+            BLOCK=config.block,
+        )
     launch(
         conv_prefill_kernel,
         (tokens // TOKENS + 2 * requests, triton.cdiv(channels, config.block)),
         u,
         weight,
-        cache,
-        slots,
-        query_start_loc,
-        has_past,
+        *memory,
         out,
         requests,
-        u.stride(0),
-        u.stride(1),
+        *u.stride()[:2],
         weight.stride(0),
         channels,
         config=config,
-        P=u.shape[2],
-        K=taps,
-        BLOCK_K=power_of_two(max(1, taps - 1)),
+        **sizes,
         TOKENS=TOKENS,
         TILE=config.tile,
         BLOCK=config.block,

@@ -40,12 +40,15 @@ def conv_prefill(
     slots: Tensor,
     query_start_loc: Tensor,
     has_past: Tensor,
+    photographs: Tensor | None = None,
 ) -> Tensor:
     """Several tokens a request, one request after the other.
 
     Args:
         u: [T, C] or [T, H, P]; weight [C, K]; cache [S, C, K-1], changed in place.
         slots: [R]; query_start_loc: [R + 1]; has_past: [R] int64, 0 where its content is void.
+        photographs: [F, 3], a request, so many of its new tokens, and the slot that is to hold
+            what its own slot would after these; nobody else reads or writes that slot.
 
     Returns:
         [T, C].
@@ -54,10 +57,13 @@ def conv_prefill(
     taps, out = weight.shape[-1], torch.empty_like(u)
     starts = query_start_loc.tolist()
     past = cache[slots].masked_fill(has_past[:, None, None] == 0, 0)  # [R, C, K-1]
+    moments = [] if photographs is None else photographs.tolist()
     for row, (start, end) in enumerate(pairwise(starts)):
         padded = torch.cat((past[row], u[start:end].T), dim=-1)  # [C, K-1+Q]
         taken = [padded[:, k : k + end - start] for k in range(taps)]
         windows = torch.stack(taken, dim=-1)  # [C, Q, K]; Q may be 0
         out[start:end] = F.silu((windows * weight[:, None, :]).sum(-1)).T
         cache[slots[row]] = padded[:, end - start :]
+        for count, slot in ((count, slot) for of, count, slot in moments if of == row):
+            cache[slot] = padded[:, count : count + taps - 1]
     return out

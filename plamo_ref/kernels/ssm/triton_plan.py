@@ -13,6 +13,7 @@ from torch import Tensor
 from plamo_ref.kernels.launch import Config, power_of_two
 
 CARRY_CONFIG = Config(up_to=1 << 30, block=1024, warps=4, stages=4)
+PHOTOGRAPH_CONFIG = Config(up_to=1 << 30, block=64, warps=4, stages=2)
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,7 @@ class Plan:
     walk: Config  # of scan_kernel: a block is rows of P
     sums: Config  # of segment_sum_kernel: likewise
     carry: Config = CARRY_CONFIG  # of segment_carry_kernel: a block is elements of a state
+    photograph: Config = PHOTOGRAPH_CONFIG  # of scan_photograph_kernel: rows of P
     segment: int = 1024  # tokens, a multiple of the chunk; a program walks through one segment
 
 
@@ -39,7 +41,8 @@ FEW_PLAN = replace(PLAN, walk=Config(1 << 30, block=64, warps=4, stages=2))
 # Before Hopper, products take their operands from registers: a thread has room for half as much.
 OLDER_PLAN = replace(PLAN, walk=replace(PLAN.walk, warps=8, stages=1))
 # float32: each operand of tf32x3 in two halves, so smaller tiles.
-WIDE_PLAN = Plan(16, Config(1 << 30, block=32, warps=4), Config(1 << 30, block=32, warps=4))
+WIDE_CONFIG = Config(1 << 30, block=32, warps=4)
+WIDE_PLAN = Plan(16, WIDE_CONFIG, WIDE_CONFIG, photograph=WIDE_CONFIG)
 MULTIPROCESSORS = 132  # of a large GPU
 PROGRAMS = 256  # that one step should have: two for each multiprocessor
 SEGMENTS = (256, 2048)  # the shortest (below, three launches cost more than they save), the longest

@@ -29,6 +29,7 @@ from plamo_ref.kernels.launch import (
     silu,
 )
 from plamo_ref.kernels.ssm.triton_decay import chunk_decays
+from plamo_ref.kernels.ssm.triton_photograph import scan_photographs
 from plamo_ref.kernels.ssm.triton_plan import Plan, plan_scan
 from plamo_ref.kernels.ssm.triton_segments import segment_states
 from plamo_ref.kernels.ssm.triton_state import check_scan
@@ -167,6 +168,7 @@ def scan_prefill(
     slots: Tensor,
     query_start_loc: Tensor,
     has_past: Tensor,
+    photographs: Tensor | None = None,
     chunk: int = 64,
     plan: Plan | None = None,
 ) -> Tensor:
@@ -186,11 +188,13 @@ def scan_prefill(
     y = torch.empty((tokens, heads, size), dtype=inputs.z.dtype, device=cache.device)
     memory = (cache, slots, query_start_loc, has_past)
     decays = chunk_decays(inputs, params, query_start_loc, plan.chunk)
+    cut = (plan.chunk, plan.segment)
     if tokens <= plan.segment:  # nobody has a second segment: there is nothing to read
         states = torch.empty(1, dtype=torch.float32, device=cache.device)
     else:
-        cut = (plan.chunk, plan.segment)
         states = segment_states(inputs, decays, *memory, cut, plan.sums, plan.carry)
+    if photographs is not None:
+        scan_photographs(inputs, decays, *memory, states, photographs, cut, plan.photograph)
     block = min(plan.walk.block, power_of_two(size, 16))
     launch(
         scan_kernel,

@@ -60,6 +60,7 @@ def scan_prefill(
     slots: Tensor,
     query_start_loc: Tensor,
     has_past: Tensor,
+    photographs: Tensor | None = None,
     chunk: int = 64,
 ) -> Tensor:
     """Several tokens a request, each continuing from its slot's state.
@@ -67,6 +68,8 @@ def scan_prefill(
     Args:
         cache: [S, H, P, N], changed in place at slots [R].
         query_start_loc: [R + 1]; has_past: [R] int64, 0 where its content is void.
+        photographs: [F, 3], a request, so many of its new tokens, and the slot that is to hold
+            its state after these; nobody else reads or writes that slot.
         chunk: tokens whose outputs are one masked matrix product; no effect on the result.
 
     Returns:
@@ -76,11 +79,17 @@ def scan_prefill(
     y = torch.empty_like(u)
     starts = query_start_loc.tolist()
     past = cache[slots].to(u.dtype).masked_fill(has_past[:, None, None, None] == 0, 0)
+    moments = [] if photographs is None else photographs.tolist()
     for row, (first, last) in enumerate(pairwise(starts)):
-        state = past[row]  # [H, P, N]
-        for start in range(first, last, chunk):
-            part = slice(start, min(start + chunk, last))
-            y[part], state = _scan_chunk(u[part], dt[part], A, B[part], C[part], state)
+        state, start = past[row], first  # [H, P, N]
+        kept = {first + count: slot for of, count, slot in moments if of == row}
+        for end in sorted({*range(first, last, chunk), last, *kept}):
+            if start < end:
+                part = slice(start, end)
+                y[part], state = _scan_chunk(u[part], dt[part], A, B[part], C[part], state)
+                start = end
+            if end in kept:
+                cache[kept[end]] = state.to(cache.dtype)
         cache[slots[row]] = state.to(cache.dtype)
     return _gate(y, u, D, inputs.z)
 

@@ -1,0 +1,47 @@
+"""What a request has of the memory, and by which rule: the nouns of cache.py.
+
+Invariant: plain numbers of places; who owns how much of a place is for the pools to say.
+"""
+
+from dataclasses import dataclass, field
+
+from plamo_ref.config import LayerKind, Plamo2Config
+
+ATTENTION_KINDS: tuple[LayerKind, ...] = ("sliding_window", "full")
+
+
+@dataclass(frozen=True)
+class AttentionGroup:
+    """The memory rule of one group of layers."""
+
+    kind: LayerKind
+    window: int | None  # W: the last W computed tokens stay visible; None: all
+
+
+def attention_groups(config: Plamo2Config) -> tuple[AttentionGroup, ...]:
+    """The attention groups that the model has."""
+    windows = {"sliding_window": config.attention_window_size, "full": None}
+    return tuple(
+        AttentionGroup(kind, windows[kind]) for kind in ATTENTION_KINDS if config.layers_of(kind)
+    )
+
+
+@dataclass
+class BlockTable:
+    """Physical blocks of consecutive logical blocks, the first of which is number `first`."""
+
+    first: int = 0
+    blocks: list[int] = field(default_factory=list)
+
+    @property
+    def end(self) -> int:
+        """Logical number after the last block."""
+        return self.first + len(self.blocks)
+
+
+@dataclass(eq=False)
+class Holding:
+    """All that one request has, or one frozen moment of one."""
+
+    tables: dict[LayerKind, BlockTable]
+    slot: int | None
