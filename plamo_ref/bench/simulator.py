@@ -103,7 +103,7 @@ def replay(
     while coming or queues.waiting or queues.running:
         while coming and trace.requests[coming[0].arrival].arrival <= clock:
             queues.add(coming.pop(0))
-        schedule = scheduler.schedule()
+        schedule = queues.with_photographs(scheduler.schedule())
         if schedule:
             duration = step_time(schedule.num_tokens)
             records.append(_advance(len(records), schedule, queues, clock, duration))
@@ -136,6 +136,7 @@ def _advance(
     step: int, schedule: Schedule, queues: Queues, clock: float, duration: float
 ) -> StepRecord:
     """What the engine does with a schedule, without computing anything."""
+    queues.prefix.develop(schedule.photographs)
     shares, finished = [], []
     for request in sorted(schedule.tokens, key=lambda r: not _is_decode(r, schedule.tokens[r])):
         start, new = request.num_computed_tokens, schedule.tokens[request]

@@ -160,9 +160,10 @@ class HybridCache:
 
     def frees(self, holding: Holding, pool: Pool) -> bool:
         """Whether a place of `pool` would be free without this holding."""
-        return any(
-            pool.is_alone(places) for owner, places in self._places(holding) if owner is pool
-        )
+        if pool is self.slots:
+            return holding.slot is not None  # slots are never shared
+        tables = (holding.tables[kind] for kind, owner in self.blocks.items() if owner is pool)
+        return any(pool.is_alone(table.blocks) for table in tables)
 
     def _keep(self, holding: Holding) -> Holding:
         self.frozen.add(holding)

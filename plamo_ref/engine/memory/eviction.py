@@ -116,7 +116,8 @@ class SupersededFirst(LeastRecentlyUsed):
         return next(chain(self.superseded, self.kept))
 
     def _worth(self, checkpoint: Checkpoint) -> float:
-        return checkpoint.saved / max(1, own_bytes(checkpoint, self._cache))
+        saved = checkpoint.saved
+        return saved / max(1, own_bytes(saved, self._cache))
 
 
 def is_superseded(node: Node[Checkpoint]) -> bool:
@@ -127,20 +128,20 @@ def is_superseded(node: Node[Checkpoint]) -> bool:
     return len(going_on) == 1
 
 
-def own_bytes(checkpoint: Checkpoint, cache: HybridCache) -> int:
-    """About what would be free without it: its slot, and the blocks since the moment above it."""
+def own_bytes(saved: int, cache: HybridCache) -> int:
+    """About what would be free without a checkpoint: its slot, and the blocks of what it saves."""
     size = 0 if cache.slots is None else cache.slots.place_bytes
     for kind, pool in cache.blocks.items():
         window = cache.groups[kind].window
-        tokens = checkpoint.saved if window is None else min(checkpoint.saved, window)
+        tokens = saved if window is None else min(saved, window)
         size += -(-tokens // cache.block_size) * pool.place_bytes
     return size
 
 
 def above(node: Node[Checkpoint]) -> Node[Checkpoint]:
     """The nearest node above at which something is kept; the root, if there is none."""
-    last = node
-    for last in node.path():
-        if last is not node and last.kept is not None:
+    while node.parent is not None:
+        node = node.parent
+        if node.kept is not None:
             break
-    return last
+    return node

@@ -21,7 +21,8 @@ Invariant: what is kept was computed from exactly the tokens on its path, all of
 host; it is evictable at any time, so nobody's progress depends on it.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+import math
+from collections.abc import Iterable, Mapping
 from itertools import islice
 
 from plamo_ref.engine.memory.cache import HybridCache
@@ -196,12 +197,12 @@ class PrefixCache:
 
     def next_stop(self, request: Request, computed: int) -> float:
         """The position at which the request's next chunk has to end, at the latest."""
-        return next((node.position for node in self._wanted(request, computed)), float("inf"))
+        return min((node.position for node in self._wanted(request, computed)), default=math.inf)
 
     def photograph(self, request: Request) -> None:
         """Keep a copy of a running request's memory, if it stands where that is wanted."""
         computed = request.num_computed_tokens
-        for node in islice(self._wanted(request, computed - 1), 1):
+        for node in self._wanted(request, computed - 1)[:1]:
             if computed and node.position == computed:
                 self.develop(self._expose(request, node, stands_there=True))
 
@@ -239,9 +240,9 @@ class PrefixCache:
         self._prune(node)
         return []
 
-    def _wanted(self, request: Request, computed: int) -> Iterator[Node[Checkpoint]]:
+    def _wanted(self, request: Request, computed: int) -> list[Node[Checkpoint]]:
         """Where on a prompt's path, behind so many tokens, checkpoints are wanted, in order."""
-        path, ahead = self._paths.get(request), list[Node[Checkpoint]]()
+        path, ahead, wanted = self._paths.get(request), [], []
         last = self._begun.get(request, 0)  # what was kept there goes first, now that it is used
         while path is not None and path.position > computed:
             ahead.append(path)
@@ -249,7 +250,8 @@ class PrefixCache:
         for node in reversed(ahead):
             if node.position - last >= self.least and self._is_wanted(node):
                 last = node.position
-                yield node
+                wanted.append(node)
+        return wanted
 
     def _is_wanted(self, node: Node[Checkpoint]) -> bool:
         """Whether a checkpoint here would be used, as far as anybody can know."""

@@ -104,7 +104,8 @@ class Queues:
 
         Returns the number of tokens; 0 if the request itself had to go.
         """
-        self.prefix.photograph(request)
+        if request.num_computed_tokens < len(request.prompt_ids):
+            self.prefix.photograph(request)
         wanted = self._until_stop(request, request.num_computed_tokens, wanted)
         while not (tokens := self._fit(request, wanted)):
             newest = self.running[-1]
