@@ -1,6 +1,7 @@
 """`plamo-ref bench`: workloads that are what they say, results that can be redone."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -67,6 +68,9 @@ def test_with_room_for_all_little_more_is_computed_than_must_be():
     core, _ = open_core("tiny", None, engine)
     row = prefix.crowd(core, 0, 0.02, 2)
     assert row["computed_tokens"] == row["least_tokens"] + 60
+    with_interval, _ = open_core("tiny", None, replace(engine, photograph_interval=16))
+    row = prefix.crowd(with_interval, 0, 0.02, 2)  # … from the last of 16, 32 and 48 tokens on
+    assert row["computed_tokens"] == row["least_tokens"] + 60 - 48 < 1.05 * row["least_tokens"]
     row = prefix.chats(core, 0, 0.02, 3)
     # Of each answer the last token is computed once more: nothing came behind it at the time.
     assert row["computed_tokens"] <= row["least_tokens"] + 4 * 32 + 20

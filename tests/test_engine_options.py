@@ -45,6 +45,7 @@ OTHER: dict[str, tuple[list[str], Any]] = {
     "precompile": (["--no-precompile"], False),
     "enable_prefix_caching": (["--enable-prefix-caching"], True),
     "photographs": (["--no-photographs"], False),
+    "photograph_interval": (["--photograph-interval", "99"], 99),
 }
 
 

@@ -81,12 +81,17 @@ def answer(prefix: PrefixCache, name: str, prompt: list[int], output: list[int])
     request.output_ids += output
     while left := len(prompt) + len(output) - 1 - request.num_computed_tokens:
         prefix.photograph(request)
-        stop = prefix.next_stop(request, request.num_computed_tokens)
-        compute(prefix, request, int(min(left, stop - request.num_computed_tokens)))
+        compute(prefix, request, min(left, until_stop(prefix, request)))
     prefix.freeze(request)
     prefix.leave(request)
     prefix.cache.check_integrity()
     return request
+
+
+def until_stop(prefix: PrefixCache, request: Request) -> int:
+    """Tokens to the next moment that is wanted; many, if there is none."""
+    stops = prefix.wanted(request, request.num_computed_tokens)
+    return min([node.position - request.num_computed_tokens for node in stops], default=999)
 
 
 def positions(prefix: PrefixCache) -> list[int]:
@@ -144,8 +149,8 @@ class Life(RuleBasedStateMachine):
         if request.num_uncomputed_tokens == 0:
             request.output_ids.append(token)
         computed = request.num_computed_tokens
-        stop = self.prefix.next_stop(request, computed)
-        wanted = int(min(tokens, request.num_uncomputed_tokens, stop - computed))
+        stop = until_stop(self.prefix, request)
+        wanted = min(tokens, request.num_uncomputed_tokens, stop)
         fits = self.prefix.cache.fit(request.request_id, computed, wanted)
         if fits:
             compute(self.prefix, request, fits)
@@ -480,6 +485,25 @@ def test_photographs_inside_a_chunk_save_the_steps_of_cut_chunks():
         found[photographs], steps[photographs] = positions(core.queues.prefix), counts
     assert steps == {False: [6, 7, 7, 1], True: [21]}
     assert found == {False: [6, 13, 20, 21], True: [6, 13, 20, 21]}
+
+
+def test_who_leaves_a_new_text_where_nobody_knew_begins_at_the_last_photograph_by_the_way():
+    core = new_core(
+        seats=9, enable_prefix_caching=True, max_num_batched_tokens=64, photograph_interval=5
+    )
+    assert say(core, PROMPT, most=1).num_cached_tokens == 0
+    assert positions(core.queues.prefix) == [5, 10, 15, 20, 21]
+    assert [c.position for c in core.queues.prefix.order.superseded] == [5, 10, 15, 20]
+    assert say(core, [*PROMPT[:13], 40, 40]).num_cached_tokens == 10
+
+
+def test_nothing_of_use_goes_for_a_photograph_by_the_way():
+    core = new_core(
+        seats=3, enable_prefix_caching=True, max_num_batched_tokens=64, photograph_interval=5
+    )
+    say(core, [50, 51, 52], most=1)
+    say(core, PROMPT, most=1)
+    assert positions(core.queues.prefix) == [3, 20, 21]
 
 
 def test_several_requests_take_photographs_in_one_step_and_no_moment_is_taken_twice():

@@ -114,6 +114,9 @@ class EngineConfig:
     photographs: bool = knob(
         True, "Keep states from the middle of a prompt without cutting it there."
     )
+    photograph_interval: int = knob(
+        512, "Tokens between states that are kept in slots of no other use; 0: none are."
+    )
     record: bool = knob(False, "Keep a record of every step.")
 
     def __post_init__(self) -> None:
@@ -234,6 +237,7 @@ _KINDS: Mapping[str, Kind] = {
     "precompile": Flag(),
     "enable_prefix_caching": NoneFor(Flag(), EngineConfig.enable_prefix_caching),
     "photographs": Flag(),
+    "photograph_interval": Whole("0 (none) or more"),
     "record": Flag(),
 }
 EngineConfig.__init__ = speaks_vllm(ENGINE, EngineError)(EngineConfig.__init__)  # type: ignore[method-assign]

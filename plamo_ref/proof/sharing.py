@@ -39,7 +39,7 @@ def draw_sharing_trace(pick: Pick, config: Plamo2Config) -> Trace:
     engine = replace(trace.engine, enable_prefix_caching=pick(0, 5) > 0)
     # An interrupt makes the engine forget all that it kept, so not too many of them.
     interruptions = trace.interruptions if pick(0, 2) == 0 else {}
-    engine = replace(engine, photographs=pick(0, 2) > 0)
+    engine = replace(engine, photographs=pick(0, 2) > 0, photograph_interval=pick(0, 12))
     return replace(
         trace,
         requests=tuple(requests),

@@ -69,6 +69,11 @@ class LeastRecentlyUsed:
         """All have gone."""
         self.kept.clear()
 
+    @property
+    def has_superseded(self) -> bool:
+        """Whether something can go that nobody will miss."""
+        return False
+
     def review(self, path: Iterable[Node[Checkpoint]]) -> None:
         """Something has changed below these nodes, the lowest of which comes first."""
 
@@ -90,6 +95,10 @@ class SupersededFirst(LeastRecentlyUsed):
     def __init__(self, cache: HybridCache) -> None:
         super().__init__(cache)
         self.superseded: dict[Checkpoint, None] = {}  # the one that was so first
+
+    @property
+    def has_superseded(self) -> bool:
+        return bool(self.superseded)
 
     def discard(self, checkpoint: Checkpoint) -> None:
         super().discard(checkpoint)

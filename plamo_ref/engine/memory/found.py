@@ -12,12 +12,15 @@ next block, not of the whole prompt.
 """
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 from plamo_ref.engine.memory.radix import Node, descend
 from plamo_ref.engine.request import Request
+
+MOST_SALTS = 16  # of others, that are looked at for the same reason
 
 
 @dataclass
@@ -41,13 +44,13 @@ def why_not_later(
     position: int,
     path: Node[Any] | None,
     least: int,
-    others: Iterable[Node[Any]],
+    roots: Mapping[str | None, Node[Any]],
 ) -> str:
     """Why a request begins at `position`, and not `least` tokens later; "" if it cannot.
 
     Args:
         path: where its prompt ends; None: nothing is kept.
-        others: the roots of those with other salts.
+        roots: of the texts, by salt.
     """
     if path is None:
         return "off"
@@ -61,6 +64,7 @@ def why_not_later(
     if any(node.num_kept for node in deeper):
         return "no state there"
     prompt = request.prompt_ids[:-1]
-    if any(descend(root, prompt)[1] >= position + least for root in others):
+    others = (root for salt, root in roots.items() if salt != request.params.cache_salt)
+    if any(descend(root, prompt)[1] >= position + least for root in islice(others, MOST_SALTS)):
         return "salt"
     return "first seen"

@@ -21,9 +21,8 @@ Invariant: what is kept was computed from exactly the tokens on its path, all of
 host; it is evictable at any time, so nobody's progress depends on it.
 """
 
-import math
-from collections.abc import Iterable, Mapping
-from itertools import islice
+from collections.abc import Iterable, Iterator
+from itertools import chain
 
 from plamo_ref.engine.memory.cache import HybridCache
 from plamo_ref.engine.memory.eviction import (
@@ -39,8 +38,6 @@ from plamo_ref.engine.memory.pool import Pool
 from plamo_ref.engine.memory.radix import Node, descend, insert, nearest, prune, reach
 from plamo_ref.engine.request import Request
 
-MOST_SALTS = 16  # of others, that are looked at for the same reason
-
 
 class PrefixCache:
     """Frozen moments of the texts of one engine. If it is not `enabled`, nothing is ever kept."""
@@ -52,6 +49,7 @@ class PrefixCache:
         eviction: type[LeastRecentlyUsed] = SupersededFirst,
     ) -> None:
         self.cache, self.enabled, self.order = cache, enabled, eviction(cache)
+        self.interval = 0  # tokens, of photographs that nobody asked for; 0: none
         self.least = cache.block_size  # tokens that a checkpoint must save, to be worth a copy
         self.roots: dict[str | None, Node[Checkpoint]] = {}  # by salt: they never meet
         self.counts = PrefixCounts()
@@ -167,9 +165,8 @@ class PrefixCache:
 
     def begin(self, request: Request, position: int) -> str:
         """A request begins at `position`. Returns why not later; "" if that cannot be."""
-        path, mine = self._paths.get(request), self.roots.get(request.params.cache_salt)
-        others = [root for root in islice(self.roots.values(), MOST_SALTS) if root is not mine]
-        why = why_not_later(request, position, path, self.least, others)
+        path = self._paths.get(request)
+        why = why_not_later(request, position, path, self.least, self.roots)
         if path is not None:
             self._begun[request] = position
             path.count(begun=1)
@@ -195,28 +192,31 @@ class PrefixCache:
             self.order.use(node.kept)
         self.cache.release(request.request_id)
 
-    def next_stop(self, request: Request, computed: int) -> float:
-        """The position at which the request's next chunk has to end, at the latest."""
-        return min((node.position for node in self._wanted(request, computed)), default=math.inf)
-
     def photograph(self, request: Request) -> None:
         """Keep a copy of a running request's memory, if it stands where that is wanted."""
         computed = request.num_computed_tokens
-        for node in self._wanted(request, computed - 1)[:1]:
+        for node in self.wanted(request, computed - 1)[:1]:
             if computed and node.position == computed:
-                self.develop(self._expose(request, node, stands_there=True))
+                self.develop(self._expose(request, node, now=True))
 
-    def expose(self, tokens: Mapping[Request, int]) -> list[Photograph]:
-        """What is wanted inside the chunks of a step, and has room; usable when it is launched."""
-        exposed = list[Photograph]()
-        for request, count in tokens.items():
-            computed = request.num_computed_tokens
-            for node in self._wanted(request, computed) if count > 1 else ():
-                if node.position >= computed + count:
-                    break
-                if all(node is not other.node for other in exposed):
-                    exposed += self._expose(request, node)
-        return exposed
+    def expose(self, request: Request, end: int, exposed: list[Photograph]) -> None:
+        """Add what a step that computes a request up to `end` is to leave of it on its way there,
+        as far as there is room; others can begin there when the step is launched."""
+        wanted = self.wanted(request, request.num_computed_tokens)
+        for node in chain(wanted, self._by_the_way(request, end)):
+            is_taken = node.kept is not None or any(node is other.node for other in exposed)
+            if node.position < end and not is_taken:
+                exposed += self._expose(request, node, now=False)
+
+    def _by_the_way(self, request: Request, end: int) -> Iterator[Node[Checkpoint]]:
+        """Moments of no known use, while slots have no other: who leaves this text first, where
+        nobody could know it, begins at the last of them."""
+        path, slots, step = self._paths.get(request), self.cache.slots, self.interval
+        if path is not None and slots is not None and step:
+            next_one = (request.num_computed_tokens // step + 1) * step
+            for position in range(next_one, min(end, path.position), step):
+                if slots.num_free or self.order.has_superseded:
+                    yield insert(self._root(request), request.prompt_ids[:position])
 
     def develop(self, photographs: Iterable[Photograph]) -> None:
         """They are taken; those of a request that came to an error are not kept."""
@@ -229,18 +229,16 @@ class PrefixCache:
                 self.cache.let_go(holding)
                 self._prune(node)
 
-    def _expose(
-        self, request: Request, node: Node[Checkpoint], stands_there: bool = False
-    ) -> list[Photograph]:
+    def _expose(self, request: Request, node: Node[Checkpoint], now: bool) -> list[Photograph]:
         node.num_marks += 1  # it stays, whatever goes to make room
-        holding = self.cache.expose(request.request_id, node.position, stands_there)
+        holding = self.cache.expose(request.request_id, node.position, now)
         if holding is not None:
             return [Photograph(request, node, holding)]
         node.num_marks -= 1
         self._prune(node)
         return []
 
-    def _wanted(self, request: Request, computed: int) -> list[Node[Checkpoint]]:
+    def wanted(self, request: Request, computed: int) -> list[Node[Checkpoint]]:
         """Where on a prompt's path, behind so many tokens, checkpoints are wanted, in order."""
         path, ahead, wanted = self._paths.get(request), [], []
         last = self._begun.get(request, 0)  # what was kept there goes first, now that it is used

@@ -57,6 +57,7 @@ class Queues:
     def __init__(self, config: EngineConfig, cache: HybridCache, max_num_seqs: int) -> None:
         self.config, self.cache, self.max_num_seqs = config, cache, max_num_seqs
         self.prefix = PrefixCache(cache, config.enable_prefix_caching)
+        self.prefix.interval = config.photograph_interval
         self.waiting: deque[Request] = deque()
         self.running: list[Request] = []
 
@@ -139,8 +140,10 @@ class Queues:
 
     def with_photographs(self, schedule: Schedule) -> Schedule:
         """A step that is decided takes photographs as well, into the memory that is left."""
-        if self.config.photographs:
-            schedule.photographs = self.prefix.expose(schedule.tokens)
+        for request, count in schedule.tokens.items():
+            if count > 1 and self.config.photographs:
+                end = request.num_computed_tokens + count
+                self.prefix.expose(request, end, schedule.photographs)
         return schedule
 
     def preempt(self, request: Request, schedule: Schedule) -> None:
@@ -160,7 +163,8 @@ class Queues:
         from outside."""
         if self.config.photographs:
             return wanted
-        return int(min(wanted, self.prefix.next_stop(request, computed) - computed))
+        stops = self.prefix.wanted(request, computed)[:1]
+        return min([wanted, *(node.position - computed for node in stops)])
 
     def _give(
         self, request: Request, tokens: int, schedule: Schedule, source: Holding | None = None

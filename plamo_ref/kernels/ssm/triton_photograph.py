@@ -3,7 +3,7 @@
 
 A photograph is one more segment that ends where it is wanted: from the state before the segment in
 which it lies (triton_segments.py has it; with one segment it is the request's slot) over the rest
-of the tokens to its moment, without their outputs:
+of the tokens to its moment, without their outputs. At a border there is no rest: a copy.
 
     S_end = exp(l_end) S + Σ_s exp(l_end - l_s) Δ_s u_s ⊗ B_s
 
@@ -63,7 +63,7 @@ def scan_photograph_kernel(
     end = tl.load(photograph_at + 1).to(tl.int32)
     first = tl.load(starts_ptr + request).to(tl.int64)
     count = (tl.load(starts_ptr + request + 1) - first).to(tl.int32)
-    segment = tl.maximum(end - 1, 0) // SEGMENT
+    segment = tl.minimum(end, tl.maximum(count - 1, 0)) // SEGMENT
     head = tl.program_id(0) // BLOCKS
     p = (tl.program_id(0) % BLOCKS) * BLOCK_P + tl.arange(0, BLOCK_P)
     n, i = tl.arange(0, BLOCK_N), tl.arange(0, Q)
