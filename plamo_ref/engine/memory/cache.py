@@ -20,10 +20,15 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
+import numpy as np
+from numpy.typing import NDArray
+
 from plamo_ref.config import LayerKind
 from plamo_ref.engine.config import EngineError
 from plamo_ref.engine.copies import Copy
 from plamo_ref.engine.memory.pool import Pool
+
+UNBOUNDED = 1 << 62  # a position that no text comes to
 
 
 class IntegrityError(EngineError):
@@ -40,10 +45,22 @@ class AttentionGroup:
 
 @dataclass
 class BlockTable:
-    """Physical blocks of consecutive logical blocks, the first of which is number `first`."""
+    """Physical blocks of consecutive logical blocks, the first of which is number `first`.
+
+    It only loses blocks at its front and gets new ones at its end.
+    """
 
     first: int = 0
     blocks: list[int] = field(default_factory=list)
+    _array: NDArray[np.int64] | None = field(default=None, compare=False, repr=False)
+    _state: tuple[int, int] = field(default=(0, 0), compare=False, repr=False)  # when it was made
+
+    def as_array(self) -> NDArray[np.int64]:
+        """The blocks, for whoever reads them again and again."""
+        state = self.first, len(self.blocks)
+        if self._array is None or self._state != state:
+            self._array, self._state = np.array(self.blocks, dtype=np.int64), state
+        return self._array
 
     @property
     def end(self) -> int:
@@ -57,6 +74,7 @@ class Holding:
 
     tables: dict[LayerKind, BlockTable]
     slot: int | None
+    calm_until: int = 0  # tokens before this position need no new block and let none go
 
 
 class HybridCache:
@@ -85,6 +103,10 @@ class HybridCache:
         return [*self.blocks.values(), *([] if self.slots is None else [self.slots])]
 
     # --- what the scheduler asks ---------------------------------------------------------------
+
+    def is_calm(self, request_id: str, computed: int) -> bool:
+        """Whether a request's next token changes no table: it need not be allocated."""
+        return computed < self.holdings[request_id].calm_until
 
     def fit(
         self, request_id: str, computed: int, wanted: int, source: Holding | None = None
@@ -128,11 +150,16 @@ class HybridCache:
         """
         if request_id not in self.holdings:
             self.holdings[request_id] = self._branch(source, computed)
-        for kind, table in self.holdings[request_id].tables.items():
+        holding, calm_until = self.holdings[request_id], math.inf
+        for kind, table in holding.tables.items():
             self._drop_before(kind, table, self._first_needed(kind, computed))
             missing = self._num_blocks(computed + new) - table.end
             if missing > 0:
                 table.blocks += self._take(self.blocks[kind], missing)
+            window = self.groups[kind].window
+            leaves = math.inf if window is None else (table.first + 1) * self.block_size + window
+            calm_until = min(calm_until, table.end * self.block_size, leaves)
+        holding.calm_until = int(calm_until) if holding.tables else UNBOUNDED
 
     def release(self, request_id: str) -> None:
         """Give back everything; a request that holds nothing is fine."""

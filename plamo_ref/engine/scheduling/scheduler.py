@@ -101,6 +101,11 @@ class Queues:
 
         Returns the number of tokens; 0 if the request itself had to go.
         """
+        computed = request.num_computed_tokens
+        behind = wanted == 1 and computed > len(request.prompt_ids)  # of what is kept for others
+        if behind and self.cache.is_calm(request.request_id, computed):
+            schedule.tokens[request] = 1  # most decodes: this is where the host's time goes
+            return 1
         self.prefix.photograph(request)
         wanted = self._until_stop(request, request.num_computed_tokens, wanted)
         while not (tokens := self._fit(request, wanted)):
