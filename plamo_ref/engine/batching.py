@@ -110,11 +110,10 @@ class _Told:
 
 def _tell(requests: Sequence[Request], schedule: Schedule) -> _Told:
     """One pass over the requests."""
-    pasts, counts = np.empty((2, len(requests)), dtype=np.int64)
-    told = _Told(pasts, counts, [], [], [], [], [])
-    for i, request in enumerate(requests):
-        past, new = request.num_computed_tokens, schedule.tokens[request]
-        pasts[i], counts[i] = past, new
+    pasts = [request.num_computed_tokens for request in requests]
+    counts = [schedule.tokens[request] for request in requests]
+    told = _Told(np.array(pasts), np.array(counts), [], [], [], [], [])
+    for i, (request, past, new) in enumerate(zip(requests, pasts, counts, strict=True)):
         told.token_ids.extend(request.tokens(past, past + new))
         if past + new == request.num_tokens:
             told.complete.append(i)
@@ -200,7 +199,8 @@ def _write_group(
     """Block table, first block and slot mapping of one attention group."""
     table = put[f"{kind}/block_table"]  # [R, M]
     for row, of_request in zip(layout.requests, tables, strict=True):
-        table[row, : len(of_request.blocks)] = of_request.blocks
+        blocks = of_request.as_array()
+        table[row, : len(blocks)] = blocks
     first = np.array([of_request.first for of_request in tables])
     put[f"{kind}/first_block"][layout.requests] = first
     logical = layout.positions // block_size - first[layout.owner]

@@ -40,14 +40,11 @@ def needs_host(request: Request, has_tables: bool = False) -> bool:
     what penalties look at from the device.
     """
     params = request.params
-    scoring = params.prompt_logprobs is not None and bool(
-        request.unscored(0, len(request.prompt_ids))
-    )
     return bool(
-        (params.penalises and not has_tables)
-        or request.guide is not None
+        request.guide is not None
         or params.logprobs is not None
-        or scoring
+        or (params.penalises and not has_tables)
+        or (params.prompt_logprobs is not None and request.unscored(0, len(request.prompt_ids)))
     )
 
 
@@ -75,19 +72,20 @@ def choose_on_device(
     """
     if numbers is None:
         numbers = [len(r.output_ids) for r in requests]
-    contexts = [
-        RowContext(r.params, r.prompt_ids, r.output_ids, r.stop_ids, r.guide, number)
-        for r, number in zip(requests, numbers, strict=True)
-    ]
+    params, adjusted = [r.params for r in requests], logits
+    if any(p.changes_logits for p in params):
+        contexts = [
+            RowContext(r.params, r.prompt_ids, r.output_ids, r.stop_ids, r.guide, number)
+            for r, number in zip(requests, numbers, strict=True)
+        ]
+        if tables is None:
+            adjusted = adjust(logits, contexts)
+        else:
+            adjusted = tables.adjust(logits, requests, contexts, unread)
     uniforms = [
         0.0 if r.params.greedy else uniform(r.seed, number)
         for r, number in zip(requests, numbers, strict=True)
     ]
-    params = [r.params for r in requests]
-    if tables is None:
-        adjusted = adjust(logits, contexts)
-    else:
-        adjusted = tables.adjust(logits, requests, contexts, unread)
     chosen = sample(adjusted, params, uniforms, ops.sample, ops.argmax)
     return torch.where(_witness(logits).isnan(), NO_TOKEN, chosen)
 
@@ -171,9 +169,10 @@ def finish_reason(request: Request, max_model_len: int) -> FinishReason | None:
 def is_leaving(request: Request, max_model_len: int) -> bool:
     """Whether nothing more has to be computed for a request: its last token is under way, and the
     host knows every token that it was computed from."""
+    if not is_full(request, request.num_output_tokens, max_model_len):
+        return False  # by far the most
     known = request.num_computed_tokens <= request.num_known_tokens
-    full = is_full(request, request.num_output_tokens, max_model_len)
-    return known and full and request.status != "finished"
+    return known and request.status != "finished"
 
 
 def is_full(request: Request, num_outputs: int, max_model_len: int) -> bool:

@@ -21,6 +21,7 @@ from plamo_ref.engine.build import build_core
 from plamo_ref.engine.config import EngineConfig
 from plamo_ref.engine.core import EngineCore
 from plamo_ref.engine.memory.cache import IntegrityError
+from plamo_ref.engine.pauses import set_aside
 from plamo_ref.engine.request import Request
 from plamo_ref.engine.source import ModelSource, open_source
 from plamo_ref.errors import PlamoRefError
@@ -263,6 +264,7 @@ def _live(spec: EngineSpec, inbox: zmq.Socket, outbox: zmq.Socket, heart: Heartb
     heart.expect(source.config.num_parameters)
     loop = EngineLoop(core, source, inbox, outbox, heart)
     loop.prepare_guides()
+    set_aside()
     outbox.send(Codec().encode(ready))
     loop.run()
     return 0

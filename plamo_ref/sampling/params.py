@@ -81,8 +81,8 @@ class SamplingParams:
     @property
     def penalises(self) -> bool:
         """Whether it matters which tokens have occurred, and how often."""
-        penalties = (self.presence_penalty, self.frequency_penalty, self.repetition_penalty - 1)
-        return any(penalties)
+        by_count = self.presence_penalty != 0 or self.frequency_penalty != 0
+        return by_count or self.repetition_penalty != 1
 
     def completion(self, index: int) -> "SamplingParams":
         """The parameters of completion `index` of `n`, on its own."""

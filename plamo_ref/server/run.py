@@ -17,6 +17,7 @@ import uvicorn
 from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
 from plamo_ref.chat.templates import load_template
+from plamo_ref.engine.pauses import collect_all, set_aside
 from plamo_ref.errors import PlamoRefError
 from plamo_ref.remote.async_llm import AsyncLLM
 from plamo_ref.server.app import create_app
@@ -78,6 +79,7 @@ async def serve(
         try:
             if not await _started(llm, serving):
                 return
+            set_aside()
             listening(address.name(listener))
             dead = asyncio.create_task(llm.dead.wait())
             await asyncio.wait({serving, dead}, return_when=asyncio.FIRST_COMPLETED)
@@ -90,6 +92,7 @@ async def serve(
             server.should_exit = True
             await asyncio.wait({serving})
             await llm.close()
+            collect_all()
 
 
 def _settings(

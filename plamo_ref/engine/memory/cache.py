@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterable, Mapping
 from plamo_ref.config import LayerKind
 from plamo_ref.engine.config import EngineError
 from plamo_ref.engine.copies import Copy
-from plamo_ref.engine.memory.holding import AttentionGroup, BlockTable, Holding
+from plamo_ref.engine.memory.holding import FAR, AttentionGroup, BlockTable, Holding
 from plamo_ref.engine.memory.pool import Pool
 
 
@@ -57,6 +57,10 @@ class HybridCache:
         return [*self.blocks.values(), *([] if self.slots is None else [self.slots])]
 
     # --- what the scheduler asks ---------------------------------------------------------------
+
+    def is_calm(self, request_id: str, computed: int) -> bool:
+        """Whether a request's next token changes no table: it need not be allocated."""
+        return computed < self.holdings[request_id].calm_until
 
     def fit(
         self, request_id: str, computed: int, wanted: int, source: Holding | None = None
@@ -100,11 +104,15 @@ class HybridCache:
         """
         if request_id not in self.holdings:
             self.holdings[request_id] = self._branch(source, computed)
-        for kind, table in self.holdings[request_id].tables.items():
+        holding = self.holdings[request_id]
+        for kind, table in holding.tables.items():
             self._drop_before(kind, table, self._first_needed(kind, computed))
             missing = self._num_blocks(computed + new) - table.end
             if missing > 0:
                 table.blocks += self._take(self.blocks[kind], missing)
+        windows = [(table, self.groups[kind].window) for kind, table in holding.tables.items()]
+        ends = (table.calm_until(self.block_size, window) for table, window in windows)
+        holding.calm_until = min(ends, default=FAR)
 
     def release(self, request_id: str) -> None:
         """Give back everything; a request that holds nothing is fine."""
@@ -229,8 +237,9 @@ class HybridCache:
         longest = math.inf
         for kind, pool in self.blocks.items():
             window = self.groups[kind].window
-            if window is not None and pool.capacity * self.block_size >= self._window_span(window):
-                continue  # a window that fits goes on for ever
+            # W + 1 keys, wherever they start in a block; a window that fits goes on for ever.
+            if window is not None and pool.capacity >= self._num_blocks(window + self.block_size):
+                continue
             longest = min(longest, pool.capacity * self.block_size)
         return longest
 
@@ -249,10 +258,6 @@ class HybridCache:
         """Whether the last block has room for more."""
         return computed % self.block_size > 0
 
-    def _window_span(self, window: int) -> int:
-        """Tokens' room for W + 1 keys wherever they start in a block."""
-        return math.ceil((window + self.block_size) / self.block_size) * self.block_size
-
     def _drop_before(self, kind: LayerKind, table: BlockTable, first: int) -> None:
         # Never the last block: `first` is at most the block of the newest computed token.
         leaving = first - table.first
@@ -269,11 +274,9 @@ class HybridCache:
         Raises:
             IntegrityError: with each place that is wrong, and how.
         """
-        wrong: list[str] = []
         everybody = [*self.holdings.values(), *self.frozen, *self.exposed]
-        for pool in self.pools:
-            wrong += pool.differences(*(self._listed(pool, of) for of in (everybody, self.frozen)))
-        if wrong:
+        listed = ((p, self._listed(p, everybody), self._listed(p, self.frozen)) for p in self.pools)
+        if wrong := [each for p, every, cold in listed for each in p.differences(every, cold)]:
             raise IntegrityError("cache: " + "; ".join(wrong))
 
     def _listed(self, pool: Pool, holdings: Iterable[Holding]) -> Counter[int]:

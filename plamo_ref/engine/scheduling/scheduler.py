@@ -105,8 +105,12 @@ class Queues:
 
         Returns the number of tokens; 0 if the request itself had to go.
         """
-        if request.num_computed_tokens < len(request.prompt_ids):
+        computed = request.num_computed_tokens
+        if computed < len(request.prompt_ids):
             self.prefix.photograph(request)
+        elif wanted == 1 and self.cache.is_calm(request.request_id, computed):
+            schedule.tokens[request] = 1  # most decodes: this is where the host's time goes
+            return 1
         wanted = self._until_stop(request, request.num_computed_tokens, wanted)
         while not (tokens := self._fit(request, wanted)):
             newest = self.running[-1]

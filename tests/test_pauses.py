@@ -1,0 +1,54 @@
+"""What lives as long as the engine is not looked at again by the collector.
+
+Invariant tested: what was there is set aside, what comes later is collected, and the end undoes it.
+"""
+
+import gc
+import weakref
+from collections.abc import Iterator
+
+import pytest
+
+from plamo_ref.engine.pauses import collect_all, set_aside
+
+
+class Circle:
+    """Garbage that only the collector finds."""
+
+    def __init__(self) -> None:
+        self.me = self
+
+
+@pytest.fixture(autouse=True)
+def undone() -> Iterator[None]:
+    yield
+    gc.unfreeze()
+
+
+def test_what_is_there_is_set_aside_and_what_comes_later_is_collected():
+    before = len(gc.get_objects())
+    set_aside()
+    assert gc.get_freeze_count() > before / 2
+    assert len(gc.get_objects()) < before / 10
+    seen = weakref.ref(Circle())
+    assert seen() is not None
+    gc.collect()
+    assert seen() is None
+
+
+def test_garbage_is_collected_before_and_not_set_aside():
+    seen = weakref.ref(Circle())
+    set_aside()
+    assert seen() is None
+
+
+def test_the_end_undoes_it():
+    circle = Circle()
+    seen = weakref.ref(circle)
+    set_aside()
+    del circle
+    gc.collect()
+    assert seen() is not None  # it was alive at the time
+    collect_all()
+    assert gc.get_freeze_count() == 0
+    assert seen() is None
