@@ -160,7 +160,6 @@ def test_a_grammar_of_an_unknown_kind_is_refused():
 @pytest.mark.parametrize(
     ("given", "cure"),
     [
-        ({"logits_processors": [len]}, "logit_bias"),
         ({"bad_words": ["x"]}, "logit_bias"),
         ({"allowed_token_ids": [1]}, "logit_bias"),
         ({"best_of": 3}, "ask for n"),
@@ -178,9 +177,7 @@ def test_parameters_that_cannot_be_had_name_what_can(given, cure):
 
 
 def test_neutral_parameters_are_accepted_with_one_line(caplog):
-    params = SamplingParams(
-        n=2, best_of=None, logits_processors=[], bad_words=None, detokenize=True, length_penalty=1.0
-    )  # type: ignore[call-arg]
+    params = SamplingParams(n=2, best_of=None, bad_words=None, detokenize=True, length_penalty=1.0)  # type: ignore[call-arg]
     assert params == SamplingParams(n=2)
     assert len(lines(caplog)) == 1
 

@@ -138,8 +138,8 @@ class LLM:
     ) -> list[RequestOutput]:
         """Complete all prompts together; results are in the order of the prompts.
 
-        A grammar that leads nowhere ends its completion alone: the finish reason is "error", and
-        the output's `error` says why.
+        A grammar that leads nowhere ends its completion alone, and so does a logits processor that
+        returns none: the finish reason is "error", and the output's `error` says why.
 
         Args:
             prompts: one or many: a text, token ids (a flat list or a 1-D array is one prompt), or

@@ -35,9 +35,9 @@ class LogitsError(EngineError):
 def needs_host(request: Request, has_tables: bool = False) -> bool:
     """Whether the host must know a request's last token before it can choose the next one.
 
-    A bias is fixed and `min_tokens` only counts; penalties and grammars look at the tokens, and
-    log probabilities are read from logits that the next step overwrites. Tables on the device take
-    what penalties look at from the device.
+    A bias is fixed and `min_tokens` only counts; penalties, grammars and processors look at the
+    tokens, and log probabilities are read from logits that the next step overwrites. Tables on the
+    device take what penalties look at from the device.
     """
     params = request.params
     scoring = params.prompt_logprobs is not None and bool(
@@ -46,6 +46,7 @@ def needs_host(request: Request, has_tables: bool = False) -> bool:
     return bool(
         (params.penalises and not has_tables)
         or request.guide is not None
+        or params.logits_processors
         or params.logprobs is not None
         or scoring
     )

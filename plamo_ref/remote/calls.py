@@ -61,6 +61,11 @@ def checked(job: Job) -> Job:
     """
     if not isinstance(job, Job) or not isinstance(job.params, SamplingParams):
         raise RequestRefusedError(f"{shown(job)} is no Job of token ids and SamplingParams")
+    if job.params.logits_processors:
+        raise RequestRefusedError(
+            "logits_processors are functions, which stay in the process that has them: use LLM, "
+            "or logit_bias, or a grammar (guided)"
+        )
     try:
         return Job(read_ids(job.prompt_ids), job.params, read_ids(job.borders, "borders"))
     except EngineError as error:

@@ -2,7 +2,8 @@
 
 Invariant: rows that ask for nothing come back as they are; a row's result depends on that row and
 its context alone. Order: repetition, frequency and presence penalties, bias, what `min_tokens`
-forbids, the grammar, which has the last word. `adjust` reads every token of every context; the
+forbids, the grammar, which has the last word; before them all, the user's own
+processors. `adjust` reads every token of every context; the
 engine asks `plamo_ref.sampling.tables` for the same, which need not.
 Built in notebooks/16_sampling_and_guided_decoding.ipynb.
 """
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from plamo_ref.grammar.guided import Guide
 from plamo_ref.sampling.params import SamplingParams
+from plamo_ref.sampling.processors import process
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,7 @@ def adjust(logits: Tensor, contexts: Sequence[RowContext]) -> Tensor:
     where = moved(rows, logits.device)
     wide = torch.promote_types(logits.dtype, torch.float32)
     part = logits[where].to(wide)  # a copy: from here on in place
+    process_rows(part, asking)
     if any(context.params.penalises for context in asking):
         part = _penalise(part, asking)
     _bias(part, asking)
@@ -66,6 +69,13 @@ def adjust(logits: Tensor, contexts: Sequence[RowContext]) -> Tensor:
 
 
 # --- the rules ------------------------------------------------------------------------------------
+
+
+def process_rows(logits: Tensor, contexts: Sequence[RowContext]) -> None:
+    """What the user's own processors make of each row, in place."""
+    for row, context in enumerate(contexts):
+        if context.params.logits_processors:
+            process(logits[row], context.params.logits_processors, context.output_ids)
 
 
 def penalised(logits: Tensor, knobs: Tensor, in_output: Tensor, seen: Tensor) -> Tensor:

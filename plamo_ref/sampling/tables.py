@@ -26,6 +26,7 @@ from plamo_ref.sampling.adjust import (
     moved,
     moved_masks,
     penalised,
+    process_rows,
 )
 
 
@@ -119,6 +120,7 @@ class AdjustTables:
         # First of all, before anything waits for the device, which still computes the logits.
         guided, allowed = masks(contexts)
         result = logits.to(torch.promote_types(logits.dtype, torch.float32), copy=True)
+        process_rows(result, contexts)
         rows = [_Asking(i, *row) for i, row in enumerate(zip(keys, contexts, strict=True))]
         penalising = [row for row in rows if row.context.params.penalises]
         biased = [row for row in rows if row.context.params.logit_bias]
