@@ -237,7 +237,7 @@ def test_half_a_character_is_named_by_its_bytes():
         "bytes:\\xa0",
     ]
     columns = CompletionLogprobs(tokenizer).columns([*ids, *ids], [None] * 8)
-    assert columns["text_offset"] == [0, 0, 0, 0, 1, 1, 1, 1]
+    assert columns.text_offset == [0, 0, 0, 0, 1, 1, 1, 1]
 
 
 # --- mistakes -------------------------------------------------------------------------------------

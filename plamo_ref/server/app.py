@@ -3,8 +3,6 @@
 Invariant: a route checks, hands over and answers; it decides nothing of its own.
 """
 
-from typing import Any
-
 from fastapi import FastAPI, Request
 from fastapi.middleware.cors import CORSMiddleware
 from starlette.responses import Response
@@ -109,9 +107,7 @@ def _text_routes(app: FastAPI, service: Service) -> None:
 
         def work() -> Response:
             texts = [tokenizer.decode([i]) for i in ids] if body.return_token_strs else None
-            return json_response(
-                {"tokens": ids, "count": len(ids), "max_model_len": limit, "token_strs": texts}
-            )
+            return json_response(answers.Tokenized(ids, len(ids), limit, texts))
 
         return await service.beside(work, len(ids) > LONG_TEXT)
 
@@ -121,31 +117,25 @@ def _text_routes(app: FastAPI, service: Service) -> None:
         service.check_ids(body.tokens, "tokens")
 
         def work() -> Response:
-            return json_response({"prompt": tokenizer.decode(body.tokens)})
+            return json_response(answers.Detokenized(tokenizer.decode(body.tokens)))
 
         return await service.beside(work, len(body.tokens) > LONG_TEXT)
 
     @app.get("/tokenizer_info", responses=answers.TOKENIZER)
     async def tokenizer_info() -> Response:
-        facts = {"tokenizer_class": type(tokenizer).__name__, "vocab_size": tokenizer.vocab_size}
-        return json_response(facts | tokenizer.special_tokens)
+        name, size = type(tokenizer).__name__, tokenizer.vocab_size
+        return json_response(answers.TokenizerInfo(name, size, **tokenizer.special_tokens))
 
 
 def _state_routes(app: FastAPI, service: Service) -> None:
-    def card(name: str) -> dict[str, Any]:
-        return {
-            "id": name,
-            "object": "model",
-            "created": service.started,
-            "owned_by": "plamo-ref",
-            "root": service.config.model_name,
-            "max_model_len": service.llm.max_model_len,
-        }
+    def card(name: str) -> answers.ModelCard:
+        root, longest = service.config.model_name, service.llm.max_model_len
+        return answers.ModelCard(name, "model", service.started, "plamo-ref", root, longest)
 
     @app.get("/v1/models", responses=answers.MODELS)
     async def models() -> Response:
         cards = [card(name) for name in service.config.model_names]
-        return json_response({"object": "list", "data": cards})
+        return json_response(answers.ModelList("list", cards))
 
     @app.get("/v1/models/{model:path}", responses=answers.MODEL)
     async def model(model: str) -> Response:
@@ -155,18 +145,17 @@ def _state_routes(app: FastAPI, service: Service) -> None:
     @app.get("/health", responses=answers.HEALTH)
     async def health() -> Response:
         state = service.llm.state
-        facts: dict[str, Any] = {"status": state, "restarts": service.llm.num_restarts}
-        response = json_response(facts)
+        response = json_response(answers.Health(state, service.llm.num_restarts))
         response.status_code = 200 if state == "ready" else 503
         return response
 
     @app.post("/reset_prefix_cache", responses=answers.RESET)
     async def reset_prefix_cache() -> Response:
-        return json_response({"success": await service.llm.reset_prefix_cache()})
+        return json_response(answers.Reset(await service.llm.reset_prefix_cache()))
 
     @app.get("/version", responses=answers.VERSION)
     async def version() -> Response:
-        return json_response({"version": plamo_ref.__version__})
+        return json_response(answers.Version(plamo_ref.__version__))
 
     @app.get("/metrics", response_class=Response, responses=answers.METRICS)
     async def metrics() -> Response:
