@@ -13,11 +13,12 @@ import torch
 from engines import CONFIGS, pair
 
 from plamo_ref import LLM, SamplingParams
+from plamo_ref.engine.fast.adjust_tables import AdjustTables
 from plamo_ref.proof.lab import draw_scenario
 from plamo_ref.proof.law import run_scenario
 from plamo_ref.proof.sharing import draw_sharing_scenario
 from plamo_ref.remote.calls import Job, RequestRefusedError, checked
-from plamo_ref.sampling import AdjustTables, SamplingError
+from plamo_ref.sampling import SamplingError
 
 
 def by_history(ids: list[int], logits: torch.Tensor) -> torch.Tensor:

@@ -399,6 +399,20 @@ def test_the_document_tells_the_limits_of_this_server(client):
     assert (ids["minItems"], ids["maxItems"], ids["items"]["maximum"]) == (1, LIMIT - 1, 5119)
 
 
+def test_the_document_describes_answers_by_the_classes_that_make_them(client):
+    schemas = client.get("/openapi.json").json()["components"]["schemas"]
+    whole = client.post(
+        "/v1/chat/completions", json={**GREEDY, "messages": [{"role": "user", "content": "a"}]}
+    ).json()
+    assert schemas["ChatAnswer"]["required"] == list(schemas["ChatAnswer"]["properties"])
+    assert whole.keys() == set(schemas["ChatAnswer"]["required"])
+    choice, (first,) = schemas["ChatChoice"], whole["choices"]
+    assert first.keys() == set(choice["required"]) == set(choice["properties"])
+    assert "tool_calls" not in schemas["AssistantMessage"]["required"]  # absent, not null
+    assert "tool_calls" not in first["message"]
+    assert schemas["ToolCall"]["additionalProperties"] is False  # a request's keeps its name
+
+
 @given(st.integers(1, 10**6), st.integers(0, 10**6))
 def test_numbers_below_a_limit_are_what_the_pattern_matches(limit, number):
     assert bool(re.match(below(limit), str(number))) == (number < limit)

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from plamo_ref.bench.simulator import Trace, TraceRequest, replay
+from plamo_ref.engine.build import new_core
 from plamo_ref.engine.config import EngineConfig, EngineError
-from plamo_ref.engine.core import EngineCore
 from plamo_ref.engine.llm import LLM
 from plamo_ref.engine.memory.planner import MemoryPlan
 from plamo_ref.engine.record import StepRecord
@@ -25,7 +25,7 @@ def without_times(record: StepRecord) -> StepRecord:
 
 def engine_records(llm: LLM, trace: Trace, config: EngineConfig, plan: MemoryPlan):
     """The same lengths through the real engine and the tiny model; arrivals are steps."""
-    core, records = EngineCore(llm.core.runner, plan, config), []
+    core, records = new_core(llm.core.runner, plan, config), []
     core.observers.append(lambda record, *_: records.append(without_times(record)))
     coming, clock = list(trace.requests), 0
     while coming or core.has_work:

@@ -35,7 +35,7 @@ from plamo_ref.engine.tokens import (
     read_tokens,
     score_prompt,
 )
-from plamo_ref.sampling import AdjustTables, Guide, SamplingParams
+from plamo_ref.sampling import Guide, SamplingParams, Tables
 
 GRAMMAR_SECONDS = 0.01  # for the grammars of a step: a mask takes a hundredth of that
 Work = Callable[..., FinishReason | None]
@@ -56,7 +56,7 @@ class EngineCore:
         self.max_model_len = longest_request(config, self.cache, runner.model.config)
         self._limits = Limits(config, runner.model.config.vocab_size, self.max_model_len)
         self._overlap = config.resolve_overlap(runner.device)
-        self.tables = AdjustTables() if config.adjust_tables else None
+        self.tables: Tables | None = None  # whoever builds the engine may bring some
         self._flight: Flight | None = None  # launched, not landed
         self._undecided: list[Request] = []  # have a token on which their grammar has to speak
         self._moved: list[Request] = []  # what `step` has to return
@@ -161,7 +161,8 @@ class EngineCore:
         that changes something does so first, because an interrupt can come in here as well."""
         if self._torn:
             self._flight = None
-            self.tables = None if self.tables is None else AdjustTables()
+            if self.tables is not None:
+                self.tables.clear()
             self._moved += rebuild(self.requests, self.queues, self.max_model_len)
             self._undecided = [r for r in self.requests.values() if r.awaits_guide]
             self._torn, self._mended = False, True

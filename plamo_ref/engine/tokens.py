@@ -16,9 +16,9 @@ from plamo_ref.engine.request import FinishReason, Request
 from plamo_ref.kernels.choice import TORCH
 from plamo_ref.kernels.table import Kernels
 from plamo_ref.sampling import (
-    AdjustTables,
     GuidedError,
     RowContext,
+    Tables,
     adjust,
     sample,
     token_logprobs,
@@ -57,7 +57,7 @@ def choose_on_device(
     logits: Tensor,
     ops: Kernels = TORCH,
     numbers: Sequence[int] | None = None,
-    tables: AdjustTables | None = None,
+    tables: Tables | None = None,
     unread: Unread | None = None,
 ) -> Tensor:
     """A token for each request, from its row of logits [n, V]: [n] int64 on the logits' device.

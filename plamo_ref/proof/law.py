@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from plamo_ref.batch import MambaCache
+from plamo_ref.engine.build import new_core
 from plamo_ref.engine.core import EngineCore
 from plamo_ref.engine.flight import record_of
 from plamo_ref.engine.record import StepRecord
@@ -69,7 +70,7 @@ def run_scenario(scenario: Scenario, pair: Pair) -> ScenarioResult:
         LawError, ScheduleError, IntegrityError, PoolError: it did something wrong.
     """
     runner = ModelRunner(pair.served, scenario.plan, pair.served.embedding.dtype)
-    core = EngineCore(runner, scenario.plan, scenario.engine)
+    core = new_core(runner, scenario.plan, scenario.engine)
     result, logits = ScenarioResult(), dict[str, dict[int, Tensor]]()
 
     def observe(record: StepRecord, sampled: Sequence[Request], rows: Tensor) -> None:

@@ -3,13 +3,14 @@
 Invariant: rows that ask for nothing come back as they are; a row's result depends on that row and
 its context alone. Order: repetition, frequency and presence penalties, bias, what `min_tokens`
 forbids, the grammar, which has the last word; before them all, the user's own
-processors. `adjust` reads every token of every context; the
-engine asks `plamo_ref.sampling.tables` for the same, which need not.
+processors. `adjust` reads every token of every context; what does the
+same at a fixed cost is `plamo_ref.engine.fast.adjust_tables`.
 Built in notebooks/16_sampling_and_guided_decoding.ipynb.
 """
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -40,6 +41,29 @@ class RowContext:
     def early(self) -> bool:
         """Whether a stop token would come too early."""
         return self.total < self.params.min_tokens
+
+
+class Tables(Protocol):
+    """What gives the same as `adjust` at less cost, from what it keeps of each request."""
+
+    @property
+    def num_seats(self) -> int:
+        """Requests of which it keeps something."""
+        ...
+
+    def adjust(
+        self, logits: Tensor, keys: Sequence[Any], contexts: Sequence[RowContext], unread: Any
+    ) -> Tensor:
+        """`keys` name the requests; `unread`, if anything, has tokens that the host has not."""
+        ...
+
+    def release(self, key: Any) -> None:
+        """A request has ended."""
+        ...
+
+    def clear(self) -> None:
+        """Keep nothing any more."""
+        ...
 
 
 def adjust(logits: Tensor, contexts: Sequence[RowContext]) -> Tensor:

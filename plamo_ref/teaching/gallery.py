@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from plamo_ref.batch import MambaCache
+from plamo_ref.engine.build import new_core
 from plamo_ref.engine.config import EngineConfig
 from plamo_ref.engine.core import EngineCore
 from plamo_ref.engine.runner import ModelRunner
@@ -167,7 +168,7 @@ def memory_after(
     rows: list[Tensor] = []
     with ill.planted() if ill else nullcontext():
         runner = ModelRunner(pair.served, scenario.plan, pair.served.embedding.dtype)
-        core = EngineCore(runner, scenario.plan, scenario.engine)
+        core = new_core(runner, scenario.plan, scenario.engine)
         core.observers.append(lambda record, sampled, logits: rows.append(logits.clone()))
         request = core.add(asked.prompt, params, request_id="patient")
         for _ in prompt_ids:  # at least one of them is computed in each step

@@ -8,44 +8,10 @@ from collections.abc import Sequence
 from typing import Annotated, Any
 
 from msgspec import UNSET, Meta, Struct, UnsetType
-from msgspec.json import schema_components
 
-from plamo_ref.server.errors import ErrorBody
-
-Responses = dict[int | str, dict[str, Any]]
 OfTokens = Annotated[
     Sequence[int] | UnsetType | None, Meta(description="If return_token_ids is true.")
 ]
-
-
-REF = "#/components/schemas/{name}"
-
-
-def _said(by: type[Struct], text: str = "Success.", *, streams: bool = False) -> dict[str, Any]:
-    """What the document says of an answer."""
-    content: dict[str, Any] = {
-        "application/json": {"schema": {"$ref": REF.format(name=by.__name__)}}
-    }
-    if streams:  # OpenAPI 3.1 describes one event of a stream: of ours, a chunk in JSON or [DONE]
-        data = {"properties": {"data": {"type": "string"}}, "required": ["data"]}
-        content["text/event-stream"] = {"schema": {"type": "object", **data}}
-    return {"description": text, "content": content}
-
-
-REFUSALS = {
-    400: "The client's mistake.",
-    401: "No key, or a wrong one.",
-    404: "No such model, or no such path.",
-    405: "Not with this method.",
-    408: "The body did not come in time.",
-    413: "The body is too large.",
-    429: "Too many requests are under way.",
-    500: "The engine ended, or a bug.",
-    503: "There is no engine at the moment.",
-}
-ANSWERS: Responses = {status: _said(ErrorBody, text) for status, text in REFUSALS.items()}
-# FastAPI would add 422, which is never sent: whatever does not fit is a 400.
-ANSWERS["4XX"] = _said(ErrorBody, "The client's mistake.")
 
 
 class PromptDetails(Struct, frozen=True):
@@ -293,28 +259,3 @@ class Health(Struct, frozen=True):
 
     status: str
     restarts: int
-
-
-COMPLETION: Responses = {200: _said(CompletionAnswer, streams=True)}
-CHAT: Responses = {200: _said(ChatAnswer, streams=True)}
-RESPONSE: Responses = {200: _said(ResponseAnswer, streams=True)}
-MODELS: Responses = {200: _said(ModelList)}
-MODEL: Responses = {200: _said(ModelCard)}
-TOKENIZED: Responses = {200: _said(Tokenized)}
-DETOKENIZED: Responses = {200: _said(Detokenized)}
-TOKENIZER: Responses = {200: _said(TokenizerInfo)}
-RESET: Responses = {200: _said(Reset)}
-VERSION: Responses = {200: _said(Version)}
-HEALTH: Responses = {200: _said(Health), 503: _said(Health, "No engine.")}
-METRICS: Responses = {200: {"content": {"text/plain": {"schema": {"type": "string"}}}}}
-
-
-def schemas() -> dict[str, Any]:
-    """Of all classes here, by name, for the components of the document."""
-    structs = [ErrorBody, CompletionAnswer, ChatAnswer, ResponseAnswer, ModelList, Tokenized]
-    structs += [Detokenized, TokenizerInfo, Reset, Version, Health]
-    described = schema_components(structs, ref_template=REF)[1]
-    for of_one in described.values():
-        with_default = [name for name, field in of_one["properties"].items() if "default" in field]
-        of_one["required"] += with_default  # a default is written as well
-    return described

@@ -100,6 +100,11 @@ class AdjustTables:
         if not self._seats:
             self._tables.clear()
 
+    def clear(self) -> None:
+        """Nobody has a seat any more: all rows are filled anew."""
+        self._seats.clear()
+        self._tables.clear()
+
     @torch.inference_mode()
     def adjust(
         self,
