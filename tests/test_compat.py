@@ -18,6 +18,7 @@ from plamo_ref.commands import _vllm_options
 from plamo_ref.commands.serve import serve
 from plamo_ref.engine.config import EngineError
 from plamo_ref.errors import PlamoRefError
+from plamo_ref.intake.prompts import PromptError
 from plamo_ref.intake.vllm_names import CALL, ENGINE, MODEL, SAMPLING
 from plamo_ref.remote.async_llm import AsyncLLM
 from plamo_ref.sampling import GuidedError, GuidedParams, SamplingError
@@ -205,7 +206,7 @@ def test_calls_name_the_equivalent_and_take_what_is_neutral(llm, caplog):
     params = SamplingParams(max_tokens=1)
     with pytest.raises(EngineError, match='"prompt_token_ids": ids'):
         llm.generate(prompt_token_ids=[[5, 6]], sampling_params=params)  # type: ignore[call-arg]
-    with pytest.raises(EngineError, match="prompts: None"):
+    with pytest.raises(PromptError, match="prompts: None"):
         llm.generate()
     with pytest.raises(EngineError, match=r"LLM\.stream has no sampling_param: did you mean"):
         llm.stream("a", sampling_param=params)  # type: ignore[call-arg]

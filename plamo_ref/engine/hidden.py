@@ -21,9 +21,9 @@ from plamo_ref.engine.batching import Rows
 from plamo_ref.engine.config import EngineError
 from plamo_ref.engine.core import EngineCore
 from plamo_ref.engine.outputs import RequestOutput
-from plamo_ref.engine.prompts import read_prompts
 from plamo_ref.engine.record import StepRecord
 from plamo_ref.engine.runner import ModelRunner
+from plamo_ref.intake.prompts import read_prompts
 from plamo_ref.sampling import SamplingParams
 
 Generate = Callable[..., list[RequestOutput]]

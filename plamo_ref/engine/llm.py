@@ -22,18 +22,13 @@ from plamo_ref.engine.config import EngineConfig, EngineError
 from plamo_ref.engine.core import EngineCore
 from plamo_ref.engine.hidden import hidden_states
 from plamo_ref.engine.outputs import RequestOutput, StreamPiece
-from plamo_ref.engine.prompts import (
-    Asked,
-    ParamsLike,
-    PromptsLike,
-    completions_asked,
-    read_params,
-)
+from plamo_ref.engine.prompts import Asked, completions_asked
 from plamo_ref.engine.record import StepRecord
 from plamo_ref.engine.source import checked_model, checked_source, open_source
 from plamo_ref.grammar.guided import check
 from plamo_ref.grammar.pool import GuidePool
 from plamo_ref.intake.hub import find
+from plamo_ref.intake.prompts import ParamsLike, PromptsLike, read_params
 from plamo_ref.intake.vllm_names import CALL, MODEL, speaks_vllm
 from plamo_ref.sampling import SamplingParams
 from plamo_ref.text.loading import load_tokenizer
