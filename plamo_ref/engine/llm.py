@@ -24,10 +24,10 @@ from plamo_ref.engine.hidden import hidden_states
 from plamo_ref.engine.outputs import RequestOutput, StreamPiece
 from plamo_ref.engine.prompts import Asked, completions_asked
 from plamo_ref.engine.record import StepRecord
-from plamo_ref.engine.source import checked_model, checked_source, open_source
+from plamo_ref.engine.source import open_source
 from plamo_ref.grammar.guided import check
 from plamo_ref.grammar.pool import GuidePool
-from plamo_ref.intake.hub import find
+from plamo_ref.intake.hub import find_checked
 from plamo_ref.intake.prompts import ParamsLike, PromptsLike, read_params
 from plamo_ref.intake.vllm_names import CALL, MODEL, speaks_vllm
 from plamo_ref.sampling import SamplingParams
@@ -69,8 +69,8 @@ class LLM:
         **engine: Any,
     ) -> None:
         self.config = EngineConfig.of(config, engine)
-        where = checked_source(revision=revision, cache_dir=cache_dir, offline=offline)
-        self._folder = folder = find(checked_model(model), **where)
+        where = {"revision": revision, "cache_dir": cache_dir, "offline": offline}
+        self._folder = folder = find_checked(EngineError, model=model, **where)
         source = open_source(folder, self.config.load_format, self.config.generation_config)
         self.model_config = source.config
         self.tokenizer = load_tokenizer(folder, source.config.vocab_size)

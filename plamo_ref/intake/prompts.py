@@ -6,6 +6,7 @@ are Python's own integers; whatever else is given is refused by name and place.
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from operator import index
 from typing import Any
 
 from plamo_ref.errors import PlamoRefError
@@ -80,6 +81,36 @@ def read_ids(given: Any, name: str = "the prompt") -> tuple[int, ...]:
             message = f"{name}: token {place} is {shown(item)}; ids are integers"
             raise PromptError(message) from None
     return tuple(ids)
+
+
+def known_ids(
+    error: type[PlamoRefError], token_ids: Iterable[object], vocab_size: int, what: str
+) -> tuple[int, ...]:
+    """The ids as plain integers.
+
+    Args:
+        what: how a message begins, {place} in it.
+
+    Raises:
+        PlamoRefError: of class `error`: they are no integers of the vocabulary.
+    """
+    try:
+        tokens = tuple(token_ids)
+    except TypeError:
+        raise error(f"{what.format(place=0)} {shown(token_ids)}; expected token ids") from None
+    known: list[int] = []
+    for place, token in enumerate(tokens):
+        try:
+            number = None if isinstance(token, bool) else index(token)  # type: ignore[arg-type]
+        except TypeError:
+            number = None
+        if number is None or not 0 <= number < vocab_size:
+            raise error(
+                f"{what.format(place=place)} {shown(token)}; "
+                f"the vocabulary has ids 0 to {vocab_size - 1}"
+            )
+        known.append(number)
+    return tuple(known)
 
 
 def read_params(given: Any, count: int) -> list[SamplingParams]:
