@@ -136,8 +136,7 @@ class EngineCore:
         have finished with it, or they ended with an error of their own (`Request.error`).
 
         With overlap the batch that lands is the one launched a step ago: the first call returns
-        nobody. A request whose grammar takes its time over a token is returned when it is known
-        whether that token is its last; until then it rests, and the others go on.
+        nobody. Who waits for a grammar is returned when it is known whether a token is the last.
 
         Whatever is raised, the next call goes on, with the tokens that would have been. No call may
         have told of some of them: who counts those that it has seen misses none.
