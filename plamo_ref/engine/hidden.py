@@ -10,8 +10,7 @@ was computed; nothing else of the engine is different, during or after.
 import uuid
 from collections import defaultdict, deque
 from collections.abc import Callable
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -40,33 +39,35 @@ def hidden_states(core: EngineCore, generate: Generate, prompts: Any) -> list[Te
         {"prompt": each.text, "prompt_token_ids": each.token_ids, "cache_salt": uuid.uuid4().hex}
         for each in read_prompts(prompts)
     ]
-    with HiddenStates(core) as hidden:
+    hidden = HiddenStates(core)
+    try:
+        hidden.begin()
         done = generate(asked, SamplingParams(temperature=0, max_tokens=1), use_tqdm=False)
+    finally:  # also if an interrupt came into the middle of `begin`
+        hidden.end()
     return [hidden.of(output.request_id, len(output.prompt_token_ids)) for output in done]
 
 
 class HiddenStates:
-    """Notes those of all requests of a core, inside `with`."""
+    """Notes those of all requests of a core, from `begin` to `end`."""
 
     def __init__(self, core: EngineCore) -> None:
         self._core, self._runner = core, core.runner
         self._launched: deque[Tensor | None] = deque()  # [T, D] of each step that has not landed
         self._noted: dict[str, dict[int, Tensor]] = defaultdict(dict)  # by request and position
 
-    def __enter__(self) -> Self:
+    def begin(self) -> None:
         self._core.recover()
         flight = self._core.in_flight
         if flight is not None and flight.log is not None:
             self._launched.append(None)  # launched before, and observers will be told of it
-        self._core.runner = _Keeping(self._runner, self._launched)
         self._core.observers.append(self._note)
-        return self
+        self._core.runner = _Keeping(self._runner, self._launched)
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: object, where: TracebackType | None
-    ) -> None:
+    def end(self) -> None:
         self._core.runner = self._runner
-        self._core.observers.remove(self._note)
+        if self._note in self._core.observers:
+            self._core.observers.remove(self._note)
 
     def _note(self, record: StepRecord, *_: object) -> None:
         hidden, row = self._launched.popleft(), 0
