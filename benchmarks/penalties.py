@@ -25,7 +25,8 @@ import torch
 from torch import Tensor
 
 from plamo_ref.bench.report import report, write
-from plamo_ref.sampling import AdjustTables, GuidedParams, RowContext, SamplingParams, adjust
+from plamo_ref.engine.fast.adjust_tables import AdjustTables
+from plamo_ref.sampling import GuidedParams, RowContext, SamplingParams, adjust
 
 STEPS = 20
 LONGEST = 1 << 20

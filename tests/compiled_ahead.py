@@ -17,8 +17,8 @@ from triton.runtime import driver
 
 from plamo_ref.bench.simulator import Trace
 from plamo_ref.bench.workloads import run
+from plamo_ref.engine.build import new_core
 from plamo_ref.engine.config import EngineConfig
-from plamo_ref.engine.core import EngineCore
 from plamo_ref.engine.fast.dry_run import dry_run
 from plamo_ref.engine.fast.precompile import compile_ahead
 from plamo_ref.engine.memory.planner import plan_memory
@@ -64,7 +64,7 @@ def main() -> None:
     # Nothing was computed, so whatever lies in new memory would be taken for a token.
     drawn = ops.but(argmax=lambda *arguments: ops.argmax(*arguments).zero_())
     runner = ModelRunner(random_model(config, drawn, BF16, CPU), plan, F32)
-    core = EngineCore(runner, plan, ENGINE)
+    core = new_core(runner, plan, ENGINE)
     run(core, Trace.of((3, 2), (61, 9), (400, 3), (7, 12), *[(5, 20)] * 7, (1, 1), (333, 4)))
     print(json.dumps({"ahead": ahead, "late": compiled, "steps": core.num_steps}))
 

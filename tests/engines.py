@@ -8,6 +8,7 @@ from functools import cache
 import torch
 
 from plamo_ref.config import Plamo2Config
+from plamo_ref.engine import build
 from plamo_ref.engine.config import EngineConfig
 from plamo_ref.engine.core import EngineCore
 from plamo_ref.engine.runner import ModelRunner
@@ -67,4 +68,4 @@ def new_core(
         slots=seats,
         max_num_seqs=seats,
     )
-    return EngineCore(ModelRunner(models.served, plan, torch.float64), plan, wanted)
+    return build.new_core(ModelRunner(models.served, plan, torch.float64), plan, wanted)

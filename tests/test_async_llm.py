@@ -26,6 +26,7 @@ import zmq.asyncio
 import plamo_ref
 from plamo_ref import LLM, RequestOutput, SamplingParams
 from plamo_ref.engine.config import EngineError
+from plamo_ref.intake.prompts import PromptError
 from plamo_ref.remote import restarts, supervisor
 from plamo_ref.remote.async_llm import AsyncLLM
 from plamo_ref.remote.calls import (
@@ -196,7 +197,7 @@ def test_it_speaks_as_the_offline_engine_does(engine):
 
 def test_a_call_that_is_refused_or_cancelled_leaves_nothing(engine):
     async def test(llm: AsyncLLM) -> None:
-        with pytest.raises(EngineError, match="prompt 1"):
+        with pytest.raises(PromptError, match="prompt 1"):
             await llm.generate(["a", 3.5])
         with pytest.raises(RequestRefusedError, match="70000"):
             await llm.generate([[1, 2], [70_000]], LONG)

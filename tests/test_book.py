@@ -69,7 +69,7 @@ def test_the_book_imports_only_itself(name):
 
 
 def test_an_import_of_a_wing_is_noticed():
-    for form in ("from plamo_ref.proof.law import run_trace", "from plamo_ref.proof import law"):
+    for form in ("from plamo_ref.proof.law import run_scenario", "from plamo_ref.proof import law"):
         inside = f"def f():\n    {form}"
         assert strangers(BOOK, "engine/core.py", inside) == ["proof.law"]
     assert strangers(BOOK, "x.py", "from plamo_ref.kernels.norm import triton") != []

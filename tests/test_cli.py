@@ -410,13 +410,11 @@ def test_a_batch_reads_the_weights_once_and_moves_each_state_twice():
 
 def embed(monkeypatch, folder: Path) -> None:
     """Let "tiny" be the model in `folder`."""
-    import plamo_ref.engine.llm
+    from plamo_ref.intake import hub
 
-    find = plamo_ref.engine.llm.find
+    find = hub.find
     monkeypatch.setattr(
-        plamo_ref.engine.llm,
-        "find",
-        lambda model, **more: folder if model == "tiny" else find(model),
+        hub, "find", lambda model, **more: folder if model == "tiny" else find(model)
     )
 
 

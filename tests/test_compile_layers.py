@@ -19,25 +19,25 @@ from plamo_ref.engine.fast import compiling, custom_ops
 from plamo_ref.engine.fast.compiling import CompiledModel, compile_model
 from plamo_ref.engine.fast.custom_ops import compiled_table, opaque, opened
 from plamo_ref.kernels.choice import TORCH
-from plamo_ref.proof.lab import Pair, draw_trace
-from plamo_ref.proof.law import LawError, run_trace
+from plamo_ref.proof.lab import Pair, draw_scenario
+from plamo_ref.proof.law import LawError, run_scenario
 
 # The compiler's own imports use what torch.jit has deprecated.
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
 
 NAME = "mamba, sliding and full"
 SMALL = "mamba and sliding"  # one kind of attention less to compile
-TRACES = 6
+SCENARIOS = 6
 GREEDY = SamplingParams(temperature=0, max_tokens=6, ignore_eos=True)
 
 
-def traces(count=TRACES, name=NAME):
-    """Traces whose memory has no dimension of 1, which the compiler would take for a constant."""
+def scenarios(count=SCENARIOS, name=NAME):
+    """Those whose memory has no dimension of 1, which the compiler would take for a constant."""
     found = []
     for seed in range(100):
-        trace = draw_trace(random.Random(seed).randint, CONFIGS[name])
-        if trace.engine.block_size > 1:
-            found.append(trace)
+        scenario = draw_scenario(random.Random(seed).randint, CONFIGS[name])
+        if scenario.engine.block_size > 1:
+            found.append(scenario)
     return found[:count]
 
 
@@ -51,11 +51,11 @@ def graphs_and_breaks():
 
 @pytest.fixture(scope="module")
 def compiled():
-    """Both models, the served one compiled, and the trace that made it compile."""
+    """Both models, the served one compiled, and the scenario that made it compile."""
     torch.compiler.reset()
     counters.clear()
     models = Pair(compile_model(pair(NAME).served, "all", ()), pair(NAME).reference)
-    run_trace(traces()[0], models)
+    run_scenario(scenarios()[0], models)
     return models
 
 
@@ -64,7 +64,7 @@ def compiled():
 
 def test_the_law_holds_with_compiled_layers(compiled):
     """Logits within 1e-10 of the reference, whatever the chunks, company and preemptions."""
-    steps = sum(len(run_trace(trace, compiled).records) for trace in traces())
+    steps = sum(len(run_scenario(scenario, compiled).records) for scenario in scenarios())
     assert steps > 50
 
 
@@ -77,7 +77,7 @@ def test_a_wrong_fused_operation_breaks_the_law(monkeypatch):
     monkeypatch.setattr(compiling, "compiled_table", wrong)
     model = compile_model(pair("sliding").served, "all", ())
     with pytest.raises(LawError, match="a logit is off"):
-        run_trace(traces(1, "sliding")[0], Pair(model, pair("sliding").reference))
+        run_scenario(scenarios(1, "sliding")[0], Pair(model, pair("sliding").reference))
 
 
 def test_compiled_attention_alone_keeps_the_law_and_leaves_mamba_as_it_was():
@@ -87,7 +87,7 @@ def test_compiled_attention_alone_keeps_the_law_and_leaves_mamba_as_it_was():
         is_attention = isinstance(theirs.mixer, compiling.Attention)
         assert isinstance(mine.mixer, compiling.CompiledAttention) == is_attention
         assert (mine is theirs) != is_attention
-    run_trace(traces(1, SMALL)[0], Pair(model, pair(SMALL).reference))
+    run_scenario(scenarios(1, SMALL)[0], Pair(model, pair(SMALL).reference))
 
 
 def test_an_engine_with_compile_writes_the_same_text():
@@ -110,7 +110,7 @@ def test_each_kind_of_layer_is_one_graph_a_size_and_none_has_a_break(compiled):
     counters.clear()
     models = Pair(compile_model(pair(NAME).served, "all", ()), pair(NAME).reference)
     layers = len(models.config.layer_kinds)
-    run_trace(traces()[0], models)
+    run_scenario(scenarios()[0], models)
     assert graphs_and_breaks() == (6, 0)
     assert layers > 3  # so that sharing is worth something
 

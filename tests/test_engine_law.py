@@ -5,7 +5,7 @@ the memory and the preemptions, and whatever is found computed of its prompt, ea
 are the reference's within 1e-10 and its ids the same; memory is audited and the schedule checked
 after every step.
 
-HYPOTHESIS_PROFILE=nightly runs 10,000 traces.
+HYPOTHESIS_PROFILE=nightly runs 10,000 scenarios.
 """
 
 import random
@@ -19,35 +19,35 @@ from safetensors.torch import load_file
 
 from plamo_ref import LLM, SamplingParams
 from plamo_ref.engine.memory.prefix import PrefixCache
-from plamo_ref.proof.lab import Trace, draw_trace
-from plamo_ref.proof.law import run_trace
-from plamo_ref.proof.sharing import draw_sharing_trace
+from plamo_ref.proof.lab import Scenario, draw_scenario
+from plamo_ref.proof.law import run_scenario
+from plamo_ref.proof.sharing import draw_sharing_scenario
 
 GOLDEN = Path(__file__).parent / "golden"
-TRACES = max(240, settings.default.max_examples)
+SCENARIOS = max(240, settings.default.max_examples)
 
 
 @st.composite
-def traces(draw: st.DrawFn) -> tuple[str, Trace]:
+def scenarios(draw: st.DrawFn) -> tuple[str, Scenario]:
     name = draw(st.sampled_from(list(CONFIGS)))
-    drawn = draw(st.sampled_from([draw_sharing_trace, draw_trace]))
+    drawn = draw(st.sampled_from([draw_sharing_scenario, draw_scenario]))
     return name, drawn(lambda low, high: draw(st.integers(low, high)), CONFIGS[name])
 
 
-@settings(max_examples=TRACES)
-@given(traces())
+@settings(max_examples=SCENARIOS)
+@given(scenarios())
 def test_the_tokens_of_a_request_depend_on_the_request_alone(drawn):
-    name, trace = drawn
-    run_trace(trace, pair(name))
+    name, scenario = drawn
+    run_scenario(scenario, pair(name))
 
 
-def test_the_traces_are_worth_something():
+def test_the_scenarios_are_worth_something():
     """Among them are preemptions for want of memory, cut prompts, mixed steps, aborts, waiting."""
     seen = dict.fromkeys(("preempted", "cut", "mixed", "aborted", "waited", "cut short"), 0)
     for seed in range(40):
         name = list(CONFIGS)[seed % len(CONFIGS)]
-        trace = draw_trace(random.Random(seed).randint, CONFIGS[name])
-        result = run_trace(trace, pair(name))
+        scenario = draw_scenario(random.Random(seed).randint, CONFIGS[name])
+        result = run_scenario(scenario, pair(name))
         shares = [share for record in result.records for share in record.scheduled]
         kinds = [{share.kind for share in record.scheduled} for record in result.records]
         seen["preempted"] += result.num_preemptions
@@ -62,7 +62,7 @@ def test_the_traces_are_worth_something():
     assert min(seen.values()) >= 3, seen
 
 
-def test_in_traces_that_share_much_is_found_and_much_is_given_up(monkeypatch):
+def test_in_scenarios_that_share_much_is_found_and_much_is_given_up(monkeypatch):
     """Whole prompts, turns, junctions in the middle; and every reason to find no more."""
     inside, expose = [], PrefixCache.expose
 
@@ -74,14 +74,14 @@ def test_in_traces_that_share_much_is_found_and_much_is_given_up(monkeypatch):
     reasons, hits, tokens, again, overlapped = set(), 0, 0, 0, 0
     for seed in range(48):
         name = list(CONFIGS)[seed % len(CONFIGS)]
-        trace = draw_sharing_trace(random.Random(seed).randint, CONFIGS[name])
-        result = run_trace(trace, pair(name))
+        scenario = draw_sharing_scenario(random.Random(seed).randint, CONFIGS[name])
+        result = run_scenario(scenario, pair(name))
         began = set()
         for request, count, why in (found for record in result.records for found in record.found):
             reasons.add(why)
             hits, tokens = hits + (count > 0), tokens + count
             again += request in began and count > 0
-            overlapped += trace.engine.overlap and count > 0
+            overlapped += scenario.engine.overlap and count > 0
             began.add(request)
     no_more = {"", "off", "prompt logprobs", "state evicted", "no state there", "salt"}
     assert reasons == no_more | {"first seen"}

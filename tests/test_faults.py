@@ -1,6 +1,6 @@
 """Faults planted on purpose, each caught by the check that is meant to catch it.
 
-Invariant tested: the same traces pass without the fault, before and after.
+Invariant tested: the same scenarios pass without the fault, before and after.
 """
 
 import random
@@ -18,13 +18,13 @@ from plamo_ref.proof.audits import ScheduleError
 from plamo_ref.proof.faults import FAULTS, fault
 from plamo_ref.proof.faults_prefix import PREFIX_FAULTS
 from plamo_ref.proof.faults_text import TEXT_FAULTS, TextError, check_text
-from plamo_ref.proof.lab import Trace, draw_trace
-from plamo_ref.proof.law import LawError, run_trace
+from plamo_ref.proof.lab import Scenario, draw_scenario
+from plamo_ref.proof.law import LawError, run_scenario
 from plamo_ref.proof.planting import Fault
-from plamo_ref.proof.sharing import draw_sharing_trace
+from plamo_ref.proof.sharing import draw_sharing_scenario
 
 HYBRID = "mamba, sliding and full"
-TRACES = 60
+SCENARIOS = 60
 ERRORS = {
     "audit": (IntegrityError, PoolError),
     "schedule": (ScheduleError,),
@@ -33,20 +33,22 @@ ERRORS = {
 
 
 @cache
-def trace(seed: int) -> Trace:
-    return draw_trace(random.Random(seed).randint, CONFIGS[HYBRID])
+def scenario(seed: int) -> Scenario:
+    return draw_scenario(random.Random(seed).randint, CONFIGS[HYBRID])
 
 
 @cache
-def sharing_trace(seed: int) -> Trace:
-    return draw_sharing_trace(random.Random(seed).randint, CONFIGS[HYBRID])
+def sharing_scenario(seed: int) -> Scenario:
+    return draw_sharing_scenario(random.Random(seed).randint, CONFIGS[HYBRID])
 
 
-def first_failure(*errors: type[Exception], drawn: Callable[[int], Trace] = trace) -> Trace | None:
-    """The first trace that ends in one of `errors`."""
-    for seed in range(TRACES):
+def first_failure(
+    *errors: type[Exception], drawn: Callable[[int], Scenario] = scenario
+) -> Scenario | None:
+    """The first scenario that ends in one of `errors`."""
+    for seed in range(SCENARIOS):
         try:
-            run_trace(drawn(seed), pair(HYBRID))
+            run_scenario(drawn(seed), pair(HYBRID))
         except errors:
             return drawn(seed)
         except (PlamoRefError, LookupError, RuntimeError, ValueError, AssertionError):
@@ -54,9 +56,9 @@ def first_failure(*errors: type[Exception], drawn: Callable[[int], Trace] = trac
     return None
 
 
-def test_without_a_fault_all_traces_pass():
-    for seed in range(TRACES):
-        run_trace(trace(seed), pair(HYBRID))
+def test_without_a_fault_all_scenarios_pass():
+    for seed in range(SCENARIOS):
+        run_scenario(scenario(seed), pair(HYBRID))
 
 
 @pytest.mark.parametrize("planted", FAULTS, ids=lambda each: each.name)
@@ -64,16 +66,16 @@ def test_a_fault_is_caught(planted: Fault):
     pair(HYBRID)  # made while everything is whole
     with planted.planted():
         caught = first_failure(*ERRORS[planted.caught_by])
-    assert caught is not None, f"{planted.caught_by}: {TRACES} traces did not notice"
-    run_trace(caught, pair(HYBRID))  # and the engine is whole again
+    assert caught is not None, f"{planted.caught_by}: {SCENARIOS} scenarios did not notice"
+    run_scenario(caught, pair(HYBRID))  # and the engine is whole again
 
 
 @pytest.mark.parametrize("planted", PREFIX_FAULTS, ids=lambda each: each.name)
 def test_a_fault_of_prefix_caching_is_caught(planted: Fault):
     with planted.planted():
-        caught = first_failure(*ERRORS[planted.caught_by], drawn=sharing_trace)
-    assert caught is not None, f"{planted.caught_by}: {TRACES} traces did not notice"
-    run_trace(caught, pair(HYBRID))
+        caught = first_failure(*ERRORS[planted.caught_by], drawn=sharing_scenario)
+    assert caught is not None, f"{planted.caught_by}: {SCENARIOS} scenarios did not notice"
+    run_scenario(caught, pair(HYBRID))
 
 
 TOKENIZER = LLM("tiny", device="cpu", memory_bytes=2**22).tokenizer

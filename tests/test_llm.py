@@ -16,6 +16,7 @@ from plamo_ref.engine.config import EngineError
 from plamo_ref.engine.outputs import StreamPiece
 from plamo_ref.errors import PlamoRefError
 from plamo_ref.intake.hub import find
+from plamo_ref.intake.prompts import PromptError
 from plamo_ref.reference import Plamo2Reference, generate_ids
 from plamo_ref.sampling import SamplingError
 from plamo_ref.text.stream import TextStream
@@ -240,7 +241,7 @@ def test_the_embedded_model_ends_where_it_was_measured():
 @pytest.mark.parametrize("call", ["generate", "stream"])
 def test_a_refused_prompt_starts_nothing(llm, call, prompts, params, reason):
     steps = llm.core.num_steps
-    with pytest.raises(EngineError, match=reason):
+    with pytest.raises((EngineError, PromptError), match=reason):
         getattr(llm, call)(prompts, params)
     assert_clean(llm)
     assert llm.core.num_steps == steps

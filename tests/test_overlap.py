@@ -84,6 +84,7 @@ def test_an_abort_in_flight_gives_no_token_and_leaves_nothing():
         ({"repetition_penalty": 0.9}, True),
         ({"presence_penalty": -0.5}, True),
         ({"frequency_penalty": 0.5}, True),
+        ({"logits_processors": [lambda ids, logits: logits]}, True),
         ({"logprobs": 0}, True),
         ({"prompt_logprobs": 0}, True),
     ],

@@ -18,7 +18,6 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from plamo_ref import LLM, SamplingParams
 from plamo_ref.batch import AttentionCache
 from plamo_ref.engine import core as core_module
-from plamo_ref.engine.config import EngineError
 from plamo_ref.engine.copies import Copy, at_once, copy_places
 from plamo_ref.engine.core import EngineCore
 from plamo_ref.engine.memory.cache import HybridCache
@@ -30,6 +29,7 @@ from plamo_ref.engine.memory.radix import Node
 from plamo_ref.engine.request import Request
 from plamo_ref.engine.scheduling.scheduler import Schedule
 from plamo_ref.engine.tokens import LogitsError
+from plamo_ref.intake.prompts import PromptError
 from plamo_ref.proof.audits import audit, check_nothing_kept
 from plamo_ref.proof.interrupts import interrupted
 from plamo_ref.remote.stats import prefix_stats
@@ -728,7 +728,7 @@ def test_a_salt_can_come_with_the_prompt():
     found = [llm.generate(each, params, use_tqdm=False)[0].num_cached_tokens for each in asked]
     assert found == [0, 0, 39]
     for salt in ("", 3):
-        with pytest.raises(EngineError, match="the prompt: its cache_salt is"):
+        with pytest.raises(PromptError, match="the prompt: its cache_salt is"):
             llm.generate({"prompt": "a", "cache_salt": salt}, params)
 
 

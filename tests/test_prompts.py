@@ -13,9 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from junk import JUNK, outcome
 
-from plamo_ref.engine.config import EngineError
-from plamo_ref.engine.prompts import Prompt, read_params, read_prompts
 from plamo_ref.errors import PlamoRefError
+from plamo_ref.intake.prompts import Prompt, PromptError, read_params, read_prompts
 from plamo_ref.sampling import SamplingParams
 
 CAT, DOG = Prompt("猫", None), Prompt("犬", None)
@@ -99,14 +98,14 @@ def test_prompts_are_read_as_they_are_meant(given, prompts):
     ],
 )
 def test_what_is_no_prompt_is_refused_by_place(given, reason):
-    with pytest.raises(EngineError, match=reason):
+    with pytest.raises(PromptError, match=reason):
         read_prompts(given)
 
 
 def test_a_mapping_inside_itself_is_refused():
     loop: dict = {}
     loop["prompt"] = loop
-    with pytest.raises(EngineError, match="its text is"):
+    with pytest.raises(PromptError, match="its text is"):
         read_prompts(loop)
 
 
@@ -130,7 +129,7 @@ def test_parameters_are_for_all_or_for_each():
         ([GREEDY], "2 prompts but 1 sampling parameters"),
         (0.7, "0.7 is of no use; give one SamplingParams"),
     ):
-        with pytest.raises(EngineError, match=reason):
+        with pytest.raises(PromptError, match=reason):
             read_params(wrong, 2)
 
 

@@ -278,7 +278,13 @@ def test_a_grammar_that_fails_ends_its_own_request(monkeypatch, method, overlap)
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("top_k", "five"), ("temperature", None), ("seed", "a"), ("logprobs", "b")],
+    [
+        ("top_k", "five"),
+        ("temperature", None),
+        ("seed", "a"),
+        ("logprobs", "b"),
+        ("logits_processors", [lambda ids, logits: logits / 0]),
+    ],
 )
 def test_a_parameter_that_breaks_the_choice_ends_its_own_request(field, value):
     """`SamplingParams` refuses it; here it comes nevertheless."""

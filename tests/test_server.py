@@ -237,7 +237,7 @@ def test_half_a_character_is_named_by_its_bytes():
         "bytes:\\xa0",
     ]
     columns = CompletionLogprobs(tokenizer).columns([*ids, *ids], [None] * 8)
-    assert columns["text_offset"] == [0, 0, 0, 0, 1, 1, 1, 1]
+    assert columns.text_offset == [0, 0, 0, 0, 1, 1, 1, 1]
 
 
 # --- mistakes -------------------------------------------------------------------------------------
@@ -397,6 +397,20 @@ def test_the_document_tells_the_limits_of_this_server(client):
     assert [i for i in range(5200) if names.match(str(i))] == list(range(5120))
     (ids,) = [o for o in fields["prompt"]["anyOf"] if o.get("items", {}).get("type") == "integer"]
     assert (ids["minItems"], ids["maxItems"], ids["items"]["maximum"]) == (1, LIMIT - 1, 5119)
+
+
+def test_the_document_describes_answers_by_the_classes_that_make_them(client):
+    schemas = client.get("/openapi.json").json()["components"]["schemas"]
+    whole = client.post(
+        "/v1/chat/completions", json={**GREEDY, "messages": [{"role": "user", "content": "a"}]}
+    ).json()
+    assert schemas["ChatAnswer"]["required"] == list(schemas["ChatAnswer"]["properties"])
+    assert whole.keys() == set(schemas["ChatAnswer"]["required"])
+    choice, (first,) = schemas["ChatChoice"], whole["choices"]
+    assert first.keys() == set(choice["required"]) == set(choice["properties"])
+    assert "tool_calls" not in schemas["AssistantMessage"]["required"]  # absent, not null
+    assert "tool_calls" not in first["message"]
+    assert schemas["ToolCall"]["additionalProperties"] is False  # a request's keeps its name
 
 
 @given(st.integers(1, 10**6), st.integers(0, 10**6))

@@ -24,7 +24,7 @@ from pydantic_ai.providers.openai import OpenAIProvider
 from servers import RunningServer, running_server
 
 from plamo_ref.remote.calls import Delta, EngineDiedError
-from plamo_ref.server.openai.responses import Responding
+from plamo_ref.server.openai.responses import Responding, head_of
 from plamo_ref.server.openai.responses_schemas import ResponsesRequest
 from plamo_ref.server.openai.usage import Usage
 from plamo_ref.server.prompt.turn import Turn
@@ -595,7 +595,8 @@ class BrokenChat:
 def test_a_response_that_breaks_off_ends_with_the_reason():
     async def events(num_batches: int) -> list[dict]:
         request = ResponsesRequest(model="tiny", input="Hm?")
-        responding = Responding(request, BrokenChat(num_batches), {})  # type: ignore[arg-type]
+        chat, head = BrokenChat(num_batches), head_of(request, "tiny", "1")
+        responding = Responding(request, chat, head)  # type: ignore[arg-type]
         return [dict(event) async for batch in responding.events() for event in batch]
 
     made = asyncio.run(events(1))
@@ -607,12 +608,10 @@ def test_a_response_that_breaks_off_ends_with_the_reason():
         "output_item.done",
         "failed",
     ]
-    (item,) = last["response"]["output"]
+    response = last["response"]
+    (item,) = response.output
     assert (item["status"], item["content"][0]["text"]) == ("incomplete", "a")
-    assert last["response"]["error"]["message"] == "the engine is gone"
-    assert (last["response"]["status"], last["sequence_number"]) == (
-        "failed",
-        len(made) - 1,
-    )
+    assert response.error["message"] == "the engine is gone"
+    assert (response.status, last["sequence_number"]) == ("failed", len(made) - 1)
     with pytest.raises(EngineDiedError):  # an ordinary answer can still say it
         asyncio.run(events(0))

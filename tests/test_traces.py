@@ -1,4 +1,4 @@
-"""Traces, and the simulator that replays them: its records are the engine's."""
+"""Traces, and the simulator that replays them: its records are those of a real model."""
 
 import dataclasses
 import json
@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from plamo_ref.bench.simulator import Trace, TraceRequest, replay
+from plamo_ref.engine.build import new_core
 from plamo_ref.engine.config import EngineConfig, EngineError
-from plamo_ref.engine.core import EngineCore
 from plamo_ref.engine.llm import LLM
 from plamo_ref.engine.memory.planner import MemoryPlan
 from plamo_ref.engine.record import StepRecord
@@ -25,14 +25,14 @@ def without_times(record: StepRecord) -> StepRecord:
 
 def engine_records(llm: LLM, trace: Trace, config: EngineConfig, plan: MemoryPlan):
     """The same lengths through the real engine and the tiny model; arrivals are steps."""
-    core, records = EngineCore(llm.core.runner, plan, config), []
+    core, records = new_core(llm.core.runner, plan, config), []
     core.observers.append(lambda record, *_: records.append(without_times(record)))
     coming, clock = list(trace.requests), 0
     while coming or core.has_work:
         while coming and coming[0].arrival <= clock:
             request = coming.pop(0)
             params = SamplingParams(max_tokens=request.output_len, ignore_eos=True)
-            core.add([7] * request.prompt_len, params)
+            core.add([7 + len(coming)] * request.prompt_len, params)
         if core.has_work:
             core.step()
             core.cache.check_integrity()
@@ -63,14 +63,18 @@ lengths = st.tuples(st.integers(1, 9), st.integers(1, 6), st.integers(0, 9))
     budget=st.integers(3, 12),
     full=st.integers(8, 14),
     seats=st.integers(1, 3),
+    keeps=st.booleans(),
 )
-def test_the_records_are_those_of_the_engine(llm, requests, policy, budget, full, seats) -> None:
+def test_the_records_are_those_of_a_real_model(
+    llm, requests, policy, budget, full, seats, keeps
+) -> None:
     scheduler, chunk = policy
     config = EngineConfig(
         scheduler=scheduler,
         chunk_size=chunk,
         block_size=2,
         max_num_batched_tokens=budget if scheduler == "v1" or chunk else 16,
+        enable_prefix_caching=keeps,
     )
     trace, plan = Trace.of(*requests), shrunk(llm.plan, full, seats)
     simulated = [without_times(record) for record in replay(trace, config, plan)]
@@ -106,6 +110,21 @@ def test_the_clock_follows_the_step_time_and_waits_for_arrivals() -> None:
     records = replay(trace, config, step_time=lambda tokens: 10.0 + tokens)
     times = [(r.started, r.total_seconds) for r in records]
     assert times == [(0.0, 14.0), (14.0, 11.0), (100.0, 13.0)]
+
+
+def test_with_overlap_a_step_has_the_time_of_its_launch() -> None:
+    plain, overlapped = (
+        replay(TALK, EngineConfig(max_num_batched_tokens=10, overlap=overlap), None, float)
+        for overlap in (False, True)
+    )
+    times = [(r.scheduled, r.started, r.total_seconds) for r in plain]
+    assert times == [(r.scheduled, r.started, r.total_seconds) for r in overlapped]
+    assert all(r.total_seconds == r.num_tokens for r in plain)
+
+
+def test_a_length_limit_beyond_the_trace_needs_no_memory_of_its_own() -> None:
+    limited = EngineConfig(max_num_batched_tokens=10, max_model_len=4096)
+    assert replay(TALK, limited) == replay(TALK, EngineConfig(max_num_batched_tokens=10))
 
 
 def test_a_request_that_the_engine_would_cut_short_is_refused() -> None:

@@ -1,31 +1,37 @@
 """Traces of requests, and a scheduling simulator that replays them.
 
-`replay` runs the real queues, the real V0 or V1 scheduler and the real cache, but no model: a
-stand-in hands out one token whenever the engine would sample one, until the request has its length.
-So it says who computes what in which step, exactly as the engine would, and nothing about texts.
+`replay` drives the real `EngineCore` with a runner that computes nothing: its logits choose token
+0, and a step takes the time that a cost model says. So it tells who computes what in which step, as
+the engine would, and nothing about texts.
 
-Invariant: the records are those of `EngineCore` for the same lengths (with `ignore_eos`), except
-that their times are a simulated clock's. Built in notebooks/07_continuous_batching.ipynb.
+Invariant: the records are the core's own; only their times are those of a simulated clock.
+Built in notebooks/07_continuous_batching.ipynb.
 """
 
 import json
 import math
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Literal
 
+import torch
+from torch import Tensor
+
+from plamo_ref.batch import ForwardBatch
+from plamo_ref.config import Plamo2Config
+from plamo_ref.engine.batching import Rows
 from plamo_ref.engine.config import EngineConfig, EngineError
-from plamo_ref.engine.memory.cache import HybridCache
+from plamo_ref.engine.copies import Copy
+from plamo_ref.engine.core import EngineCore
 from plamo_ref.engine.memory.holding import AttentionGroup
 from plamo_ref.engine.memory.planner import MemoryPlan
-from plamo_ref.engine.record import ScheduledTokens, StepRecord, memory_in_use
-from plamo_ref.engine.request import Request
-from plamo_ref.engine.scheduling.scheduler import Queues, Schedule, Scheduler
-from plamo_ref.engine.scheduling.scheduler_v0 import V0Scheduler
-from plamo_ref.engine.scheduling.scheduler_v1 import V1Scheduler
+from plamo_ref.engine.record import StepRecord
+from plamo_ref.engine.runner import ModelRunner
 from plamo_ref.intake.json_files import read_object
+from plamo_ref.kernels.choice import TORCH
+from plamo_ref.linear import Linear
+from plamo_ref.model import Plamo2Model
 from plamo_ref.sampling import SamplingParams
 
 
@@ -79,6 +85,30 @@ class Trace:
         Path(path).write_text(json.dumps(asdict(self), indent=1) + "\n", encoding="utf-8")
 
 
+class StubRunner(ModelRunner):
+    """Answers as a model would that always says token 0, and only keeps the time."""
+
+    def __init__(self, vocab_size: int, step_time: Callable[[int], float]) -> None:
+        nothing = torch.empty(vocab_size, 0)
+        head = Linear(nothing, TORCH)
+        config = Plamo2Config(vocab_size=vocab_size, bos_token_id=None, eos_token_id=None)
+        self.model = Plamo2Model(config, nothing, (), nothing, head, TORCH)
+        self.caches, self.recordings = (), None
+        self.clock = 0.0
+        self.times: list[tuple[float, float]] = []  # of each step: when it began, how long it took
+        self._step_time = step_time
+        self._logits = torch.zeros(1, vocab_size)
+
+    def copy(self, copies: list[Copy]) -> None:
+        copies.clear()
+
+    def run(self, batch: ForwardBatch, rows: Rows) -> Tensor:
+        duration = self._step_time(batch.room.num_tokens)
+        self.times.append((self.clock, duration))
+        self.clock += duration
+        return self._logits.expand(len(batch.token_ids[rows]), -1)
+
+
 def replay(
     trace: Trace,
     engine: EngineConfig,
@@ -94,83 +124,34 @@ def replay(
     Raises:
         EngineError: a request that the engine would refuse, or cut short.
     """
-    plan = _ample(trace, engine) if plan is None else plan
-    queues = Queues(engine, plan.new_cache(), plan.max_num_seqs)
-    scheduler: Scheduler = (V0Scheduler if engine.scheduler == "v0" else V1Scheduler)(queues)
-    coming = _requests(trace, engine, queues.cache)
-    records: list[StepRecord] = []
-    clock = 0.0
-    while coming or queues.waiting or queues.running:
-        while coming and trace.requests[coming[0].arrival].arrival <= clock:
-            queues.add(coming.pop(0))
-        schedule = queues.with_photographs(scheduler.schedule())
-        if schedule:
-            duration = step_time(schedule.num_tokens)
-            records.append(_advance(len(records), schedule, queues, clock, duration))
-            clock += duration
-        elif not (queues.waiting or queues.running):
-            clock = trace.requests[coming[0].arrival].arrival  # idle until somebody comes
-    return records
-
-
-def _requests(trace: Trace, engine: EngineConfig, cache: HybridCache) -> list[Request]:
-    longest = min(cache.longest_request(), engine.max_model_len or math.inf)
-    if engine.scheduler == "v0" and engine.chunk_size is None:
-        longest = min(longest, engine.max_num_batched_tokens)  # as in EngineCore
-    requests = []
+    runner = StubRunner(len(trace.requests), step_time)
+    core = EngineCore(runner, _ample(trace, engine) if plan is None else plan, engine)
     for i, r in enumerate(trace.requests):
-        if r.prompt_len + r.output_len > longest:
-            raise EngineError(f"trace: request {i} ({r}) is longer than {longest} tokens")
-        params = SamplingParams(max_tokens=r.output_len, ignore_eos=True)
-        requests.append(Request(str(i), (i,) * r.prompt_len, params, (), 0, arrival=i))
-    return requests
+        if r.prompt_len + r.output_len > core.max_model_len:
+            raise EngineError(
+                f"trace: request {i} ({r}) is longer than {core.max_model_len} tokens"
+            )
+    records: list[StepRecord] = []
+    core.observers.append(lambda record, *_: records.append(record))
+    coming = list(enumerate(trace.requests))
+    while coming or core.has_work:
+        while coming and coming[0][1].arrival <= runner.clock:
+            i, r = coming.pop(0)
+            # Its own token, so that no two prompts begin alike.
+            params = SamplingParams(max_tokens=r.output_len, ignore_eos=True)
+            core.add([i] * r.prompt_len, params, request_id=str(i))
+        if core.has_work:
+            core.step()
+        else:
+            runner.clock = coming[0][1].arrival  # idle until somebody comes
+    return [
+        replace(record, started=started, schedule_seconds=0.0, total_seconds=duration)
+        for record, (started, duration) in zip(records, runner.times, strict=True)
+    ]
 
 
 def _ample(trace: Trace, engine: EngineConfig) -> MemoryPlan:
     size, group = engine.block_size, AttentionGroup("full", None)
-    blocks = 2 + sum(-(-(r.prompt_len + r.output_len) // size) for r in trace.requests)
+    blocks = sum(-(-(r.prompt_len + r.output_len) // size) for r in trace.requests)
+    blocks = 2 + max(blocks, -(-(engine.max_model_len or 0) // size))
     return MemoryPlan((group,), {"full": blocks}, {"full": 0}, 0, 0, size, engine.max_num_seqs, 0)
-
-
-def _advance(
-    step: int, schedule: Schedule, queues: Queues, clock: float, duration: float
-) -> StepRecord:
-    """What the engine does with a schedule, without computing anything."""
-    queues.prefix.develop(schedule.photographs)
-    shares, finished = [], []
-    for request in sorted(schedule.tokens, key=lambda r: not _is_decode(r, schedule.tokens[r])):
-        start, new = request.num_computed_tokens, schedule.tokens[request]
-        kind: Literal["prefill", "decode", "recompute"] = "prefill"
-        if request.is_decoding or request.num_preemptions:
-            kind = "decode" if request.is_decoding else "recompute"
-        sampled = new == request.num_uncomputed_tokens
-        shares.append(ScheduledTokens(request.request_id, start, new, kind, sampled))
-        request.num_computed_tokens += new
-        if sampled:
-            request.append(0)
-        if len(request.output_ids) == request.params.max_tokens:
-            request.finish("length")
-            finished.append(request)
-    memory = memory_in_use(queues.cache)
-    for request in finished:
-        queues.remove(request)
-    return StepRecord(
-        step=step,
-        scheduled=tuple(shares),
-        admitted=tuple(r.request_id for r in schedule.admitted),
-        preempted=tuple(r.request_id for r in schedule.preempted),
-        finished=tuple(r.request_id for r in finished),
-        num_waiting=len(queues.waiting),
-        num_running=len(queues.running),
-        blocks_used=memory[0],
-        slots_used=memory[1],
-        started=clock,
-        schedule_seconds=0.0,
-        total_seconds=duration,
-        found=tuple((r.request_id, *found) for r, found in schedule.found.items()),
-    )
-
-
-def _is_decode(request: Request, new: int) -> bool:
-    """As in the batch: single tokens with a past come first."""
-    return new == 1 and request.num_computed_tokens > 0

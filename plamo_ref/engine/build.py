@@ -64,4 +64,14 @@ def build_core(
         runner.recordings = Graphs(loaded, runner.caches, plan, engine.graph_tokens)
     if engine.compile != "none":
         warm_up(loaded, runner.caches, engine.compile_sizes)
-    return EngineCore(runner, plan, engine), plan
+    return new_core(runner, plan, engine), plan
+
+
+def new_core(runner: ModelRunner, plan: MemoryPlan, engine: EngineConfig) -> EngineCore:
+    """The core of a runner, with tables for penalties and biases where they are wanted."""
+    core = EngineCore(runner, plan, engine)
+    if engine.adjust_tables:
+        from plamo_ref.engine.fast.adjust_tables import AdjustTables
+
+        core.tables = AdjustTables()
+    return core

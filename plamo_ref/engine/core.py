@@ -35,7 +35,7 @@ from plamo_ref.engine.tokens import (
     read_tokens,
     score_prompt,
 )
-from plamo_ref.sampling import AdjustTables, Guide, SamplingParams
+from plamo_ref.sampling import Guide, SamplingParams, Tables
 
 GRAMMAR_SECONDS = 0.01  # for the grammars of a step: a mask takes a hundredth of that
 Work = Callable[..., FinishReason | None]
@@ -56,7 +56,7 @@ class EngineCore:
         self.max_model_len = longest_request(config, self.cache, runner.model.config)
         self._limits = Limits(config, runner.model.config.vocab_size, self.max_model_len)
         self._overlap = config.resolve_overlap(runner.device)
-        self.tables = AdjustTables() if config.adjust_tables else None
+        self.tables: Tables | None = None  # whoever builds the engine may bring some
         self._flight: Flight | None = None  # launched, not landed
         self._undecided: list[Request] = []  # have a token on which their grammar has to speak
         self._moved: list[Request] = []  # what `step` has to return
@@ -136,8 +136,7 @@ class EngineCore:
         have finished with it, or they ended with an error of their own (`Request.error`).
 
         With overlap the batch that lands is the one launched a step ago: the first call returns
-        nobody. A request whose grammar takes its time over a token is returned when it is known
-        whether that token is its last; until then it rests, and the others go on.
+        nobody. Who waits for a grammar is returned when it is known whether a token is the last.
 
         Whatever is raised, the next call goes on, with the tokens that would have been. No call may
         have told of some of them: who counts those that it has seen misses none.
@@ -161,7 +160,8 @@ class EngineCore:
         something does so first: an interrupt can come in here as well."""
         if self._torn:
             self._flight = None
-            self.tables = None if self.tables is None else AdjustTables()
+            if self.tables is not None:
+                self.tables.clear()
             self._moved += rebuild(self.requests, self.queues, self.max_model_len)
             self._undecided = [r for r in self.requests.values() if r.awaits_guide]
             self._torn, self._mended = False, True

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
+from torch import Tensor
 from tqdm.auto import tqdm
 
 from plamo_ref.engine.build import build_core
@@ -19,19 +20,15 @@ from plamo_ref.engine.callers import Caller, Callers
 from plamo_ref.engine.completion import Completion, gather
 from plamo_ref.engine.config import EngineConfig, EngineError
 from plamo_ref.engine.core import EngineCore
+from plamo_ref.engine.hidden import hidden_states
 from plamo_ref.engine.outputs import RequestOutput, StreamPiece
-from plamo_ref.engine.prompts import (
-    Asked,
-    ParamsLike,
-    PromptsLike,
-    completions_asked,
-    read_params,
-)
+from plamo_ref.engine.prompts import Asked, completions_asked
 from plamo_ref.engine.record import StepRecord
-from plamo_ref.engine.source import checked_model, checked_source, open_source
+from plamo_ref.engine.source import open_source
 from plamo_ref.grammar.guided import check
 from plamo_ref.grammar.pool import GuidePool
-from plamo_ref.intake.hub import find
+from plamo_ref.intake.hub import find_checked
+from plamo_ref.intake.prompts import ParamsLike, PromptsLike, read_params
 from plamo_ref.intake.vllm_names import CALL, MODEL, speaks_vllm
 from plamo_ref.sampling import SamplingParams
 from plamo_ref.text.loading import load_tokenizer
@@ -72,10 +69,9 @@ class LLM:
         **engine: Any,
     ) -> None:
         self.config = EngineConfig.of(config, engine)
-        where = checked_source(revision=revision, cache_dir=cache_dir, offline=offline)
-        folder = find(checked_model(model), **where)
+        where = {"revision": revision, "cache_dir": cache_dir, "offline": offline}
+        self._folder = folder = find_checked(EngineError, model=model, **where)
         source = open_source(folder, self.config.load_format, self.config.generation_config)
-        self._folder = folder
         self.model_config = source.config
         self.tokenizer = load_tokenizer(folder, source.config.vocab_size)
         self.stop_token_ids = source.stop_token_ids
@@ -138,8 +134,8 @@ class LLM:
     ) -> list[RequestOutput]:
         """Complete all prompts together; results are in the order of the prompts.
 
-        A grammar that leads nowhere ends its completion alone: the finish reason is "error", and
-        the output's `error` says why.
+        A grammar that leads nowhere ends its completion alone, and so does a logits processor that
+        returns none: the finish reason is "error", and the output's `error` says why.
 
         Args:
             prompts: one or many: a text, token ids (a flat list or a 1-D array is one prompt), or
@@ -152,20 +148,19 @@ class LLM:
             Exception: what one of its requests ended with, or the step that it was waiting for.
         """
         caller, callers = Caller(), self._callers
+
+        def work() -> list[RequestOutput]:
+            self._submit(caller, prompts, sampling_params)
+            return self._outputs(caller, use_tqdm)
+
         try:
-            return callers.alone(lambda: self._generate(caller, prompts, sampling_params, use_tqdm))
+            return callers.alone(work)
         finally:
             callers.leaving.append(caller)
             callers.grant()
 
-    def _generate(
-        self,
-        caller: Caller,
-        prompts: PromptsLike | None,
-        sampling_params: ParamsLike,
-        use_tqdm: bool,
-    ) -> list[RequestOutput]:
-        self._submit(caller, prompts, sampling_params)
+    def _outputs(self, caller: Caller, use_tqdm: bool) -> list[RequestOutput]:
+        """Make steps until the caller has everything."""
         completions = caller.completions
         with tqdm(total=len(completions), desc="requests", disable=not use_tqdm) as bar:
             while unfinished := sum(not c.finished for c in completions):
@@ -230,6 +225,14 @@ class LLM:
             sampling_params = self.get_default_sampling_params()
         params = [chats.params(each) for each in read_params(sampling_params, len(prompts))]
         return self.generate(prompts, params, use_tqdm)
+
+    def hidden_states(self, prompts: PromptsLike) -> list[Tensor]:
+        """What the last norm gives for the tokens of each prompt: [tokens, hidden_size], on the
+        CPU, in float32 or more. A prompt needs room for one token more.
+
+        Raises: as `generate`.
+        """
+        return self._callers.alone(lambda: hidden_states(self.core, self.generate, prompts))
 
     def abort(self, request_id: str) -> None:
         """End a request (all its completions) at any moment; what it has so far is its result."""

@@ -16,9 +16,9 @@ from plamo_ref.engine.request import FinishReason, Request
 from plamo_ref.kernels.choice import TORCH
 from plamo_ref.kernels.table import Kernels
 from plamo_ref.sampling import (
-    AdjustTables,
     GuidedError,
     RowContext,
+    Tables,
     adjust,
     sample,
     token_logprobs,
@@ -35,13 +35,14 @@ class LogitsError(EngineError):
 def needs_host(request: Request, has_tables: bool = False) -> bool:
     """Whether the host must know a request's last token before it can choose the next one.
 
-    A bias is fixed and `min_tokens` only counts; penalties and grammars look at the tokens, and
-    log probabilities are read from logits that the next step overwrites. Tables on the device take
-    what penalties look at from the device.
+    A bias is fixed and `min_tokens` only counts; penalties, grammars and processors look at the
+    tokens, and log probabilities are read from logits that the next step overwrites. Tables on the
+    device take what penalties look at from the device.
     """
     params = request.params
     return bool(
         request.guide is not None
+        or params.logits_processors
         or params.logprobs is not None
         or (params.penalises and not has_tables)
         or (params.prompt_logprobs is not None and request.unscored(0, len(request.prompt_ids)))
@@ -53,7 +54,7 @@ def choose_on_device(
     logits: Tensor,
     ops: Kernels = TORCH,
     numbers: Sequence[int] | None = None,
-    tables: AdjustTables | None = None,
+    tables: Tables | None = None,
     unread: Unread | None = None,
 ) -> Tensor:
     """A token for each request, from its row of logits [n, V]: [n] int64 on the logits' device.

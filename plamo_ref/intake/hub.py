@@ -6,7 +6,10 @@ disk.
 """
 
 import re
+from collections.abc import Mapping
+from os import PathLike, fspath
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import constants, snapshot_download
 from huggingface_hub.errors import (
@@ -22,7 +25,7 @@ from huggingface_hub.errors import (
 from plamo_ref.errors import PlamoRefError
 from plamo_ref.intake.checkpoint_files import CONFIG_FILE, CheckpointError, read_index
 from plamo_ref.intake.json_files import is_file, is_folder, is_there
-from plamo_ref.intake.values import shown
+from plamo_ref.intake.values import Flag, Kind, NoneFor, Text, read, shown
 
 EMBEDDED = "tiny"
 TEMPLATE_FOLDER = "additional_chat_templates"  # Transformers puts all but the default one here
@@ -39,6 +42,33 @@ HUB_ID = re.compile(r"[\w.-]{1,96}/[\w.-]{1,96}", re.ASCII)
 
 class HubError(PlamoRefError, OSError):
     """A model that cannot be found or fetched; the message says what to do about it."""
+
+
+class _Location:
+    """A text or a path. A path stays one: "tiny" is the embedded model, Path("tiny") a folder."""
+
+    wanted = "a text or a path"
+
+    def read(self, value: Any) -> str | Path:
+        text = Text().read(fspath(value) if isinstance(value, PathLike) else value)
+        return Path(text) if isinstance(value, PathLike) else text
+
+
+_ARGUMENTS: Mapping[str, Kind] = {
+    "model": _Location(),
+    "revision": NoneFor(Text()),
+    "cache_dir": NoneFor(_Location()),
+    "offline": Flag(),
+}
+
+
+def find_checked(error: type[PlamoRefError], **arguments: Any) -> Path:
+    """As `find`, of arguments that may be anything.
+
+    Raises:
+        PlamoRefError: of class `error`: one is of another type; else as `find`.
+    """
+    return find(**{n: read(error, n, value, _ARGUMENTS[n]) for n, value in arguments.items()})
 
 
 def find(

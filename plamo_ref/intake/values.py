@@ -246,6 +246,18 @@ class Made:
 
 
 @dataclass(frozen=True)
+class Function:
+    """Anything that can be called."""
+
+    wanted: str = "a function"
+
+    def read(self, value: Any) -> Any:
+        if not callable(value):
+            raise TypeError("cannot be called")
+        return value
+
+
+@dataclass(frozen=True)
 class NoneFor:
     """None stands for `meaning`; anything else is of the kind."""
 

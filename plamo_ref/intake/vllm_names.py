@@ -165,7 +165,6 @@ SAMPLING: Mapping[str, Rule] = {
     "detokenize": ignored("text is always made; the ids are in token_ids"),
     "output_kind": ignored("generate gives the whole, stream the pieces"),
     "spaces_between_special_tokens": ignored("this tokenizer puts no spaces between tokens"),
-    "logits_processors": missing("logit_bias favours and forbids tokens, guided follows a grammar"),
     "allowed_token_ids": missing("logit_bias favours and forbids tokens, guided follows a grammar"),
     "bad_words": missing("logit_bias={id: -100} forbids a token, guided a text"),
     "best_of": only(1, cure="there is no best_of: ask for n, with logprobs, and choose"),

@@ -1,9 +1,9 @@
 """Bugs planted on purpose, one switch each: what a serving engine can get wrong, and who notices.
 
-Invariant: on some small trace, `law.run_trace` ends with the error of the check in `caught_by`
-while a fault is planted, and without an error when it is not. Behind the engine there are tokens no
-more, but text: for TEXT_FAULTS the same holds of `faults_text.check_text`. PREFIX_FAULTS need
-traces whose prompts begin alike (sharing.py).
+Invariant: on some small scenario, `law.run_scenario` ends with the error of the check in
+`caught_by` while a fault is planted, and without an error when it is not. Behind the engine there
+are tokens no more, but text: for TEXT_FAULTS the same holds of `faults_text.check_text`.
+PREFIX_FAULTS need scenarios whose prompts begin alike (sharing.py).
 """
 
 from plamo_ref.proof.faults_batch import BATCH_FAULTS

@@ -1,6 +1,6 @@
 """Faults of prefix caching: what two requests can wrongly have in common.
 
-Invariant: none of them shows where no two prompts begin alike; on the traces of sharing.py, the
+Invariant: none of them shows where no two prompts begin alike; on the scenarios of sharing.py, the
 checks after every step or the law find them.
 """
 

@@ -1,6 +1,6 @@
 """Faults of recovery: what survives a broken-off step although it must not.
 
-Invariant: none of them shows in a trace in which nothing is interrupted.
+Invariant: none of them shows in a scenario in which nothing is interrupted.
 """
 
 from typing import Any

@@ -1,4 +1,4 @@
-"""Small models, small memories and random traces: what a laboratory for the engine needs.
+"""Small models, small memories and random scenarios: what a laboratory for the engine needs.
 
 Invariant: everything here is drawn from the numbers it is given and is the same every time; the
 engine under observation is the real one, only its model is small.
@@ -180,11 +180,11 @@ class LabGuide:
         return self.finished
 
 
-# --- traces ---------------------------------------------------------------------------------------
+# --- scenarios ------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class TraceRequest:
+class ScenarioRequest:
     """What one user does: comes before step `arrival` and may leave before step `abort`."""
 
     prompt: tuple[int, ...]
@@ -209,19 +209,19 @@ class Interruption:
 
 
 @dataclass(frozen=True)
-class Trace:
+class Scenario:
     """A day in the life of an engine. `preemptions`: step → how many of the newest are sent back
     to the queue before it, besides those for whom memory is short. `interruptions`: by step."""
 
-    requests: tuple[TraceRequest, ...]
+    requests: tuple[ScenarioRequest, ...]
     engine: EngineConfig
     plan: MemoryPlan
     preemptions: Mapping[int, int]
     interruptions: Mapping[int, Interruption] = field(default_factory=dict)
 
 
-def draw_trace(pick: Pick, config: Plamo2Config) -> Trace:
-    """A trace from whole numbers: from `random.Random(…).randint`, or from a testing tool."""
+def draw_scenario(pick: Pick, config: Plamo2Config) -> Scenario:
+    """A scenario from whole numbers: from `random.Random(…).randint`, or from a testing tool."""
     scheduler = ("v1", "v0")[pick(0, 1)]
     budget = pick(2, 40) if scheduler == "v0" else pick(1, 40)
     chunk = (pick(0, budget) or None) if scheduler == "v0" else None
@@ -251,7 +251,7 @@ def draw_trace(pick: Pick, config: Plamo2Config) -> Trace:
     )
     preemptions = {pick(0, 25): pick(1, 3) for _ in range(pick(0, 3))}
     interruptions = {pick(0, 16): _draw_interruption(pick) for _ in range(pick(0, 3))}
-    return Trace(requests, engine, plan, preemptions, interruptions)
+    return Scenario(requests, engine, plan, preemptions, interruptions)
 
 
 def _draw_interruption(pick: Pick) -> Interruption:
@@ -260,13 +260,13 @@ def _draw_interruption(pick: Pick) -> Interruption:
     return Interruption(pick(0, most), (KeyboardInterrupt, MemoryError, RuntimeError)[pick(0, 2)])
 
 
-def _draw_request(pick: Pick, config: Plamo2Config, longest_prompt: int) -> TraceRequest:
+def _draw_request(pick: Pick, config: Plamo2Config, longest_prompt: int) -> ScenarioRequest:
     length, ids = min(pick(1, 30), longest_prompt), random.Random(pick(0, 1 << 16))
     arrival, params = pick(0, 12), _draw_params(pick, config)
     grammar = (pick(0, 99), pick(1, 12)) if pick(0, 4) == 0 else None
     if grammar is not None:
         params = replace(params, guided=GuidedParams(json_object=True))  # in name only
-    return TraceRequest(
+    return ScenarioRequest(
         prompt=tuple(ids.randrange(config.vocab_size) for _ in range(length)),
         params=params,
         arrival=arrival,

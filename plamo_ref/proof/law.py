@@ -1,4 +1,4 @@
-"""The equivalence law, run on a trace: the tokens of a request depend on the request alone.
+"""The equivalence law, run on a scenario: the tokens of a request depend on the request alone.
 
 Invariant: what is expected comes from the reference and from arithmetic written down here, never
 from the engine that is being watched. Three checks look on, each with its own error:
@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from plamo_ref.batch import MambaCache
+from plamo_ref.engine.build import new_core
 from plamo_ref.engine.core import EngineCore
 from plamo_ref.engine.flight import record_of
 from plamo_ref.engine.record import StepRecord
@@ -35,7 +36,7 @@ from plamo_ref.proof.audits import (
     check_schedule,
 )
 from plamo_ref.proof.interrupts import interrupted
-from plamo_ref.proof.lab import Interruption, Pair, Trace, TraceRequest
+from plamo_ref.proof.lab import Interruption, Pair, Scenario, ScenarioRequest
 from plamo_ref.proof.sharing import found_by_nobody
 from plamo_ref.reference import Plamo2Reference
 from plamo_ref.sampling import RowContext, TokenLogprobs, adjust, sample, token_logprobs, uniform
@@ -48,8 +49,8 @@ class LawError(PlamoRefError, AssertionError):
 
 
 @dataclass
-class TraceResult:
-    """What happened, so that one can see whether the traces are worth anything."""
+class ScenarioResult:
+    """What happened, so that one can see whether the scenarios are worth anything."""
 
     records: list[StepRecord] = field(default_factory=list)
     requests: list[Request] = field(default_factory=list)
@@ -58,19 +59,19 @@ class TraceResult:
 
     @property
     def num_preemptions(self) -> int:
-        """Those for want of memory; the trace's own are not counted."""
+        """Those for want of memory; the scenario's own are not counted."""
         return sum(len(record.preempted) for record in self.records)
 
 
-def run_trace(trace: Trace, pair: Pair) -> TraceResult:
-    """Let the engine live through `trace` and look at it from all sides.
+def run_scenario(scenario: Scenario, pair: Pair) -> ScenarioResult:
+    """Let the engine live through `scenario` and look at it from all sides.
 
     Raises:
         LawError, ScheduleError, IntegrityError, PoolError: it did something wrong.
     """
-    runner = ModelRunner(pair.served, trace.plan, pair.served.embedding.dtype)
-    core = EngineCore(runner, trace.plan, trace.engine)
-    result, logits = TraceResult(), dict[str, dict[int, Tensor]]()
+    runner = ModelRunner(pair.served, scenario.plan, pair.served.embedding.dtype)
+    core = new_core(runner, scenario.plan, scenario.engine)
+    result, logits = ScenarioResult(), dict[str, dict[int, Tensor]]()
 
     def observe(record: StepRecord, sampled: Sequence[Request], rows: Tensor) -> None:
         result.records.append(record)
@@ -81,13 +82,13 @@ def run_trace(trace: Trace, pair: Pair) -> TraceResult:
 
     core.observers.append(observe)
     poison(core)
-    most = _most_steps(trace, core.max_model_len)
+    most = _most_steps(scenario, core.max_model_len)
     for step in range(most):
-        _happen(step, trace, core, result)
+        _happen(step, scenario, core, result)
         audit(core)
         if core.has_work:
-            _one_step(core, result, trace.interruptions.get(step))
-        elif all(request.arrival <= step for request in trace.requests):
+            _one_step(core, result, scenario.interruptions.get(step))
+        elif all(request.arrival <= step for request in scenario.requests):
             break
     else:
         raise ScheduleError(f"{most} steps were not enough: somebody starves")
@@ -96,7 +97,7 @@ def run_trace(trace: Trace, pair: Pair) -> TraceResult:
     check_nothing_kept(core)
     if stolen := found_by_nobody(result.records, result.requests):
         raise LawError("; ".join(stolen))
-    for request, asked in zip(result.requests, _in_order(trace), strict=True):
+    for request, asked in zip(result.requests, _in_order(scenario), strict=True):
         seen = logits.get(request.request_id, {})
         missing = set(range(len(request.output_ids))) ^ seen.keys()
         if missing and not (result.interrupted_at and max(missing) < len(request.output_ids)):
@@ -106,49 +107,49 @@ def run_trace(trace: Trace, pair: Pair) -> TraceResult:
     return result
 
 
-def _in_order(trace: Trace) -> list[TraceRequest]:
+def _in_order(scenario: Scenario) -> list[ScenarioRequest]:
     """The requests, in order of arrival."""
-    return sorted(trace.requests, key=lambda request: request.arrival)
+    return sorted(scenario.requests, key=lambda request: request.arrival)
 
 
-def _most_steps(trace: Trace, max_model_len: int) -> int:
+def _most_steps(scenario: Scenario, max_model_len: int) -> int:
     """Each step, somebody computes a token; a token is computed again only after a preemption,
     which needs somebody older to have got one. (V0 may compute a prompt again for each of those.)
     """
     lengths = [
         len(r.prompt) + (r.params.max_tokens or 0) if r.follows is None else max_model_len
-        for r in trace.requests
+        for r in scenario.requests
     ]
-    tokens = sum(lengths) + max(lengths) * sum(r.params.max_tokens or 0 for r in trace.requests)
-    last = max(request.arrival for request in trace.requests)
-    again = len(trace.requests) + len(trace.preemptions) + len(trace.interruptions)
+    tokens = sum(lengths) + max(lengths) * sum(r.params.max_tokens or 0 for r in scenario.requests)
+    last = max(request.arrival for request in scenario.requests)
+    again = len(scenario.requests) + len(scenario.preemptions) + len(scenario.interruptions)
     return last + 2 + sum(lengths) * again + tokens
 
 
-def _happen(step: int, trace: Trace, core: EngineCore, result: TraceResult) -> None:
+def _happen(step: int, scenario: Scenario, core: EngineCore, result: ScenarioResult) -> None:
     """Arrivals, preemptions and aborts before a step."""
-    for number, request in enumerate(trace.requests):
+    for number, request in enumerate(scenario.requests):
         if request.arrival == step:
             guide = request.guide(core.runner.model.config.vocab_size)
             name = f"r{number}"
             prompt = _prompt(request, result.requests, core.max_model_len)
             added = core.add(prompt, request.params, (), name, guide, request.borders)
             result.requests.append(added)
-    for _ in range(min(trace.preemptions.get(step, 0), len(core.queues.running))):
+    for _ in range(min(scenario.preemptions.get(step, 0), len(core.queues.running))):
         core.queues.preempt(core.queues.running[-1], Schedule())
-    for number, request in enumerate(trace.requests):
+    for number, request in enumerate(scenario.requests):
         if request.abort == step:
             core.finish(f"r{number}", "abort")
 
 
-def _prompt(request: TraceRequest, earlier: Sequence[Request], longest: int) -> tuple[int, ...]:
+def _prompt(request: ScenarioRequest, earlier: Sequence[Request], longest: int) -> tuple[int, ...]:
     """A next turn comes behind what was said until now, as far as there is room for it."""
     before = [other for other in earlier if other.request_id == f"r{request.follows}"]
     said = [token for other in before for token in (*other.prompt_ids, *other.output_ids)]
     return (*said[: max(0, longest - 1 - len(request.prompt))], *request.prompt)
 
 
-def _one_step(core: EngineCore, result: TraceResult, interruption: Interruption | None) -> None:
+def _one_step(core: EngineCore, result: ScenarioResult, interruption: Interruption | None) -> None:
     before = len(result.records)
     if interruption is None:
         core.step()
@@ -174,9 +175,9 @@ def _one_step(core: EngineCore, result: TraceResult, interruption: Interruption 
     poison(core)
 
 
-def _interrupted_step(core: EngineCore, result: TraceResult, interruption: Interruption) -> bool:
+def _interrupted_step(core: EngineCore, result: ScenarioResult, interruption: Interruption) -> bool:
     """Whether it was; if the step is over sooner, it is one like any other."""
-    planned = interruption.error("planned by the trace")
+    planned = interruption.error("planned by the scenario")
     with interrupted(interruption.point, planned) as interrupter:
         try:
             core.step()
@@ -207,7 +208,7 @@ def poison(core: EngineCore) -> None:
 
 def check_law(
     request: Request,
-    asked: TraceRequest,
+    asked: ScenarioRequest,
     logits: Mapping[int, Tensor],
     reference: Plamo2Reference,
     core: EngineCore,
@@ -240,7 +241,7 @@ def check_law(
     return largest
 
 
-def _check_tokens(request: Request, asked: TraceRequest, truth: Tensor, name: str) -> None:
+def _check_tokens(request: Request, asked: ScenarioRequest, truth: Tensor, name: str) -> None:
     params, outputs = request.params, request.output_ids
     contexts = []
     for index in range(len(outputs)):
@@ -279,8 +280,8 @@ def _check_logprobs(
             raise LawError(f"{where}, token {index}: log probability {one}, expected {other}")
 
 
-def _check_end(request: Request, asked: TraceRequest, max_model_len: int, name: str) -> None:
-    if str(request.error) == "planned by the trace":
+def _check_end(request: Request, asked: ScenarioRequest, max_model_len: int, name: str) -> None:
+    if str(request.error) == "planned by the scenario":
         return  # it came where the engine worked for this request alone, so it is this request's
     outputs, stops = request.output_ids, set(request.params.stop_token_ids)
     stopped = [token in stops for token in outputs]

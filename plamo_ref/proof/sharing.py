@@ -1,11 +1,11 @@
-"""Traces in which prompts begin alike: what a prefix cache lives on, and can stumble over.
+"""Scenarios in which prompts begin alike: what a prefix cache lives on, and can stumble over.
 
 Some prompts leave an earlier one somewhere, some are the same, some are the next turn of an earlier
 request: its prompt, what it has said until then, and a few tokens more. Some come at the same time,
 some bring a salt, some say where they could be left.
 
-Invariant: a trace of lab.py with changed prompts, arrivals and memory, and nothing else; drawn from
-the numbers it is given.
+Invariant: a scenario of lab.py with changed prompts, arrivals and memory, and nothing else; drawn
+from the numbers it is given.
 """
 
 import math
@@ -15,33 +15,33 @@ from dataclasses import replace
 from plamo_ref.config import Plamo2Config
 from plamo_ref.engine.record import StepRecord
 from plamo_ref.engine.request import Request
-from plamo_ref.proof.lab import Pick, Trace, TraceRequest, draw_trace
+from plamo_ref.proof.lab import Pick, Scenario, ScenarioRequest, draw_scenario
 from plamo_ref.sampling import SamplingParams
 
 MOST_NEW = 4  # tokens that a next turn adds
 
 
-def draw_sharing_trace(pick: Pick, config: Plamo2Config) -> Trace:
-    """A trace from whole numbers, see `draw_trace`; in most of them what was computed is kept."""
-    trace = draw_trace(pick, config)
+def draw_sharing_scenario(pick: Pick, config: Plamo2Config) -> Scenario:
+    """As `draw_scenario`, from whole numbers; in most of them what was computed is kept."""
+    scenario = draw_scenario(pick, config)
     plain = pick(0, 1) == 0
-    requests = [_plain(request) if plain else request for request in trace.requests]
+    requests = [_plain(request) if plain else request for request in scenario.requests]
     for number in range(1, len(requests)):
         base = pick(0, number - 1)
         requests[number] = _share(pick, requests[number], requests[base], base)
-    plan = trace.plan
+    plan = scenario.plan
     longer = math.ceil(pick(0, 40) / plan.block_size)
     plan = replace(
         plan,
         num_blocks={kind: count + longer for kind, count in plan.num_blocks.items()},
         num_slots=plan.num_slots and plan.num_slots + pick(0, 5),
     )
-    engine = replace(trace.engine, enable_prefix_caching=pick(0, 5) > 0)
+    engine = replace(scenario.engine, enable_prefix_caching=pick(0, 5) > 0)
     # An interrupt makes the engine forget all that it kept, so not too many of them.
-    interruptions = trace.interruptions if pick(0, 2) == 0 else {}
+    interruptions = scenario.interruptions if pick(0, 2) == 0 else {}
     engine = replace(engine, photographs=pick(0, 2) > 0, photograph_interval=pick(0, 12))
     return replace(
-        trace,
+        scenario,
         requests=tuple(requests),
         plan=plan,
         engine=engine,
@@ -49,14 +49,14 @@ def draw_sharing_trace(pick: Pick, config: Plamo2Config) -> Trace:
     )
 
 
-def _plain(request: TraceRequest) -> TraceRequest:
+def _plain(request: ScenarioRequest) -> ScenarioRequest:
     """Nothing that the host must look at before the next step: so that steps overlap."""
     names = ("max_tokens", "stop_token_ids", "temperature", "top_k", "seed")
     params = SamplingParams(**{name: getattr(request.params, name) for name in names})
     return replace(request, params=params, grammar=None)
 
 
-def _share(pick: Pick, own: TraceRequest, base: TraceRequest, number: int) -> TraceRequest:
+def _share(pick: Pick, own: ScenarioRequest, base: ScenarioRequest, number: int) -> ScenarioRequest:
     """Let a request have something in common with an earlier one."""
     how, salted = pick(0, 7), pick(0, 7) == 0
     borders = tuple(pick(0, 30) for _ in range(pick(0, 2)))

@@ -18,8 +18,9 @@ from plamo_ref.engine.outputs import (
     StreamPiece,
     readable_logprobs,
 )
-from plamo_ref.engine.prompts import Asked, ParamsLike, PromptsLike, completions_asked
+from plamo_ref.engine.prompts import Asked, completions_asked
 from plamo_ref.engine.request import RequestTimes
+from plamo_ref.intake.prompts import ParamsLike, PromptsLike
 from plamo_ref.intake.vllm_names import CALL, speaks_vllm
 from plamo_ref.remote.calls import Delta, GrammarRefusedError, Job
 from plamo_ref.remote.client import EngineClient

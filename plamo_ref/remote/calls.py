@@ -10,10 +10,9 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from plamo_ref.engine.config import EngineError
-from plamo_ref.engine.prompts import read_ids
 from plamo_ref.engine.request import FinishReason
 from plamo_ref.errors import PlamoRefError
+from plamo_ref.intake.prompts import PromptError, read_ids
 from plamo_ref.intake.values import shown
 from plamo_ref.remote.messages import Add, Token
 from plamo_ref.sampling import SamplingParams, TokenLogprobs
@@ -61,9 +60,14 @@ def checked(job: Job) -> Job:
     """
     if not isinstance(job, Job) or not isinstance(job.params, SamplingParams):
         raise RequestRefusedError(f"{shown(job)} is no Job of token ids and SamplingParams")
+    if job.params.logits_processors:
+        raise RequestRefusedError(
+            "logits_processors are functions, which stay in the process that has them: use LLM, "
+            "or logit_bias, or a grammar (guided)"
+        )
     try:
         return Job(read_ids(job.prompt_ids), job.params, read_ids(job.borders, "borders"))
-    except EngineError as error:
+    except PromptError as error:
         raise RequestRefusedError(str(error)) from None
 
 

@@ -19,10 +19,9 @@ from typing import Any, Self
 
 from plamo_ref.config import Plamo2Config
 from plamo_ref.engine.config import EngineConfig, EngineError
-from plamo_ref.engine.source import checked_model, checked_source
 from plamo_ref.intake.checkpoint_files import CONFIG_FILE
 from plamo_ref.intake.generation_file import GenerationFile
-from plamo_ref.intake.hub import find
+from plamo_ref.intake.hub import find_checked
 from plamo_ref.intake.values import Number, Whole, read
 from plamo_ref.intake.vllm_names import MODEL, speaks_vllm
 from plamo_ref.remote.calls import (
@@ -90,8 +89,8 @@ class EngineClient:
         **engine: Any,
     ) -> None:
         config = EngineConfig.of(config, engine)
-        where = checked_source(revision=revision, cache_dir=cache_dir, offline=offline)
-        self.folder = find(checked_model(model), **where)
+        where = {"revision": revision, "cache_dir": cache_dir, "offline": offline}
+        self.folder = find_checked(EngineError, model=model, **where)
         self.tokenizer = Plamo2Tokenizer.from_folder(self.folder)
         shape = Plamo2Config.from_file(self.folder / CONFIG_FILE)
         check_vocabulary(self.tokenizer, self.folder, shape.vocab_size)

@@ -1,15 +1,13 @@
 """From logits to tokens: what a user asks for, and how a token is chosen."""
 
 from plamo_ref.grammar.guided import Guide, GuidedError, GuidedParams, GuideMaker
-from plamo_ref.sampling.adjust import RowContext, adjust
+from plamo_ref.sampling.adjust import RowContext, Tables, adjust
 from plamo_ref.sampling.logprobs import TokenLogprobs, token_logprobs
 from plamo_ref.sampling.params import SamplingError, SamplingParams
 from plamo_ref.sampling.random import child_seed, uniform
 from plamo_ref.sampling.sampler import Draw, knob_table, sample
-from plamo_ref.sampling.tables import AdjustTables
 
 __all__ = [
-    "AdjustTables",
     "Draw",
     "Guide",
     "GuideMaker",
@@ -18,6 +16,7 @@ __all__ = [
     "RowContext",
     "SamplingError",
     "SamplingParams",
+    "Tables",
     "TokenLogprobs",
     "adjust",
     "child_seed",

@@ -2,13 +2,15 @@
 
 Invariant: rows that ask for nothing come back as they are; a row's result depends on that row and
 its context alone. Order: repetition, frequency and presence penalties, bias, what `min_tokens`
-forbids, the grammar, which has the last word. `adjust` reads every token of every context; the
-engine asks `plamo_ref.sampling.tables` for the same, which need not.
+forbids, the grammar, which has the last word; before them all, the user's own
+processors. `adjust` reads every token of every context; what does the
+same at a fixed cost is `plamo_ref.engine.fast.adjust_tables`.
 Built in notebooks/16_sampling_and_guided_decoding.ipynb.
 """
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -16,6 +18,7 @@ from torch import Tensor
 
 from plamo_ref.grammar.guided import Guide
 from plamo_ref.sampling.params import SamplingParams
+from plamo_ref.sampling.processors import process
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,29 @@ class RowContext:
         return self.total < self.params.min_tokens
 
 
+class Tables(Protocol):
+    """What gives the same as `adjust` at less cost, from what it keeps of each request."""
+
+    @property
+    def num_seats(self) -> int:
+        """Requests of which it keeps something."""
+        ...
+
+    def adjust(
+        self, logits: Tensor, keys: Sequence[Any], contexts: Sequence[RowContext], unread: Any
+    ) -> Tensor:
+        """`keys` name the requests; `unread`, if anything, has tokens that the host has not."""
+        ...
+
+    def release(self, key: Any) -> None:
+        """A request has ended."""
+        ...
+
+    def clear(self) -> None:
+        """Keep nothing any more."""
+        ...
+
+
 def adjust(logits: Tensor, contexts: Sequence[RowContext]) -> Tensor:
     """logits [B, V] and a context for each row → logits to sample from.
 
@@ -54,6 +80,7 @@ def adjust(logits: Tensor, contexts: Sequence[RowContext]) -> Tensor:
     where = moved(rows, logits.device)
     wide = torch.promote_types(logits.dtype, torch.float32)
     part = logits[where].to(wide)  # a copy: from here on in place
+    process_rows(part, asking)
     if any(context.params.penalises for context in asking):
         part = _penalise(part, asking)
     _bias(part, asking)
@@ -66,6 +93,13 @@ def adjust(logits: Tensor, contexts: Sequence[RowContext]) -> Tensor:
 
 
 # --- the rules ------------------------------------------------------------------------------------
+
+
+def process_rows(logits: Tensor, contexts: Sequence[RowContext]) -> None:
+    """What the user's own processors make of each row, in place."""
+    for row, context in enumerate(contexts):
+        if context.params.logits_processors:
+            process(logits[row], context.params.logits_processors, context.output_ids)
 
 
 def penalised(logits: Tensor, knobs: Tensor, in_output: Tensor, seen: Tensor) -> Tensor:

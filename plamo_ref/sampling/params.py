@@ -12,6 +12,7 @@ from plamo_ref.errors import PlamoRefError
 from plamo_ref.grammar.guided import GuidedParams
 from plamo_ref.intake.values import (
     Flag,
+    Function,
     Kind,
     Listed,
     Made,
@@ -24,6 +25,7 @@ from plamo_ref.intake.values import (
     read_fields,
 )
 from plamo_ref.intake.vllm_names import SAMPLING, speaks_vllm
+from plamo_ref.sampling.processors import LogitsProcessor
 from plamo_ref.sampling.random import child_seed
 
 GREEDY_TEMPERATURE = 1e-5  # below it the distribution is an argmax for every float32 logit
@@ -59,6 +61,9 @@ class SamplingParams:
     logprobs: int | None = None  # report each token's log probability and so many alternatives
     prompt_logprobs: int | None = None  # the same for the prompt's tokens
     guided: GuidedParams | None = None  # a grammar to follow; once done, it overrules min_tokens
+    logits_processors: Sequence[
+        LogitsProcessor
+    ] = ()  # functions of the user's own, before all else
     cache_salt: str | None = None  # only requests with the same one share what was computed
 
     def __post_init__(self) -> None:
@@ -76,7 +81,8 @@ class SamplingParams:
     @property
     def changes_logits(self) -> bool:
         """Whether anything but temperature and truncation stands between logits and choice."""
-        return bool(self.penalises or self.logit_bias or self.min_tokens or self.guided)
+        own, fixed = self.logits_processors, self.logit_bias
+        return bool(self.penalises or fixed or self.min_tokens or self.guided or own)
 
     @property
     def penalises(self) -> bool:
@@ -131,6 +137,9 @@ _KINDS: Mapping[str, Kind] = {
     "logprobs": NoneFor(_COUNT),
     "prompt_logprobs": NoneFor(_COUNT),
     "cache_salt": NoneFor(Text()),
+    "logits_processors": NoneFor(
+        Listed("functions of token ids and logits", Function()), meaning=()
+    ),
     "guided": NoneFor(Made("GuidedParams(json=…) or the like", GuidedParams)),
 }
 # Around what dataclass has made: copies, `replace` and decoding go their own way.

@@ -3,8 +3,6 @@
 Invariant: a route checks, hands over and answers; it decides nothing of its own.
 """
 
-from typing import Any
-
 from fastapi import FastAPI, Request
 from fastapi.middleware.cors import CORSMiddleware
 from starlette.responses import Response
@@ -17,7 +15,7 @@ from plamo_ref.server.edge.gate import Gate
 from plamo_ref.server.edge.request_ids import HEADER, RequestIds, request_id
 from plamo_ref.server.errors import conflict
 from plamo_ref.server.metrics import CONTENT_TYPE
-from plamo_ref.server.openai import answers
+from plamo_ref.server.openai import answers, described
 from plamo_ref.server.openai.chat import Chat, chat_prompt, chat_template
 from plamo_ref.server.openai.completions import Completion
 from plamo_ref.server.openai.params import check_model, no_conversation
@@ -42,7 +40,7 @@ def create_app(service: Service) -> FastAPI:
         docs_url=None,  # its page loads scripts from elsewhere
         redoc_url=None,
         root_path=service.config.root_path,
-        responses=answers.ANSWERS,
+        responses=described.ANSWERS,
     )
     app.router.route_class = bounded_route(service)
     errors.install(app)
@@ -64,7 +62,7 @@ def create_app(service: Service) -> FastAPI:
 
 
 def _generation_routes(app: FastAPI, service: Service) -> None:
-    @app.post("/v1/completions", responses=answers.COMPLETION)
+    @app.post("/v1/completions", responses=described.COMPLETION)
     async def completions(body: CompletionRequest, request: Request) -> Response:
         name = request_id(request, body.request_id)
         completion = await Completion.prepare(service, body, name)
@@ -72,7 +70,7 @@ def _generation_routes(app: FastAPI, service: Service) -> None:
             return EventStream(completion.events())
         return await answer(request.receive, completion.whole())
 
-    @app.post("/v1/chat/completions", responses=answers.CHAT)
+    @app.post("/v1/chat/completions", responses=described.CHAT)
     async def chat(body: ChatRequest, request: Request) -> Response:
         name = request_id(request, body.request_id)
         prepared = await Chat.prepare(service, body, name)
@@ -80,7 +78,7 @@ def _generation_routes(app: FastAPI, service: Service) -> None:
             return EventStream(prepared.events())
         return await answer(request.receive, prepared.whole())
 
-    @app.post("/v1/responses", responses=answers.RESPONSE)
+    @app.post("/v1/responses", responses=described.RESPONSE)
     async def responses(body: ResponsesRequest, request: Request) -> Response:
         name = request_id(request, body.request_id)
         responding = await Responding.prepare(service, body, name)
@@ -92,7 +90,7 @@ def _generation_routes(app: FastAPI, service: Service) -> None:
 def _text_routes(app: FastAPI, service: Service) -> None:
     tokenizer = service.llm.tokenizer
 
-    @app.post("/tokenize", responses=answers.TOKENIZED)
+    @app.post("/tokenize", responses=described.TOKENIZED)
     async def tokenize(body: TokenizeRequest) -> Response:
         check_model(body.model, service.config)
         if (body.prompt is None) == (body.messages is None):
@@ -109,65 +107,56 @@ def _text_routes(app: FastAPI, service: Service) -> None:
 
         def work() -> Response:
             texts = [tokenizer.decode([i]) for i in ids] if body.return_token_strs else None
-            return json_response(
-                {"tokens": ids, "count": len(ids), "max_model_len": limit, "token_strs": texts}
-            )
+            return json_response(answers.Tokenized(ids, len(ids), limit, texts))
 
         return await service.beside(work, len(ids) > LONG_TEXT)
 
-    @app.post("/detokenize", responses=answers.DETOKENIZED)
+    @app.post("/detokenize", responses=described.DETOKENIZED)
     async def detokenize(body: DetokenizeRequest) -> Response:
         check_model(body.model, service.config)
         service.check_ids(body.tokens, "tokens")
 
         def work() -> Response:
-            return json_response({"prompt": tokenizer.decode(body.tokens)})
+            return json_response(answers.Detokenized(tokenizer.decode(body.tokens)))
 
         return await service.beside(work, len(body.tokens) > LONG_TEXT)
 
-    @app.get("/tokenizer_info", responses=answers.TOKENIZER)
+    @app.get("/tokenizer_info", responses=described.TOKENIZER)
     async def tokenizer_info() -> Response:
-        facts = {"tokenizer_class": type(tokenizer).__name__, "vocab_size": tokenizer.vocab_size}
-        return json_response(facts | tokenizer.special_tokens)
+        name, size = type(tokenizer).__name__, tokenizer.vocab_size
+        return json_response(answers.TokenizerInfo(name, size, **tokenizer.special_tokens))
 
 
 def _state_routes(app: FastAPI, service: Service) -> None:
-    def card(name: str) -> dict[str, Any]:
-        return {
-            "id": name,
-            "object": "model",
-            "created": service.started,
-            "owned_by": "plamo-ref",
-            "root": service.config.model_name,
-            "max_model_len": service.llm.max_model_len,
-        }
+    def card(name: str) -> answers.ModelCard:
+        root, longest = service.config.model_name, service.llm.max_model_len
+        return answers.ModelCard(name, "model", service.started, "plamo-ref", root, longest)
 
-    @app.get("/v1/models", responses=answers.MODELS)
+    @app.get("/v1/models", responses=described.MODELS)
     async def models() -> Response:
         cards = [card(name) for name in service.config.model_names]
-        return json_response({"object": "list", "data": cards})
+        return json_response(answers.ModelList("list", cards))
 
-    @app.get("/v1/models/{model:path}", responses=answers.MODEL)
+    @app.get("/v1/models/{model:path}", responses=described.MODEL)
     async def model(model: str) -> Response:
         check_model(model, service.config)
         return json_response(card(model))
 
-    @app.get("/health", responses=answers.HEALTH)
+    @app.get("/health", responses=described.HEALTH)
     async def health() -> Response:
         state = service.llm.state
-        facts: dict[str, Any] = {"status": state, "restarts": service.llm.num_restarts}
-        response = json_response(facts)
+        response = json_response(answers.Health(state, service.llm.num_restarts))
         response.status_code = 200 if state == "ready" else 503
         return response
 
-    @app.post("/reset_prefix_cache", responses=answers.RESET)
+    @app.post("/reset_prefix_cache", responses=described.RESET)
     async def reset_prefix_cache() -> Response:
-        return json_response({"success": await service.llm.reset_prefix_cache()})
+        return json_response(answers.Reset(await service.llm.reset_prefix_cache()))
 
-    @app.get("/version", responses=answers.VERSION)
+    @app.get("/version", responses=described.VERSION)
     async def version() -> Response:
-        return json_response({"version": plamo_ref.__version__})
+        return json_response(answers.Version(plamo_ref.__version__))
 
-    @app.get("/metrics", response_class=Response, responses=answers.METRICS)
+    @app.get("/metrics", response_class=Response, responses=described.METRICS)
     async def metrics() -> Response:
         return Response(service.metrics.page(), headers={"Content-Type": CONTENT_TYPE})

@@ -16,6 +16,7 @@ from typing import Any
 from fastapi import FastAPI
 
 from plamo_ref.server.config import ServerConfig
+from plamo_ref.server.openai import described
 from plamo_ref.server.service import Service
 
 GENERATORS = ("CompletionRequest", "ChatRequest", "ResponsesRequest")
@@ -28,6 +29,10 @@ def describe(app: FastAPI, service: Service) -> None:
 
     def openapi() -> dict[str, Any]:
         document = general()  # FastAPI keeps it: what is written into it stays
+        answered, asked = described.schemas(), document["components"]["schemas"]
+        shared = [name for name, said in answered.items() if asked.get(name, said) != said]
+        assert not shared, f"requests and answers have one name: {shared}"
+        asked |= answered
         _limit(document["components"]["schemas"], service)
         return document
 

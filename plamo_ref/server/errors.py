@@ -8,8 +8,9 @@ import json
 from http import HTTPStatus
 from typing import Any
 
+import msgspec
 from fastapi import FastAPI, Request
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
@@ -47,7 +48,7 @@ MAX_MESSAGE = 1000  # characters; a name that a client made up may have millions
 MAX_PARAM = 200
 
 
-class ErrorDetail(BaseModel):
+class ErrorDetail(msgspec.Struct, frozen=True):
     """What was wrong."""
 
     message: str
@@ -56,7 +57,7 @@ class ErrorDetail(BaseModel):
     code: str | None
 
 
-class ErrorBody(BaseModel):
+class ErrorBody(msgspec.Struct, frozen=True):
     """The body of every answer that is no success."""
 
     error: ErrorDetail
@@ -96,12 +97,11 @@ def as_api_error(error: Exception) -> ApiError:
     return ApiError(500, "an internal error; the server's log has more", code="internal_error")
 
 
-def body_of(error: ApiError) -> dict[str, Any]:
+def body_of(error: ApiError) -> ErrorBody:
     kind = KINDS.get(error.status, "server_error")
     param = None if error.param is None else shortened(error.param, MAX_PARAM)
     message = shortened(str(error), MAX_MESSAGE)
-    detail = {"message": message, "type": kind, "param": param, "code": error.code}
-    return {"error": detail}
+    return ErrorBody(ErrorDetail(message, kind, param, error.code))
 
 
 def response_of(error: ApiError, headers: dict[str, str] | None = None) -> Response:
@@ -109,7 +109,7 @@ def response_of(error: ApiError, headers: dict[str, str] | None = None) -> Respo
     if error.status in RETRY:
         headers["Retry-After"] = RETRY[error.status]
     # ASCII: whatever the message quotes, half a surrogate pair included, can be sent.
-    body = json.dumps(body_of(error), ensure_ascii=True).encode("ascii")
+    body = json.dumps(msgspec.to_builtins(body_of(error)), ensure_ascii=True).encode("ascii")
     return Response(body, error.status, headers, media_type="application/json")
 
 

@@ -16,14 +16,15 @@ import torch
 from torch import Tensor
 
 from plamo_ref.batch import MambaCache
+from plamo_ref.engine.build import new_core
 from plamo_ref.engine.config import EngineConfig
 from plamo_ref.engine.core import EngineCore
 from plamo_ref.engine.runner import ModelRunner
 from plamo_ref.errors import PlamoRefError
 from plamo_ref.proof.audits import ScheduleError
 from plamo_ref.proof.faults import FAULTS, fault
-from plamo_ref.proof.lab import Pair, Trace, TraceRequest, lab_plan
-from plamo_ref.proof.law import run_trace
+from plamo_ref.proof.lab import Pair, Scenario, ScenarioRequest, lab_plan
+from plamo_ref.proof.law import run_scenario
 from plamo_ref.proof.planting import Check
 from plamo_ref.sampling import SamplingParams
 from plamo_ref.teaching.checks import CheckFailed
@@ -84,8 +85,8 @@ def prompt(length: int, seed: int, vocabulary: int = 64) -> tuple[int, ...]:
     return tuple(draw.randrange(vocabulary) for _ in range(length))
 
 
-def _trace(pair: Pair, *requests: TraceRequest, **changes: Any) -> Trace:
-    """A trace in an engine with room enough; `preempt` sends the newest back before a step."""
+def _scenario(pair: Pair, *requests: ScenarioRequest, **changes: Any) -> Scenario:
+    """A scenario in an engine with room enough; `preempt` sends the newest back before a step."""
     preempt = changes.pop("preempt", {})
     settings = {"max_num_batched_tokens": 64, "max_num_seqs": _SEATS} | changes
     engine = EngineConfig(
@@ -99,22 +100,24 @@ def _trace(pair: Pair, *requests: TraceRequest, **changes: Any) -> Trace:
         slots=engine.max_num_seqs,
         max_num_seqs=engine.max_num_seqs,
     )
-    return Trace(requests, engine, plan, preempt)
+    return Scenario(requests, engine, plan, preempt)
 
 
-def experiments(pair: Pair) -> dict[str, Trace]:
-    """Small traces, each with one circumstance more than "alone"."""
+def experiments(pair: Pair) -> dict[str, Scenario]:
+    """Small scenarios, each with one circumstance more than "alone"."""
     greedy = SamplingParams(temperature=0, max_tokens=8)
     dice = SamplingParams(temperature=1.0, max_tokens=8, seed=1)
-    a, b, c = (TraceRequest(prompt(n, n), greedy) for n in (5, 9, 7))
+    a, b, c = (ScenarioRequest(prompt(n, n), greedy) for n in (5, 9, 7))
     return {
-        "alone": _trace(pair, a),
-        "in pieces": _trace(pair, TraceRequest(prompt(14, 1), greedy), max_num_batched_tokens=5),
-        "together": _trace(pair, a, b, c),
-        "one seat": _trace(pair, a, b, max_num_seqs=1),
-        "sent back": _trace(pair, a, preempt={4: 1}),
-        "dice": _trace(pair, *(TraceRequest(each.prompt, dice) for each in (a, b))),
-        "dice, sent back": _trace(pair, TraceRequest(a.prompt, dice), preempt={4: 1}),
+        "alone": _scenario(pair, a),
+        "in pieces": _scenario(
+            pair, ScenarioRequest(prompt(14, 1), greedy), max_num_batched_tokens=5
+        ),
+        "together": _scenario(pair, a, b, c),
+        "one seat": _scenario(pair, a, b, max_num_seqs=1),
+        "sent back": _scenario(pair, a, preempt={4: 1}),
+        "dice": _scenario(pair, *(ScenarioRequest(each.prompt, dice) for each in (a, b))),
+        "dice, sent back": _scenario(pair, ScenarioRequest(a.prompt, dice), preempt={4: 1}),
     }
 
 
@@ -129,11 +132,11 @@ class Complaint:
         return f"{self.check}: {self.message}"
 
 
-def complaint(trace: Trace, pair: Pair, ill: Any = None) -> Complaint | None:
-    """Run a trace under all checks, in the patient or fault `ill` (None: the engine as it is)."""
+def complaint(scenario: Scenario, pair: Pair, ill: Any = None) -> Complaint | None:
+    """Run it under all checks, in the patient or fault `ill` (None: the engine as it is)."""
     with ill.planted() if ill else nullcontext():
         try:
-            run_trace(trace, pair)
+            run_scenario(scenario, pair)
         except (PlamoRefError, ValueError) as error:
             said = str(error).partition(": StepRecord(")[0]
             return Complaint(type(error).__name__, textwrap.shorten(said, _LONGEST_COMPLAINT))
@@ -142,7 +145,7 @@ def complaint(trace: Trace, pair: Pair, ill: Any = None) -> Complaint | None:
 
 def symptoms(pair: Pair, ill: Any = None) -> dict[str, Complaint | None]:
     """One complaint, or None, an experiment."""
-    return {name: complaint(trace, pair, ill) for name, trace in experiments(pair).items()}
+    return {name: complaint(scenario, pair, ill) for name, scenario in experiments(pair).items()}
 
 
 # --- the microscope on an engine ------------------------------------------------------------------
@@ -160,12 +163,12 @@ def memory_after(
         ScheduleError: the engine waits for ever.
     """
     params = SamplingParams(temperature=0, max_tokens=2)
-    asked = TraceRequest(tuple(prompt_ids), params)
-    trace = _trace(pair, asked, max_num_batched_tokens=budget)
+    asked = ScenarioRequest(tuple(prompt_ids), params)
+    scenario = _scenario(pair, asked, max_num_batched_tokens=budget)
     rows: list[Tensor] = []
     with ill.planted() if ill else nullcontext():
-        runner = ModelRunner(pair.served, trace.plan, pair.served.embedding.dtype)
-        core = EngineCore(runner, trace.plan, trace.engine)
+        runner = ModelRunner(pair.served, scenario.plan, pair.served.embedding.dtype)
+        core = new_core(runner, scenario.plan, scenario.engine)
         core.observers.append(lambda record, sampled, logits: rows.append(logits.clone()))
         request = core.add(asked.prompt, params, request_id="patient")
         for _ in prompt_ids:  # at least one of them is computed in each step

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 
 from plamo_ref.bench.simulator import Trace, replay
 from plamo_ref.config import Plamo2Config
@@ -41,6 +42,13 @@ def overview(config: Plamo2Config) -> Figure:
     _draw_steps(steps, _records(config))
     _draw_layers(layers, config)
     return fig
+
+
+def words(fig: Figure) -> str:
+    """All that the picture says, which its file has with it: so that one sees when it is old."""
+    fig.draw_without_rendering()
+    said = (text.get_text() for text in fig.findobj(Text))
+    return "\n".join(each for each in said if isinstance(each, str) and each)
 
 
 def _records(config: Plamo2Config) -> list[StepRecord]:
@@ -119,7 +127,9 @@ def _draw_layers(ax: Axes, config: Plamo2Config) -> None:
 def main() -> None:
     """Draw it into the file that the command line names."""
     config = Plamo2Config.from_file(find("tiny") / "config.json")
-    overview(config).savefig(Path(sys.argv[1]), dpi=110, metadata={"Software": None})
+    fig = overview(config)
+    metadata = {"Software": None, "Description": words(fig)}
+    fig.savefig(Path(sys.argv[1]), dpi=110, metadata=metadata)
 
 
 if __name__ == "__main__":

@@ -187,10 +187,7 @@ def _check_finite(
     source: torch.Tensor,
 ) -> None:
     """Raise if `tensor`, which is `source` (the part `index` of the stored one) cast, is not."""
-    if not tensor.numel():
-        return
-    low, high = tensor.aminmax()  # NaN wins in both; one pass, no temporaries of the tensor's size
-    if low.isfinite() and high.isfinite():
+    if is_finite(tensor):
         return
     bad = (~tensor.isfinite()).nonzero()
     value, at = source[tuple(bad[0])].item(), bad[0].tolist()

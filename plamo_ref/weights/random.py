@@ -4,9 +4,12 @@ Invariant: shapes, dtypes and memory are those of the real model; the same seed 
 weights.
 """
 
+import os
+
 import torch
 
 from plamo_ref.config import Plamo2Config
+from plamo_ref.errors import PlamoRefError
 from plamo_ref.kernels.table import Kernels
 from plamo_ref.model import Plamo2Model
 from plamo_ref.weights.loading import build_model
@@ -14,10 +17,31 @@ from plamo_ref.weights.loading import build_model
 SPREAD = 0.02  # standard deviation: small enough that activations stay finite in bfloat16
 
 
+class RandomWeightsError(PlamoRefError, ValueError):
+    """More weights than there is memory."""
+
+
+def memory_of(device: torch.device) -> int:
+    """All bytes of memory that a device has, free or not."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[1]
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
 def random_model(
     config: Plamo2Config, ops: Kernels, dtype: torch.dtype, device: torch.device, seed: int = 0
 ) -> Plamo2Model:
-    """A model with small random weights, made where they stay."""
+    """A model with small random weights, made where they stay.
+
+    Raises:
+        RandomWeightsError: nothing but the device's memory says how many there can be.
+    """
+    wanted, there = config.num_parameters * dtype.itemsize, memory_of(device)
+    if wanted > there:
+        raise RandomWeightsError(
+            f"{config.num_parameters:,} random weights need {wanted:,} bytes, but {device} has "
+            f"{there:,}: take a smaller shape"
+        )
     generator = torch.Generator(device).manual_seed(seed)
 
     def read(name: str) -> torch.Tensor:

@@ -7,8 +7,8 @@ float32, with prefills in chunks, decodes beside them, a window that slides and 
 import torch
 
 from plamo_ref.batch import ForwardBatch, Room
+from plamo_ref.engine.build import new_core
 from plamo_ref.engine.config import EngineConfig
-from plamo_ref.engine.core import EngineCore
 from plamo_ref.engine.runner import ModelRunner
 from plamo_ref.kernels.choice import TORCH, triton_table
 from plamo_ref.kernels.table import Kernels
@@ -46,7 +46,7 @@ def run(
     )
     budget = {"max_num_batched_tokens": 7} | engine
     settings = EngineConfig(dtype="float32", device="cpu", block_size=4, max_num_seqs=2, **budget)
-    core = EngineCore(runner(model, plan, torch.float32), plan, settings)
+    core = new_core(runner(model, plan, torch.float32), plan, settings)
     logits: list[torch.Tensor] = []
     core.observers.append(lambda record, requests, rows: logits.append(rows.clone()))
     greedy = SamplingParams(temperature=0, max_tokens=most)

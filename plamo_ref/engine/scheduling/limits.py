@@ -4,13 +4,13 @@ Invariant: a request that passes can always be finished by this engine, alone if
 nothing in it is of a type that a step could stumble over.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from operator import index
 
 from plamo_ref.config import Plamo2Config
 from plamo_ref.engine.config import EngineConfig, EngineError
 from plamo_ref.engine.memory.cache import HybridCache
+from plamo_ref.intake.prompts import known_ids
 from plamo_ref.intake.values import shown
 from plamo_ref.sampling import SamplingParams
 
@@ -60,9 +60,9 @@ class Limits:
         mine, size = f"request {request_id}", self.vocab_size
         if not isinstance(params, SamplingParams):
             raise EngineError(f"{mine}: {shown(params)} is no SamplingParams")
-        prompt = _known(prompt_ids, size, f"{mine}: prompt token {{place}} is")
+        prompt = known_ids(EngineError, prompt_ids, size, f"{mine}: prompt token {{place}} is")
         for field in ("logit_bias", "stop_token_ids"):
-            _known(getattr(params, field), size, f"{mine}: {field} names token")
+            known_ids(EngineError, getattr(params, field), size, f"{mine}: {field} names token")
         if not prompt:
             raise EngineError(f"{mine}: the prompt has no tokens")
         if len(prompt) >= self.max_model_len:
@@ -75,26 +75,3 @@ class Limits:
                 f"may have {self.max_model_len:,}; {cure}"
             )
         return prompt
-
-
-def _known(token_ids: Iterable[object], vocab_size: int, what: str) -> tuple[int, ...]:
-    """The ids as plain integers, if they are integers of the vocabulary."""
-    try:
-        tokens = tuple(token_ids)
-    except TypeError:
-        raise EngineError(
-            f"{what.format(place=0)} {shown(token_ids)}; expected token ids"
-        ) from None
-    known: list[int] = []
-    for place, token in enumerate(tokens):
-        try:
-            number = None if isinstance(token, bool) else index(token)  # type: ignore[arg-type]
-        except TypeError:
-            number = None
-        if number is None or not 0 <= number < vocab_size:
-            raise EngineError(
-                f"{what.format(place=place)} {shown(token)}; "
-                f"the vocabulary has ids 0 to {vocab_size - 1}"
-            )
-        known.append(number)
-    return tuple(known)

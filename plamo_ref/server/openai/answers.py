@@ -1,41 +1,28 @@
-"""What the routes answer, for the OpenAPI document. The answers themselves are written by hand.
+"""What the routes answer: each class makes the bytes of its answers, and their schema.
 
-Invariant: what is served fits what is said here; a test reads the document and asks the server.
+Invariant: of what is answered whole, the OpenAPI document says exactly this. What is UNSET is left
+out of an answer; what is None is null in it.
 """
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Sequence
+from typing import Annotated, Any
 
-from pydantic import BaseModel, Field
+from msgspec import UNSET, Meta, Struct, UnsetType
 
-from plamo_ref.server.errors import ErrorBody
-
-Responses = dict[int | str, dict[str, Any]]
-REFUSALS = {
-    400: "The client's mistake.",
-    401: "No key, or a wrong one.",
-    404: "No such model, or no such path.",
-    405: "Not with this method.",
-    408: "The body did not come in time.",
-    413: "The body is too large.",
-    429: "Too many requests are under way.",
-    500: "The engine ended, or a bug.",
-    503: "There is no engine at the moment.",
-}
-ANSWERS: Responses = {
-    status: {"model": ErrorBody, "description": text} for status, text in REFUSALS.items()
-}
-# FastAPI would add 422, which is never sent: whatever does not fit is a 400.
-ANSWERS["4XX"] = {"model": ErrorBody, "description": "The client's mistake."}
+OfTokens = Annotated[
+    Sequence[int] | UnsetType | None, Meta(description="If return_token_ids is true.")
+]
 
 
-class PromptDetails(BaseModel):
+class PromptDetails(Struct, frozen=True):
     """Of the tokens of prompts."""
 
-    cached_tokens: int = Field(description="They need not be computed: others began alike.")
+    cached_tokens: Annotated[
+        int, Meta(description="They need not be computed: others began alike.")
+    ]
 
 
-class Usage(BaseModel):
+class Usage(Struct, frozen=True):
     """Counts of tokens."""
 
     prompt_tokens: int
@@ -44,7 +31,7 @@ class Usage(BaseModel):
     prompt_tokens_details: PromptDetails
 
 
-class Columns(BaseModel):
+class Columns(Struct, frozen=True):
     """Log probabilities of a completion."""
 
     tokens: list[str]
@@ -53,7 +40,7 @@ class Columns(BaseModel):
     text_offset: list[int]
 
 
-class Scored(BaseModel):
+class Scored(Struct, frozen=True):
     """A token that is, or could be, in a prompt."""
 
     logprob: float
@@ -61,23 +48,27 @@ class Scored(BaseModel):
     decoded_token: str
 
 
-PromptToken = dict[str, Scored]  # by token id
+PromptTokens = Annotated[  # of each token but the first, by token id
+    list[dict[str, Scored] | None] | UnsetType | None, Meta(description="If asked for.")
+]
 
 
-class CompletionChoice(BaseModel):
-    """One continuation."""
+class CompletionChoice(Struct, frozen=True):
+    """One continuation, or in a stream what it grew by."""
 
     index: int
     text: str
     logprobs: Columns | None
     finish_reason: str | None
-    stop_reason: str | int | None
-    prompt_token_ids: list[int] | None = Field(description="If return_token_ids is true.")
-    token_ids: list[int] | None = Field(description="If return_token_ids is true.")
-    prompt_logprobs: list[PromptToken | None] | None = Field(description="If asked for.")
+    # With a finish_reason: what ended it, None for EOS or the length.
+    stop_reason: str | int | UnsetType | None = UNSET
+    # For those who ask: once for each choice, and of each token. Whole answers have them always.
+    prompt_token_ids: OfTokens = UNSET
+    token_ids: OfTokens = UNSET
+    prompt_logprobs: PromptTokens = UNSET
 
 
-class CompletionAnswer(BaseModel):
+class CompletionAnswer(Struct, frozen=True):
     """Of POST /v1/completions."""
 
     id: str
@@ -88,31 +79,31 @@ class CompletionAnswer(BaseModel):
     usage: Usage
 
 
-class CalledFunction(BaseModel):
+class MadeCallFunction(Struct, frozen=True):
     """A function, and its arguments in JSON."""
 
     name: str
     arguments: str
 
 
-class ToolCall(BaseModel):
+class MadeCall(Struct, frozen=True):
     """A call that the assistant wants to be made."""
 
     id: str
     type: str
-    function: CalledFunction
+    function: MadeCallFunction
 
 
-class AssistantMessage(BaseModel):
+class AssistantMessage(Struct, frozen=True):
     """What the assistant says, and calls."""
 
     role: str
     content: str | None
-    refusal: str | None
-    tool_calls: list[ToolCall] = []
+    refusal: str | None = None
+    tool_calls: list[MadeCall] | UnsetType = UNSET
 
 
-class TopToken(BaseModel):
+class TopToken(Struct, frozen=True):
     """A token that could have come."""
 
     token: str
@@ -120,31 +111,31 @@ class TopToken(BaseModel):
     bytes: list[int]
 
 
-class ChatToken(TopToken):
+class ChatToken(TopToken, frozen=True):
     """A token, and those that could have come instead."""
 
     top_logprobs: list[TopToken]
 
 
-class ChatTokens(BaseModel):
+class ChatTokens(Struct, frozen=True):
     """Log probabilities of a turn."""
 
     content: list[ChatToken]
-    refusal: list[ChatToken] | None
+    refusal: list[ChatToken] | None = None
 
 
-class ChatChoice(BaseModel):
+class ChatChoice(Struct, frozen=True):
     """One next turn."""
 
     index: int
     message: AssistantMessage
     logprobs: ChatTokens | None
-    finish_reason: str
+    finish_reason: str | None
     stop_reason: str | int | None
-    token_ids: list[int] | None = Field(description="If return_token_ids is true.")
+    token_ids: OfTokens = None
 
 
-class ChatAnswer(BaseModel):
+class ChatAnswer(Struct, frozen=True):
     """Of POST /v1/chat/completions."""
 
     id: str
@@ -153,27 +144,61 @@ class ChatAnswer(BaseModel):
     model: str
     choices: list[ChatChoice]
     usage: Usage
-    prompt_token_ids: list[int] | None = Field(description="If return_token_ids is true.")
-    prompt_logprobs: list[PromptToken | None] | None = Field(description="If asked for.")
+    # vLLM's clients look for these without asking whether they are there.
+    prompt_token_ids: OfTokens = None
+    prompt_logprobs: PromptTokens = None
 
 
-class ResponseAnswer(BaseModel):
+class WrittenDetails(Struct, frozen=True):
+    """Of the tokens of an answer."""
+
+    reasoning_tokens: int = 0
+
+
+class ReadDetails(PromptDetails, frozen=True):
+    """Of the tokens of a prompt."""
+
+    cache_write_tokens: int = 0
+
+
+class ResponseUsage(Struct, frozen=True):
+    """Counts of tokens, in the words of /v1/responses."""
+
+    input_tokens: int
+    input_tokens_details: ReadDetails
+    output_tokens: int
+    total_tokens: int
+    output_tokens_details: WrittenDetails = WrittenDetails()
+
+
+class ResponseAnswer(Struct, frozen=True, kw_only=True):
     """Of POST /v1/responses. Its items are messages and calls of functions."""
 
     id: str
-    object: str
+    object: str = "response"
     created_at: int
-    status: str
+    status: str = "in_progress"
     model: str
-    error: dict[str, str] | None
-    incomplete_details: dict[str, str] | None
-    output: list[dict[str, Any]]
-    usage: dict[str, Any] | None
-    store: bool
+    error: dict[str, str] | None = None
+    incomplete_details: dict[str, str] | None = None
+    instructions: str | None
+    max_output_tokens: int | None
+    metadata: dict[str, str]
+    parallel_tool_calls: bool
+    previous_response_id: None = None
+    background: bool = False
+    store: bool = False
+    temperature: float
+    top_p: float
+    text: dict[str, Any]
     tools: list[dict[str, Any]]
+    tool_choice: str | dict[str, Any]
+    truncation: str = "disabled"
+    output: list[dict[str, Any]] = []
+    usage: ResponseUsage | None = None
 
 
-class ModelCard(BaseModel):
+class ModelCard(Struct, frozen=True):
     """A model that is served."""
 
     id: str
@@ -184,14 +209,14 @@ class ModelCard(BaseModel):
     max_model_len: int
 
 
-class ModelList(BaseModel):
+class ModelList(Struct, frozen=True):
     """Of GET /v1/models."""
 
     object: str
     data: list[ModelCard]
 
 
-class Tokenized(BaseModel):
+class Tokenized(Struct, frozen=True):
     """Of POST /tokenize."""
 
     tokens: list[int]
@@ -200,13 +225,13 @@ class Tokenized(BaseModel):
     token_strs: list[str] | None
 
 
-class Detokenized(BaseModel):
+class Detokenized(Struct, frozen=True):
     """Of POST /detokenize."""
 
     prompt: str
 
 
-class TokenizerInfo(BaseModel):
+class TokenizerInfo(Struct, frozen=True):
     """Of GET /tokenizer_info; the names are those that evaluation harnesses look for."""
 
     tokenizer_class: str
@@ -217,41 +242,20 @@ class TokenizerInfo(BaseModel):
     unk_token: str | None
 
 
-class Version(BaseModel):
+class Version(Struct, frozen=True):
     """Of GET /version."""
 
     version: str
 
 
-class Reset(BaseModel):
+class Reset(Struct, frozen=True):
     """Of POST /reset_prefix_cache."""
 
     success: bool
 
 
-class Health(BaseModel):
+class Health(Struct, frozen=True):
     """Of GET /health."""
 
     status: str
     restarts: int
-
-
-def _ok(model: type[BaseModel], more: Mapping[str, Any] | None = None) -> Responses:
-    return {200: {"model": model, "content": dict(more or {})}}
-
-
-# OpenAPI 3.1 describes one event of a stream: of ours, a chunk in JSON or [DONE].
-_EVENT = {"type": "object", "required": ["data"], "properties": {"data": {"type": "string"}}}
-_STREAM = {"text/event-stream": {"schema": _EVENT}}
-COMPLETION = _ok(CompletionAnswer, _STREAM)
-CHAT = _ok(ChatAnswer, _STREAM)
-RESPONSE = _ok(ResponseAnswer, _STREAM)
-MODELS = _ok(ModelList)
-MODEL = _ok(ModelCard)
-TOKENIZED = _ok(Tokenized)
-DETOKENIZED = _ok(Detokenized)
-TOKENIZER = _ok(TokenizerInfo)
-RESET = _ok(Reset)
-VERSION = _ok(Version)
-HEALTH: Responses = {**_ok(Health), 503: {"model": Health, "description": "No engine."}}
-METRICS: Responses = {200: {"content": {"text/plain": {"schema": {"type": "string"}}}}}

@@ -14,6 +14,7 @@ from plamo_ref.chat.templates import ChatTemplate
 from plamo_ref.remote.calls import Delta, GrammarRefusedError
 from plamo_ref.sampling import SamplingParams
 from plamo_ref.server.errors import bad
+from plamo_ref.server.openai.answers import ChatAnswer, ChatChoice, ChatTokens
 from plamo_ref.server.openai.logprobs import chat_entry, prompt_entries
 from plamo_ref.server.openai.params import chat_params, check_model, names_many_tokens, stop_reason
 from plamo_ref.server.openai.schemas import ChatRequest, Conversation
@@ -44,7 +45,7 @@ class Chat:
         self._prompt, self._plan = prompt, plan
         self.turns = [Turn(plan) for _ in range(params.n)]
         self.usage = Usage(len(prompt.ids), params.n)
-        self._head = {
+        self._head: dict[str, Any] = {
             "id": f"chatcmpl-{name}",
             "created": int(time.time()),
             "model": service.config.model_name,
@@ -81,7 +82,7 @@ class Chat:
         params = await service.beside(work, names_many_tokens(request))
         return cls(service, request, prompt, params, name, plan)
 
-    async def whole(self) -> Mapping[str, Any]:
+    async def whole(self) -> ChatAnswer:
         """The answer of an unstreamed request."""
         deltas: dict[int, list[Delta]] = {}
         async with aclosing(self.deltas(whole=True)) as coming:
@@ -91,34 +92,30 @@ class Chat:
         first = next(iter(deltas.values()))[0]
         count = sum(map(len, deltas.values()))
 
-        def choices() -> list[dict[str, Any]]:
+        def choices() -> list[ChatChoice]:
             return [self._choice(parts) for _, parts in sorted(deltas.items())]
 
-        return {
+        return ChatAnswer(
             **self._head,
-            "object": "chat.completion",
-            "choices": await self._service.beside(choices, count > LONG_ANSWER),
-            "usage": self.usage.so_far(),
-            # vLLM's clients look for these without asking whether they are there.
-            "prompt_token_ids": None,
-            "prompt_logprobs": None,
+            object="chat.completion",
+            choices=await self._service.beside(choices, count > LONG_ANSWER),
+            usage=self.usage.so_far(),
             **self._ids_of_prompt(),
             **self._prompt_logprobs(first),
-        }
+        )
 
-    def _choice(self, parts: Sequence[Delta]) -> dict[str, Any]:
+    def _choice(self, parts: Sequence[Delta]) -> ChatChoice:
         turn = self.turns[parts[0].index]
         for part in parts:
             self.read(part)
-        return {
-            "index": parts[0].index,
-            "message": turn.message(),
-            "logprobs": self.logprobs(parts),
-            "finish_reason": turn.finish_reason(parts[-1]),
-            "stop_reason": stop_reason(parts[-1], self._params),
-            "token_ids": None,
+        return ChatChoice(
+            index=parts[0].index,
+            message=turn.message(),
+            logprobs=self.logprobs(parts),
+            finish_reason=turn.finish_reason(parts[-1]),
+            stop_reason=stop_reason(parts[-1], self._params),
             **self._token_ids(parts),
-        }
+        )
 
     async def events(self) -> AsyncGenerator[list[Mapping[str, Any]], None]:
         """The events of a streamed request: a role first, then what each token has to show; the
@@ -158,7 +155,7 @@ class Chat:
         wanted = self._request.return_token_ids
         return {"token_ids": [part.token_id for part in parts]} if wanted else {}
 
-    def _ids_of_prompt(self) -> dict[str, Sequence[int]]:
+    def _ids_of_prompt(self) -> dict[str, Any]:
         wanted = self._request.return_token_ids
         return {"prompt_token_ids": self._prompt.ids} if wanted else {}
 
@@ -186,19 +183,17 @@ class Chat:
                 raise refused_grammar(error) from None
             raise
 
-    def logprobs(self, parts: Sequence[Delta]) -> dict[str, Any] | None:
+    def logprobs(self, parts: Sequence[Delta]) -> ChatTokens | None:
         """Of the tokens of these deltas, if they were asked for."""
         tokenizer = self._service.llm.tokenizer
         scores = [part.logprobs for part in parts if part.logprobs is not None]
         as_ids = bool(self._request.return_tokens_as_token_ids)
         entries = [chat_entry(tokenizer, score, as_ids=as_ids) for score in scores]
-        return {"content": entries, "refusal": None} if entries else None
+        return ChatTokens(entries) if entries else None
 
 
 def _chunk(
-    index: int,
-    delta: Mapping[str, Any],
-    logprobs: Mapping[str, Any] | None = None,
+    index: int, delta: Mapping[str, Any], logprobs: ChatTokens | None = None
 ) -> dict[str, Any]:
     return {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": None}
 

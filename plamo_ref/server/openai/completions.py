@@ -14,6 +14,7 @@ import msgspec
 from plamo_ref.remote.calls import Delta
 from plamo_ref.sampling import SamplingParams
 from plamo_ref.server.errors import bad, conflict
+from plamo_ref.server.openai.answers import CompletionAnswer, CompletionChoice
 from plamo_ref.server.openai.logprobs import CompletionLogprobs, join_columns, prompt_entries
 from plamo_ref.server.openai.params import (
     check_model,
@@ -24,21 +25,6 @@ from plamo_ref.server.openai.params import (
 from plamo_ref.server.openai.schemas import CompletionRequest, StreamOptions
 from plamo_ref.server.openai.usage import Usage
 from plamo_ref.server.service import LONG_ANSWER, Service
-
-
-class Piece(msgspec.Struct, frozen=True):
-    """What a choice grew by. In JSON it is a choice."""
-
-    index: int
-    text: str
-    logprobs: dict[str, Any] | None
-    finish_reason: str | None
-    # With a finish_reason: what ended it, None for EOS or the length.
-    stop_reason: str | int | msgspec.UnsetType | None = msgspec.UNSET
-    # For those who ask: once for each choice, and of each token. Whole answers have them always.
-    prompt_token_ids: Sequence[int] | msgspec.UnsetType | None = msgspec.UNSET
-    token_ids: list[int] | msgspec.UnsetType | None = msgspec.UNSET
-    prompt_logprobs: list[Any] | msgspec.UnsetType | None = msgspec.UNSET
 
 
 class Completion:
@@ -57,7 +43,7 @@ class Completion:
         self._tokenizer = service.llm.tokenizer
         self._columns: dict[int, CompletionLogprobs] = {}  # of choices that have begun
         self._usage = Usage(sum(len(ids) for _, ids in prompts), params.n)
-        self._head = {
+        self._head: dict[str, Any] = {
             "id": f"cmpl-{name}",
             "object": "text_completion",
             "created": int(time.time()),
@@ -86,20 +72,20 @@ class Completion:
         params = await service.beside(work, names_many_tokens(request))
         return cls(service, request, prompts, params, name)
 
-    async def whole(self) -> Mapping[str, Any]:
+    async def whole(self) -> CompletionAnswer:
         """The answer of an unstreamed request."""
-        pieces: dict[int, list[Piece]] = {}
+        pieces: dict[int, list[CompletionChoice]] = {}
         async with aclosing(self._batches(whole=True)) as coming:
             async for batch in coming:
                 work = partial(self._pieces, batch)
                 for piece in await self._service.beside(work, _has_tables(batch)):
                     pieces.setdefault(piece.index, []).append(piece)
 
-        def join() -> list[Piece]:
+        def join() -> list[CompletionChoice]:
             return [_with_nulls(_join(parts)) for _, parts in sorted(pieces.items())]
 
         choices = await self._service.beside(join, self._usage.completion_tokens > LONG_ANSWER)
-        return {**self._head, "choices": choices, "usage": self._usage.so_far()}
+        return CompletionAnswer(**self._head, choices=choices, usage=self._usage.so_far())
 
     async def events(self) -> AsyncGenerator[list[Mapping[str, Any]], None]:
         """The events of a streamed request: one for each token that has something to show."""
@@ -130,10 +116,10 @@ class Completion:
     def _shows_ids(self) -> bool:
         return bool(self._request.return_token_ids)
 
-    def _pieces(self, batch: Sequence[Delta]) -> list[Piece]:
+    def _pieces(self, batch: Sequence[Delta]) -> list[CompletionChoice]:
         return [self._piece(delta) for delta in batch]
 
-    def _piece(self, delta: Delta) -> Piece:
+    def _piece(self, delta: Delta) -> CompletionChoice:
         self._usage.add(delta, 0 if self._generates_nothing else 1)
         if not delta.first:
             return self._new(delta)
@@ -145,12 +131,12 @@ class Completion:
         """The engine makes a token all the same, which nobody sees."""
         return self._request.max_tokens == 0 and self._request.max_completion_tokens is None
 
-    def _new(self, delta: Delta) -> Piece:
+    def _new(self, delta: Delta) -> CompletionChoice:
         """What the model has added."""
         scores = None
         if delta.logprobs is not None:
             scores = self._columns_of(delta.index).columns([delta.token_id], [delta.logprobs])
-        return Piece(
+        return CompletionChoice(
             delta.index,
             delta.text,
             scores,
@@ -163,7 +149,7 @@ class Completion:
         as_ids = bool(self._request.return_tokens_as_token_ids)
         return self._columns.setdefault(index, CompletionLogprobs(self._tokenizer, as_ids=as_ids))
 
-    def _begun(self, delta: Delta) -> Piece:
+    def _begun(self, delta: Delta) -> CompletionChoice:
         """What a choice says before its first token: the prompt, as far as it was asked for."""
         text, ids = self._prompts[delta.index // self._params.n]
         shown, scores = "", None
@@ -176,7 +162,7 @@ class Completion:
         entries: list[Any] | msgspec.UnsetType = msgspec.UNSET
         if self._request.prompt_logprobs is not None and delta.prompt_logprobs is not None:
             entries = prompt_entries(self._tokenizer, delta.prompt_logprobs)
-        return Piece(
+        return CompletionChoice(
             delta.index,
             shown,
             scores,
@@ -193,13 +179,13 @@ def _has_tables(batch: Sequence[Delta]) -> bool:
     return any(delta.prompt_logprobs for delta in batch)
 
 
-def _join(parts: Sequence[Piece]) -> Piece:
+def _join(parts: Sequence[CompletionChoice]) -> CompletionChoice:
     columns = [part.logprobs for part in parts if part.logprobs is not None]
     first, last = parts[0], parts[-1]
     ids: list[int] | msgspec.UnsetType = msgspec.UNSET
     if first.token_ids is not msgspec.UNSET:
         ids = [token for part in parts for token in part.token_ids or ()]
-    return Piece(
+    return CompletionChoice(
         first.index,
         "".join([part.text for part in parts]),
         join_columns(columns) if columns else None,
@@ -211,7 +197,7 @@ def _join(parts: Sequence[Piece]) -> Piece:
     )
 
 
-def _with_nulls(choice: Piece) -> Piece:
+def _with_nulls(choice: CompletionChoice) -> CompletionChoice:
     """vLLM's clients look for these fields without asking whether they are there."""
     names = ("prompt_token_ids", "token_ids", "prompt_logprobs")
     absent = {name: None for name in names if getattr(choice, name) is msgspec.UNSET}

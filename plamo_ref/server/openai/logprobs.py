@@ -6,11 +6,13 @@ every number is one that JSON has.
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict
-from typing import Any
+from itertools import chain
+
+from msgspec.structs import astuple
 
 from plamo_ref.engine.outputs import Logprob, readable_logprobs
 from plamo_ref.sampling import TokenLogprobs
+from plamo_ref.server.openai.answers import ChatToken, Columns, Scored, TopToken
 from plamo_ref.text.detokenizer import IncrementalDetokenizer
 from plamo_ref.text.tokenizer import Plamo2Tokenizer
 
@@ -45,18 +47,18 @@ class CompletionLogprobs:
         self._detokenizer = IncrementalDetokenizer(tokenizer, skip_special_tokens=False)
         self._offset = 0
 
-    def columns(self, ids: Sequence[int], scores: Sequence[TokenLogprobs | None]) -> dict[str, Any]:
+    def columns(self, ids: Sequence[int], scores: Sequence[TokenLogprobs | None]) -> Columns:
         """For tokens that follow those of the last call; None: nothing came before the token."""
         offsets = []
         for token_id in ids:
             offsets.append(self._offset)
             self._offset += len(self._detokenizer.push(token_id))
-        return {
-            "tokens": [self._text(token_id) for token_id in ids],
-            "token_logprobs": [None if s is None else finite(s.logprob) for s in scores],
-            "top_logprobs": [None if s is None else self._top(s) for s in scores],
-            "text_offset": offsets,
-        }
+        return Columns(
+            tokens=[self._text(token_id) for token_id in ids],
+            token_logprobs=[None if s is None else finite(s.logprob) for s in scores],
+            top_logprobs=[None if s is None else self._top(s) for s in scores],
+            text_offset=offsets,
+        )
 
     def _top(self, score: TokenLogprobs) -> dict[str, float]:
         """By text. The token itself is always there, and the first; of equal texts the likeliest
@@ -71,38 +73,30 @@ class CompletionLogprobs:
         return token_text(self._tokenizer, token_id, self._as_ids)
 
 
-def join_columns(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def join_columns(parts: Sequence[Columns]) -> Columns:
     """The columns of consecutive pieces as one."""
-    names = ("tokens", "token_logprobs", "top_logprobs", "text_offset")
-    return {name: [value for part in parts for value in part[name]] for name in names}
+    return Columns(*(list(chain(*columns)) for columns in zip(*map(astuple, parts), strict=True)))
 
 
 def chat_entry(
     tokenizer: Plamo2Tokenizer, score: TokenLogprobs, *, as_ids: bool = False
-) -> dict[str, Any]:
+) -> ChatToken:
     """One token of a chat."""
-    top = [_entry(tokenizer, token_id, logprob, as_ids) for token_id, logprob in score.top]
-    return {**_entry(tokenizer, score.token_id, score.logprob, as_ids), "top_logprobs": top}
-
-
-def _entry(
-    tokenizer: Plamo2Tokenizer, token_id: int, logprob: float, as_id: bool
-) -> dict[str, Any]:
-    return {
-        "token": token_text(tokenizer, token_id, as_id),
-        "logprob": finite(logprob),
-        "bytes": list(tokenizer.token_bytes(token_id)),
-    }
+    first, *top = (
+        (token_text(tokenizer, i, as_ids), finite(logprob), list(tokenizer.token_bytes(i)))
+        for i, logprob in ((score.token_id, score.logprob), *score.top)
+    )
+    return ChatToken(*first, top_logprobs=[TopToken(*each) for each in top])
 
 
 def prompt_entries(
     tokenizer: Plamo2Tokenizer, scores: Sequence[TokenLogprobs]
-) -> list[dict[str, Any] | None]:
+) -> list[dict[str, Scored] | None]:
     """vLLM's shape for a prompt: of each token, itself and the likeliest by id; null for the
     first, which nothing comes before."""
     readable = readable_logprobs(scores, tokenizer)
     return [None, *({str(t): _finite_entry(entry) for t, entry in of.items()} for of in readable)]
 
 
-def _finite_entry(entry: Logprob) -> dict[str, Any]:
-    return {**asdict(entry), "logprob": finite(entry.logprob)}
+def _finite_entry(entry: Logprob) -> Scored:
+    return Scored(finite(entry.logprob), entry.rank, entry.decoded_token)

@@ -10,10 +10,12 @@ from collections.abc import AsyncGenerator, Iterable, Mapping
 from contextlib import aclosing
 from typing import Any
 
+from msgspec.structs import replace
 from pydantic import ValidationError
 
 from plamo_ref.remote.calls import Delta
 from plamo_ref.server.errors import ApiError, as_api_error, bad
+from plamo_ref.server.openai.answers import ReadDetails, ResponseAnswer, ResponseUsage
 from plamo_ref.server.openai.chat import Chat
 from plamo_ref.server.openai.responses_input import NAMES, as_chat
 from plamo_ref.server.openai.responses_output import Event, Output
@@ -27,7 +29,7 @@ logger = logging.getLogger(__name__)
 class Responding:
     """One request on its way. Make it with `prepare`."""
 
-    def __init__(self, request: ResponsesRequest, chat: Chat, head: dict[str, Any]) -> None:
+    def __init__(self, request: ResponsesRequest, chat: Chat, head: ResponseAnswer) -> None:
         self._request, self._chat = request, chat
         (self._turn,) = chat.turns
         self._output = Output()
@@ -55,9 +57,9 @@ class Responding:
             first = error.errors()[0]
             field = NAMES.get(str(first["loc"][0]), str(first["loc"][0]))
             raise bad(f"{field}: {first['msg']}", field) from None
-        return cls(request, chat, _head(request, service.config.model_name, name))
+        return cls(request, chat, head_of(request, service.config.model_name, name))
 
-    async def whole(self) -> Mapping[str, Any]:
+    async def whole(self) -> ResponseAnswer:
         """The answer of an unstreamed request."""
         async with aclosing(self._chat.deltas(whole=True)) as coming:
             async for batch in coming:
@@ -86,10 +88,10 @@ class Responding:
     def _read(self, delta: Delta) -> list[Event]:
         """What a delta changes."""
         scores = self._chat.logprobs([delta])
-        self._scores += scores["content"] if scores else []
+        self._scores += scores.content if scores else []
         changes: list[Event] = []
         for piece in self._chat.read(delta):
-            call_id = self._turn.calls[piece.index]["id"] if isinstance(piece, CallBegins) else ""
+            call_id = self._turn.calls[piece.index].id if isinstance(piece, CallBegins) else ""
             changes += self._output.add(piece, call_id, self._scores)
             if isinstance(piece, Text):
                 self._scores = []
@@ -124,48 +126,34 @@ class Responding:
             self._number += 1
         return numbered
 
-    def _response(self) -> dict[str, Any]:
-        done = self._ended["status"] != "in_progress"
-        return {
-            **self._head,
-            "output": list(self._output.items) if done else [],
-            "usage": _usage(self._chat.usage.so_far()) if done else None,
-            **self._ended,
-        }
+    def _response(self) -> ResponseAnswer:
+        if self._ended["status"] == "in_progress":
+            return self._head
+        items, counts = list(self._output.items), self._chat.usage.so_far()
+        usage = ResponseUsage(
+            input_tokens=counts.prompt_tokens,
+            input_tokens_details=ReadDetails(counts.prompt_tokens_details.cached_tokens),
+            output_tokens=counts.completion_tokens,
+            total_tokens=counts.total_tokens,
+        )
+        return replace(self._head, output=items, usage=usage, **self._ended)
 
 
-def _usage(counts: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        "input_tokens": counts["prompt_tokens"],
-        "input_tokens_details": {**counts["prompt_tokens_details"], "cache_write_tokens": 0},
-        "output_tokens": counts["completion_tokens"],
-        "output_tokens_details": {"reasoning_tokens": 0},
-        "total_tokens": counts["total_tokens"],
-    }
-
-
-def _head(request: ResponsesRequest, model: str, name: str) -> dict[str, Any]:
+def head_of(request: ResponsesRequest, model: str, name: str) -> ResponseAnswer:
     """What is known from the beginning: mostly what was asked for."""
     shown = {"text", "tools", "tool_choice"}
     asked = request.model_dump(by_alias=True, exclude_none=True, include=shown)
-    return {
-        "id": f"resp_{name}",
-        "object": "response",
-        "created_at": int(time.time()),
-        "model": model,
-        "error": None,
-        "incomplete_details": None,
-        "instructions": request.instructions,
-        "max_output_tokens": request.max_output_tokens,
-        "metadata": request.metadata or {},
-        "parallel_tool_calls": request.parallel_tool_calls is not False,
-        "previous_response_id": None,
-        "background": False,
-        "store": False,
-        "temperature": 1.0 if request.temperature is None else request.temperature,
-        "top_p": 1.0 if request.top_p is None else request.top_p,
-        "text": {"format": asked.get("text", {}).get("format", {"type": "text"})},
-        "tools": asked.get("tools", []),
-        "tool_choice": asked.get("tool_choice", "auto"),
-        "truncation": "disabled",
-    }
+    return ResponseAnswer(
+        id=f"resp_{name}",
+        created_at=int(time.time()),
+        model=model,
+        instructions=request.instructions,
+        max_output_tokens=request.max_output_tokens,
+        metadata=request.metadata or {},
+        parallel_tool_calls=request.parallel_tool_calls is not False,
+        temperature=1.0 if request.temperature is None else request.temperature,
+        top_p=1.0 if request.top_p is None else request.top_p,
+        text={"format": asked.get("text", {}).get("format", {"type": "text"})},
+        tools=asked.get("tools", []),
+        tool_choice=asked.get("tool_choice", "auto"),
+    )

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from plamo_ref.remote.calls import Delta
+from plamo_ref.server.openai import answers
 from plamo_ref.server.openai.schemas import StreamOptions
 
 
@@ -25,13 +26,10 @@ class Usage:
         if delta.index % self.choices == 0:
             self.cached_tokens += delta.num_cached_tokens
 
-    def so_far(self) -> dict[str, Any]:
-        return {
-            "prompt_tokens": self.prompt_tokens,
-            "completion_tokens": self.completion_tokens,
-            "total_tokens": self.prompt_tokens + self.completion_tokens,
-            "prompt_tokens_details": {"cached_tokens": self.cached_tokens},
-        }
+    def so_far(self) -> answers.Usage:
+        prompt, written = self.prompt_tokens, self.completion_tokens
+        details = answers.PromptDetails(self.cached_tokens)
+        return answers.Usage(prompt, written, prompt + written, details)
 
     def in_chunk(self, options: StreamOptions | None) -> dict[str, Any]:
         """What a chunk that has choices says of it: nothing unless the client has asked."""

@@ -12,10 +12,12 @@ from contextlib import aclosing, suppress
 from typing import Any, TypeVar
 
 import msgspec
+from msgspec.structs import replace
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from plamo_ref.server.errors import as_api_error, body_of, response_of
+from plamo_ref.server.openai.answers import ChatAnswer, CompletionAnswer
 
 T = TypeVar("T")
 Events = AsyncGenerator[Sequence[Mapping[str, Any]], None]
@@ -29,11 +31,11 @@ class HungUpError(Exception):
     """The client has closed its connection."""
 
 
-def json_response(body: Mapping[str, Any]) -> Response:
+def json_response(body: msgspec.Struct) -> Response:
     return Response(msgspec.json.encode(body), media_type="application/json")
 
 
-def event(body: Mapping[str, Any]) -> bytes:
+def event(body: Mapping[str, Any] | msgspec.Struct) -> bytes:
     """One server-sent event. JSON has no raw newlines, so it is one `data` line."""
     return b"data: " + msgspec.json.encode(body) + b"\n\n"
 
@@ -67,7 +69,7 @@ async def _hang_up(receive: Receive) -> None:
         pass
 
 
-async def answer(receive: Receive, work: Coroutine[Any, Any, Mapping[str, Any]]) -> Response:
+async def answer(receive: Receive, work: Coroutine[Any, Any, msgspec.Struct]) -> Response:
     """The JSON of what `work` returns."""
     try:
         body = await unless_hung_up(receive, work)
@@ -76,13 +78,13 @@ async def answer(receive: Receive, work: Coroutine[Any, Any, Mapping[str, Any]])
     return Response(await encoded(body), media_type="application/json")
 
 
-async def encoded(body: Mapping[str, Any]) -> bytes:
+async def encoded(body: msgspec.Struct) -> bytes:
     """The JSON of an answer; between two choices, which can be long, others have their turn."""
-    if "choices" not in body:
+    if not isinstance(body, CompletionAnswer | ChatAnswer):
         return msgspec.json.encode(body)
-    head = msgspec.json.encode({**body, "choices": []})
+    head = msgspec.json.encode(replace(body, choices=[]))
     parts = []
-    for choice in body["choices"]:
+    for choice in body.choices:
         parts.append(msgspec.json.encode(choice))
         await asyncio.sleep(0)
     before, after = head.split(b'"choices":[]', 1)

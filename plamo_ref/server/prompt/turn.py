@@ -6,7 +6,11 @@ Invariant: the pieces, joined, are the message, whether they are streamed or not
 import uuid
 from typing import Any
 
+from msgspec import UNSET
+from msgspec.structs import asdict, replace
+
 from plamo_ref.remote.calls import Delta
+from plamo_ref.server.openai.answers import AssistantMessage, MadeCall, MadeCallFunction
 from plamo_ref.server.tools.offered import ToolPlan
 from plamo_ref.server.tools.reader import Arguments, CallBegins, Piece, Text
 
@@ -22,7 +26,7 @@ class Turn:
         self._reader = None if plan is None else plan.reader()
         self._id_length = None if plan is None else plan.form.id_length
         self.texts: list[str] = []
-        self.calls: list[dict[str, Any]] = []
+        self.calls: list[MadeCall] = []
         self._arguments: list[list[str]] = []
 
     def read(self, delta: Delta) -> list[Piece]:
@@ -42,8 +46,7 @@ class Turn:
             case Text(text):
                 self.texts.append(text)
             case CallBegins(_, name):
-                function = {"name": name, "arguments": ""}
-                self.calls.append({"id": self._new_id(), "type": "function", "function": function})
+                self.calls.append(MadeCall(self._new_id(), "function", MadeCallFunction(name, "")))
                 self._arguments.append([])
             case Arguments(index, text):
                 self._arguments[index].append(text)
@@ -56,17 +59,15 @@ class Turn:
         """As the API names it: a turn that has called ends for that."""
         return "tool_calls" if self.calls and delta.finish_reason == "stop" else delta.finish_reason
 
-    def message(self) -> dict[str, Any]:
+    def message(self) -> AssistantMessage:
         """The whole of it. Its content is null where there are calls alone."""
         text = "".join(self.texts)
         content = None if self.calls and not text else text
-        message: dict[str, Any] = {"role": "assistant", "content": content, "refusal": None}
-        if self.calls:
-            message["tool_calls"] = [
-                {**call, "function": {**call["function"], "arguments": "".join(arguments)}}
-                for call, arguments in zip(self.calls, self._arguments, strict=True)
-            ]
-        return message
+        calls = [
+            replace(call, function=replace(call.function, arguments="".join(arguments)))
+            for call, arguments in zip(self.calls, self._arguments, strict=True)
+        ]
+        return AssistantMessage("assistant", content, tool_calls=calls or UNSET)
 
     def chunk(self, piece: Piece) -> dict[str, Any]:
         """A piece as a stream has it."""
@@ -74,6 +75,6 @@ class Turn:
             case Text(text):
                 return {"content": text}
             case CallBegins(index):
-                return {"tool_calls": [{"index": index, **self.calls[index]}]}
+                return {"tool_calls": [{"index": index, **asdict(self.calls[index])}]}
             case Arguments(index, text):
                 return {"tool_calls": [{"index": index, "function": {"arguments": text}}]}

@@ -26,6 +26,7 @@ from plamo_ref.sampling.adjust import (
     moved,
     moved_masks,
     penalised,
+    process_rows,
 )
 
 
@@ -99,6 +100,11 @@ class AdjustTables:
         if not self._seats:
             self._tables.clear()
 
+    def clear(self) -> None:
+        """Nobody has a seat any more: all rows are filled anew."""
+        self._seats.clear()
+        self._tables.clear()
+
     @torch.inference_mode()
     def adjust(
         self,
@@ -119,6 +125,7 @@ class AdjustTables:
         # First of all, before anything waits for the device, which still computes the logits.
         guided, allowed = masks(contexts)
         result = logits.to(torch.promote_types(logits.dtype, torch.float32), copy=True)
+        process_rows(result, contexts)
         rows = [_Asking(i, *row) for i, row in enumerate(zip(keys, contexts, strict=True))]
         penalising = [row for row in rows if row.context.params.penalises]
         biased = [row for row in rows if row.context.params.logit_bias]

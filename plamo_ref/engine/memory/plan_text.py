@@ -1,0 +1,74 @@
+"""A memory plan in sentences: its reasons, or why there is none.
+
+Invariant: nothing is decided here; every number is of the plan, or of what it was made of.
+"""
+
+from bisect import bisect_right
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
+
+from plamo_ref.config import LayerKind, Plamo2Config
+from plamo_ref.engine.config import EngineConfig
+
+if TYPE_CHECKING:
+    from plamo_ref.engine.memory.planner import Needs
+
+
+def refusal(
+    engine: EngineConfig, budget: int, needs: "Needs", bytes_of: Callable[[int], int]
+) -> str:
+    """Why nothing can be planned, and what would do. `bytes_of`: needs by length in tokens."""
+    blocks = needs.span * needs.window_bytes + needs.full_span * needs.full_bytes
+    what = f"{needs.span} blocks for its window in each attention group"
+    if needs.full_span > needs.span:
+        tokens = f"max_model_len={engine.max_model_len:,} tokens"
+        what = f"{needs.span} blocks for a window, {needs.full_span} for {tokens}"
+        what = what if needs.window_bytes else f"{needs.full_span} blocks for {tokens}"
+    longest = engine.max_model_len or needs.span * needs.size
+    fits = bisect_right(range(1, longest + 1), budget, key=bytes_of)
+    shorter = f", or set max_model_len={fits} or less" if fits > 1 else ""  # a prompt, an answer
+    return (
+        f"the cache has {budget:,} bytes, but one request needs {needs.first_bytes:,}: "
+        f"a state slot ({needs.slot_bytes:,}), {what} ({blocks:,}) and one spare place of each "
+        f"({needs.reserved:,}). Raise memory_bytes or gpu_memory_utilization{shorter}"
+    )
+
+
+def reasons(
+    config: Plamo2Config,
+    engine: EngineConfig,
+    places: tuple[int, int],
+    needs: "Needs",
+    num_blocks: Mapping[LayerKind, int],
+    left: int,
+) -> tuple[str, ...]:
+    """The plan in sentences."""
+    (seats, kept), size = places, needs.size
+    window, span = config.attention_window_size, needs.span
+    seat_bytes = needs.seat_bytes + span * needs.full_bytes
+    whole = engine.max_model_len is not None and engine.max_model_len < window
+    reach = "the longest request" if whole else f"W + 1 = {window + 1} keys"
+    limit = "max_num_seqs" if seats == engine.max_num_seqs else "memory"
+    lines = [
+        f"{seats} seats, limited by {limit}: each {seat_bytes:,} bytes = a state slot and "
+        f"{span} blocks of {size} tokens per attention group, enough for {reach}"
+    ]
+    if "sliding_window" in num_blocks:
+        lines.append(
+            f"{num_blocks['sliding_window']:,} windowed blocks: one window a seat, and prompt "
+            f"tokens of one step (max_num_batched_tokens={engine.max_num_batched_tokens})"
+        )
+    if engine.enable_prefix_caching:
+        lines.append(
+            f"{kept:,} slots beside the seats' for what was computed, and whatever nobody needs at "
+            "the moment (enable_prefix_caching)"
+        )
+    if "full" in num_blocks:
+        tokens = (num_blocks["full"] - 1) * size
+        lines.append(
+            f"{num_blocks['full']:,} full-attention blocks: {tokens:,} tokens for all requests "
+            "together; the longest request can have them all"
+        )
+    else:
+        lines.append("no full-attention layer: a request's memory does not grow with its length")
+    return (*lines, f"{left:,} bytes unused")
