@@ -6,6 +6,7 @@ are the same is the law's to say (test_engine_law.py).
 """
 
 import random
+from collections import Counter
 from contextlib import suppress
 
 import pytest
@@ -73,10 +74,13 @@ def compute(prefix: PrefixCache, request: Request, tokens: int) -> None:
     request.num_computed_tokens += tokens
 
 
-def answer(prefix: PrefixCache, name: str, prompt: list[int], output: list[int]) -> Request:
+def answer(
+    prefix: PrefixCache, name: str, prompt: list[int], output: list[int], *borders: int
+) -> Request:
     """A request from its beginning to its end, as the schedulers would have it."""
-    request = new_request(name, prompt)
+    request = new_request(name, prompt, borders=borders)
     prefix.enter(request)
+    prefix.begin(request, prefix.find(request)[0])
     compute(prefix, request, 1)
     request.output_ids += output
     while left := len(prompt) + len(output) - 1 - request.num_computed_tokens:
@@ -322,7 +326,7 @@ def test_where_nobody_alone_has_a_place_several_go():
     assert len(list(prefix.kept)) == 21
     assert prefix.cache.fit("new", 0, 2 * (blocks.num_free + 1)) == 2 * (blocks.num_free + 1)
     prefix.cache.allocate("new", 0, 2 * (blocks.num_free + 1))
-    assert positions(prefix) == [4 * turn for turn in range(6, 21)]
+    assert positions(prefix) == [4 * turn for turn in range(5, 21)]
     prefix.cache.check_integrity()
 
 
@@ -397,6 +401,56 @@ def test_of_two_the_one_that_saves_less_for_its_bytes_goes():
     assert positions(prefix) == [2, 11]  # … and the short one's prompt would save too little
     answer(prefix, "longest", list(range(20, 40)), [])
     assert evicted_first(prefix) == [2, 11, 19]
+
+
+def test_what_is_worth_much_goes_all_the_same_when_nobody_comes_for_it():
+    prefix = new_prefix(slots=4)
+    answer(prefix, "worth much", list(range(100, 130)), [])
+    for number in range(60):
+        answer(prefix, str(number), [number] * 6, [])
+        if 29 not in positions(prefix):
+            break
+    assert 2 < number < 59, "neither at once nor never"
+
+
+def test_a_border_behind_which_others_are_expected_is_not_superseded():
+    prefix = new_prefix()
+    answer(prefix, "first", [1, 2, 3, 4, 5, 6, 7, 8], [9], 4, 6)
+    kept = {each.position: is_superseded(each.node) for each in prefix.kept}
+    assert kept == {4: False, 6: True, 8: False}
+
+
+def chats_of(draw: random.Random) -> list[tuple[list[int], list[int]]]:
+    """Twelve chats, whose turns come in any order."""
+    texts = {chat: [chat] * 4 for chat in range(100, 112)}
+    work = []
+    for chat in draw.choices(list(texts), k=90):
+        prompt = [*texts[chat], *draw.choices(range(50), k=4)]
+        work.append((prompt, draw.choices(range(50), k=4)))
+        texts[chat] = [*prompt, *work[-1][1]]
+    return work
+
+
+def questions_of(draw: random.Random) -> list[tuple[list[int], list[int]]]:
+    """Eight documents of 20 tokens, about which others ask, and some who ask about nothing."""
+    work = []
+    for document in draw.choices([*range(100, 108), None], k=120):
+        beginning = [] if document is None else [document] * 20
+        work.append((beginning + draw.choices(range(50), k=4), draw.choices(range(50), k=3)))
+    return work
+
+
+@pytest.mark.parametrize("slots", [4, 8, 12, 16])
+@pytest.mark.parametrize("draw_work", [chats_of, questions_of])
+def test_more_is_found_than_by_plain_lru(draw_work, slots):
+    work, found = draw_work(random.Random(1)), Counter()
+    for eviction in (LeastRecentlyUsed, SupersededFirst):
+        prefix = new_prefix(blocks=2000, slots=slots, eviction=eviction)
+        for number, (prompt, output) in enumerate(work):
+            borders = (20,) if len(prompt) == 24 and prompt[0] == prompt[19] else ()
+            request = answer(prefix, str(number), prompt, output, *borders)
+            found[eviction] += request.num_cached_tokens or 0
+    assert found[SupersededFirst] > found[LeastRecentlyUsed]
 
 
 # --- the engine -----------------------------------------------------------------------------------

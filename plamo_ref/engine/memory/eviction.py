@@ -3,8 +3,11 @@
 First those that are superseded: exactly one text goes on from here, and a later moment of it is
 kept, or will be: somebody runs who has begun. Whoever comes back to that text comes back to the
 later one. A second text that parts here makes it a junction, and saves it; so does who waits, and
-has not begun. Then, of the few that nobody has used for longest, the one that
-saves the least computing for the bytes that it alone owns.
+has not begun; so does a border behind which others are expected, as behind instructions.
+
+Then the one with the lowest number: what it saves in computing for the bytes that it alone owns,
+added, whenever it is used, to the number of the last one that went. So what is worth much stays
+longer, and what nobody uses goes all the same (GreedyDual-Size: Cao and Irani, 1997).
 
 Invariant: a decision looks at a fixed number of moments, however many are kept; it only compares:
 nothing here changes a tree or owns memory.
@@ -12,6 +15,7 @@ nothing here changes a tree or owns memory.
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from heapq import heapify, heappop, heappush
 from itertools import chain, islice
 from typing import NamedTuple
 
@@ -90,23 +94,38 @@ class LeastRecentlyUsed:
 
 
 class SupersededFirst(LeastRecentlyUsed):
-    """First what is superseded, then what saves least of the few that were used longest ago."""
+    """First what is superseded, then what has the lowest number."""
 
     def __init__(self, cache: HybridCache) -> None:
         super().__init__(cache)
         self.superseded: dict[Checkpoint, None] = {}  # the one that was so first
+        self._bases: dict[Checkpoint, float] = {}  # `_last`, when it was used last
+        self._entries: dict[Checkpoint, _Entry] = {}
+        self._lowest: list[_Entry] = []  # a heap of them, and of some that are none any more
+        self._last = 0.0  # number of the last one that went
+        self._uses = 0
 
     @property
     def has_superseded(self) -> bool:
         return bool(self.superseded)
 
+    def use(self, checkpoint: Checkpoint) -> None:
+        super().use(checkpoint)
+        self._bases[checkpoint] = self._last
+        self._push(checkpoint)
+        if len(self._lowest) > 2 * len(self.kept) + LOOKED_AT:
+            self._lowest = list(self._entries.values())
+            heapify(self._lowest)
+
     def discard(self, checkpoint: Checkpoint) -> None:
         super().discard(checkpoint)
         self.superseded.pop(checkpoint, None)
+        del self._entries[checkpoint], self._bases[checkpoint]
 
     def clear(self) -> None:
         super().clear()
-        self.superseded.clear()
+        for known in (self.superseded, self._bases, self._entries, self._lowest):
+            known.clear()
 
     def review(self, path: Iterable[Node[Checkpoint]]) -> None:
         kept = [node.kept for node in path if node.kept is not None]
@@ -119,19 +138,45 @@ class SupersededFirst(LeastRecentlyUsed):
     def least(self, pool: Pool) -> Checkpoint:
         for checkpoint in self._frees(self.superseded, pool):
             return checkpoint
-        oldest = list(self._frees(self.kept, pool))
-        if oldest:
-            return min(oldest, key=self._worth)
-        return next(chain(self.superseded, self.kept))
+        looked_at, found = list[_Entry](), None
+        while found is None and len(looked_at) < LOOKED_AT and (entry := self._pop()) is not None:
+            looked_at.append(entry)
+            found = entry if self._cache.frees(entry[2].holding, pool) else None
+        for entry in looked_at:
+            heappush(self._lowest, entry)
+        if found is None:
+            return next(chain(self.superseded, self.kept))
+        self._last = found[0]
+        return found[2]
 
-    def _worth(self, checkpoint: Checkpoint) -> float:
+    def _push(self, checkpoint: Checkpoint) -> None:
+        self._uses += 1
+        self._entries[checkpoint] = entry = self._number(checkpoint), self._uses, checkpoint
+        heappush(self._lowest, entry)
+
+    def _pop(self) -> "_Entry | None":
+        """The lowest as they are now: what one saves grows when one before it goes."""
+        while self._lowest:
+            entry = heappop(self._lowest)
+            number, _, checkpoint = entry
+            if self._entries.get(checkpoint) is not entry:
+                continue  # it has gone, or was used since
+            if self._number(checkpoint) <= number:
+                return entry
+            self._push(checkpoint)
+        return None
+
+    def _number(self, checkpoint: Checkpoint) -> float:
         saved = checkpoint.saved
-        return saved / max(1, own_bytes(saved, self._cache))
+        return self._bases[checkpoint] + saved / max(1, own_bytes(saved, self._cache))
+
+
+_Entry = tuple[float, int, Checkpoint]  # its number, when it was pushed, whose it is
 
 
 def is_superseded(node: Node[Checkpoint]) -> bool:
     """Whether all who come by here will find a later moment, kept by then at the latest."""
-    if node.num_marks or node.num_live > node.num_begun:
+    if node.num_marks or node.is_border or node.num_live > node.num_begun:
         return False
     going_on = node.continuations()
     return len(going_on) == 1

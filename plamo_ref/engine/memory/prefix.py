@@ -6,16 +6,15 @@ tree over token ids. A newcomer begins at the deepest one on its prompt's path: 
 blocks and copies the slot and a partly filled block (see cache.py). In a model without Mamba a
 later moment serves as well, as far as its windows reach back. Checkpoints come from
 
-    the end of an answer      its own holding, frozen where it is: the next turn begins there
-    preemption                the same
-    the end of a prompt       one token before it, so that the same prompt again finds it
-    a junction                where two texts part, both known by now
-    a border                  where the caller says that others may part, as between two messages
+    an answer's end, preemption   its own holding, frozen where it is: the next turn begins there
+    the end of a prompt           one token before it, so that the same prompt again finds it
+    a junction                    where two texts part, both known by now
+    a border                      where the caller says that others may part, as between messages
 
 The last three are photographs of a prompt that is computed: where a chunk ends the slot is copied,
 inside of one the scan leaves a state in a second slot (or all end there, without `photographs`).
-The prompts of all live requests have a path, also of those that wait, so the first of a crowd
-already knows where the others part from it, and who can begin there waits until it has come so far.
+Live requests have a path, those that wait too: so the first of a crowd knows where others part from
+it, and who can begin there waits for it. Built in notebooks/09_hybrid_prefix_caching.ipynb.
 
 Invariant: what is kept was computed from exactly the tokens on its path, all of them known to the
 host; it is evictable at any time, so nobody's progress depends on it.
@@ -70,10 +69,11 @@ class PrefixCache:
         """From now on it is known which way this prompt goes."""
         if not self.enabled:
             return
-        path, prompt = self._root(request), request.prompt_ids[:-1]
-        for end in request.marks:
-            path = insert(path, prompt[path.position : end])
+        path, marks = self._root(request), request.marks
+        for end in marks:
+            path = insert(path, request.prompt_ids[path.position : end])
             path.num_marks += 1
+            path.is_border |= end == marks[0] != marks[-1]
         path.count(live=1)
         self._paths[request] = path
         self.order.review(path.path())

@@ -28,6 +28,7 @@ class Node(Generic[T]):
     children: dict[int, "Node[T]"] = field(default_factory=dict)  # by the first token of the edge
     kept: T | None = None
     num_marks: int = 0  # live requests whose prompt ends here, or has a border here
+    is_border: bool = False  # somebody said that others may part here, first of all in his prompt
     was_kept: bool = False  # something was, and nothing has taken its place
     num_live: int = 0  # live requests in this branch
     num_begun: int = 0  # those of them that have begun, here or later
