@@ -1,16 +1,18 @@
 """A model on one GPU and on several, in one call: `python benchmarks/parallel.py [--ranks 1,2,4]`.
 
-    python benchmarks/parallel.py [--model FOLDER | --shape 8b] [--ranks 1,2,4]
-        [--batches 1,32,256] [--prompt-len 128] [--output-len 64] [--prefill 8192] [--repeat 3]
-        [--device cuda] [--json FILE]
+    python benchmarks/parallel.py [--model FOLDER | --shape 8b] [--ranks 1,2,4,1x2]
+        [--batches 1,32,256] [--prompt-len 128] [--output-len 64] [--prefill 8192]
+        [--mixed 256] [--scale 1.0] [--repeat 3] [--device cuda] [--json FILE]
 
-First the embedded model on two ranks must say, in float32, what it says on one. Then for each
-number of ranks: what the ranks' messages cost alone, a decode step by batch, and a prompt. Each row
-has its floor's parts: bytes of weights that a rank reads in a step, and messages in a step.
-`of_one` is the time over that of one rank.
+`1x2` is one rank in each of two stages. First the embedded model on two ranks must say, in
+float32, what it says on one. Then for each kind of engine: what the ranks' messages cost alone, a
+decode step by batch, a prompt, and the mixed workload. Each row has its floor's parts: bytes of
+weights that a rank reads in a step, and messages of a step, one behind the other. `of_one` is the
+time over that of the first engine.
 
-`--model tiny --device cpu --ranks 1,2 --batches 1,3 --output-len 4 --prefill 40 --repeat 1`
-rehearses it on a CPU. Exits with 1 if the texts differ.
+`--model tiny --device cpu --ranks 1,2,1x2 --batches 1,3 --output-len 4 --prefill 40 --mixed 3
+--scale 0.02 --repeat 1 --memory-bytes 16000000` rehearses it on a CPU. Exits with 1 if the texts
+differ.
 
 Invariant: all rows are of one machine and one call; an engine is gone before the next one starts.
 """
@@ -31,7 +33,8 @@ import torch.multiprocessing as mp
 from plamo_ref import LLM, SamplingParams
 from plamo_ref.bench.report import report, write
 from plamo_ref.bench.shapes import SHAPES, free_memory, open_model
-from plamo_ref.bench.steps import step_seconds
+from plamo_ref.bench.simulator import Trace
+from plamo_ref.bench.steps import step_seconds, warm_up
 from plamo_ref.bench.workloads import run, uniform
 from plamo_ref.config import Plamo2Config
 from plamo_ref.engine.build import build_core
@@ -61,10 +64,11 @@ def same_ids(device: str) -> bool:
 # --- messages alone -------------------------------------------------------------------------------
 
 
-def messages_a_step(config: Plamo2Config) -> int:
-    """Sums behind o, down, out and bcdt; the step's vector and the logits besides."""
-    mamba = len(config.layers_of("mamba"))
-    return 2 * config.num_hidden_layers + mamba + 2
+def messages_a_step(config: Plamo2Config, ranks: int, stages: int) -> int:
+    """The step's vector; sums behind o, down, out and bcdt, and the logits; the stream between
+    stages."""
+    sums = 2 * config.num_hidden_layers + len(config.layers_of("mamba"))
+    return (ranks * stages > 1) + (sums + 1) * (ranks > 1) + stages - 1
 
 
 def message_seconds(ranks: int, device: str, sizes: list[tuple[int, int]]) -> list[float]:
@@ -109,11 +113,14 @@ def _time_messages(
 # --- steps ----------------------------------------------------------------------------------------
 
 
-def rows_of(ranks: int, args: argparse.Namespace, one: dict[str, float]) -> list[dict[str, Any]]:
-    """The rows of one number of ranks; `one` holds the times of one rank."""
+def rows_of(
+    ranks: int, stages: int, args: argparse.Namespace, one: dict[str, float]
+) -> list[dict[str, Any]]:
+    """The rows of so many ranks a stage; `one` holds the times of the first engine."""
     engine = EngineConfig(
         device=args.device,
         tensor_parallel_size=ranks,
+        pipeline_parallel_size=stages,
         max_num_seqs=max(args.batches),
         max_num_batched_tokens=max(args.prefill, 2048),
         memory_bytes=args.memory_bytes,
@@ -125,8 +132,9 @@ def rows_of(ranks: int, args: argparse.Namespace, one: dict[str, float]) -> list
     read = numbers_read(config, ranks) * core.runner.model.embedding.element_size()
     about = {
         "ranks": ranks,
-        "weights_gb_a_step": round(read / 1e9, 3),
-        "messages": messages_a_step(config) if ranks > 1 else 0,
+        "stages": stages,
+        "weights_gb_a_step": round(read / stages / 1e9, 3),
+        "messages": messages_a_step(config, ranks, stages),
     }
     rows = [about | {"what": "open", "ms": round(opened * 1e3, 1), "seats": plan.max_num_seqs}]
     try:
@@ -135,6 +143,11 @@ def rows_of(ranks: int, args: argparse.Namespace, one: dict[str, float]) -> list
             rows.append(about | {"what": f"decode {batch}", **times(step, spread)})
         step, spread = prompt_seconds(core, args.prefill, args.repeat)
         rows.append(about | {"what": f"prefill {args.prefill}", **times(step, spread)})
+        trace = Trace.mixed(args.mixed, args.scale)
+        warm_up(core, trace)
+        seconds = [run(core, trace).seconds for _ in range(args.repeat)]
+        spread = max(seconds) - min(seconds)
+        rows.append(about | {"what": f"mixed {args.mixed}", **times(median(seconds), spread)})
     finally:
         core.runner.close()
     del core
@@ -166,6 +179,12 @@ def prompt_seconds(core: EngineCore, length: int, repeat: int) -> tuple[float, f
     return median(runs), max(runs) - min(runs)
 
 
+def engines(text: str) -> list[tuple[int, int]]:
+    """ "2,1x2" → ranks and stages of each engine."""
+    pairs = (part.partition("x") for part in text.split(","))
+    return [(int(ranks), int(stages or 1)) for ranks, _, stages in pairs]
+
+
 def numbers(text: str) -> list[int]:
     return [int(part) for part in text.split(",")]
 
@@ -174,11 +193,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--model", default="tiny")
     parser.add_argument("--shape", choices=list(SHAPES))
-    parser.add_argument("--ranks", type=numbers, default=[1, 2, 4])
+    parser.add_argument("--ranks", type=engines, default=engines("1,2,4,1x2"))
     parser.add_argument("--batches", type=numbers, default=[1, 32, 256])
     parser.add_argument("--prompt-len", type=int, default=128)
     parser.add_argument("--output-len", type=int, default=64)
     parser.add_argument("--prefill", type=int, default=8192)
+    parser.add_argument("--mixed", type=int, default=256)
+    parser.add_argument("--scale", type=float, default=1.0)
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"])
     parser.add_argument("--memory-bytes", type=int)
@@ -189,14 +210,14 @@ def main() -> int:
     config, _ = open_model(args.model, args.shape, EngineConfig())
     rows: list[dict[str, Any]] = []
     one: dict[str, float] = {}
-    for ranks in args.ranks:
+    for ranks, stages in args.ranks:
         if ranks > 1:
             sizes = [(tokens, config.hidden_size) for tokens in (*args.batches, args.prefill)]
             for size, spent in zip(sizes, message_seconds(ranks, args.device, sizes), strict=True):
                 what = f"one message of {size[0]} x {size[1]}"
                 rows.append({"ranks": ranks, "what": what, "ms": round(spent * 1e3, 4)})
                 print(f"ranks {ranks}  {what}: {spent * 1e6:.1f} us", flush=True)
-        rows += rows_of(ranks, args, one)
+        rows += rows_of(ranks, stages, args, one)
     if args.json:
         write(report("parallel", rows) | {"ids_equal": same}, args.json)
     return 0 if same else 1

@@ -91,6 +91,8 @@ def test_four_processes_give_what_one_gives(folder, one, size, stages):
         assert len(ranks_of(psutil.Process())) == 3
         said, logits, preempted = lived(llm)
         check_plan(llm, whole, size, stages)
+        with pytest.raises(EngineError, match="hidden_states needs the whole model in one"):
+            llm.hidden_states([[1, 2]])
         with pytest.raises(EngineError, match="it has one group at a time; close the other LLM"):
             LLM(folder, **SMALL, memory_bytes=ONE, tensor_parallel_size=2)
         assert len(ranks_of(psutil.Process())) == 3
