@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from engines import CONFIGS
 from plamo_ref import LLM, SamplingParams
 from plamo_ref.batch import MambaCache
 from plamo_ref.engine.config import EngineError
+from plamo_ref.proof.interrupts import interrupted
 from plamo_ref.proof.lab import random_tensors
 from plamo_ref.weights.checkpoint import save
 
@@ -128,7 +130,7 @@ def until(is_so, what: str) -> None:
         time.sleep(0.02)
 
 
-def test_a_rank_that_is_killed_ends_the_engine():
+def test_an_interrupt_leaves_the_ranks_alike_and_a_rank_that_is_killed_ends_the_engine():
     """Of the embedded model, which two ranks share: ids as in one process, until one is killed."""
     params = SamplingParams(temperature=0, max_tokens=12, ignore_eos=True)
     prompts, settings = ["吾輩は猫", "To be, or"], {"device": "cpu", "memory_bytes": 8 << 20}
@@ -137,6 +139,12 @@ def test_a_rank_that_is_killed_ends_the_engine():
     with LLM("tiny", dtype="float64", **settings, tensor_parallel_size=2) as two:
         outputs = two.generate(prompts, params, use_tqdm=False)
         assert [o.outputs[0].token_ids for o in outputs] == expected
+        for point in (150, 700, 1900):  # in the middle of a step, wherever that is
+            with interrupted(point) as interrupter, suppress(KeyboardInterrupt):
+                two.generate(prompts, params, use_tqdm=False)
+            assert interrupter.where is not None
+            outputs = two.generate(prompts, params, use_tqdm=False)
+            assert [o.outputs[0].token_ids for o in outputs] == expected
         (rank,) = ranks_of(psutil.Process())
         pieces = two.stream(prompts, SamplingParams(max_tokens=5000, ignore_eos=True))
         next(pieces)
