@@ -27,7 +27,7 @@ from plamo_ref.parallel.rank import Order, Rank
 from plamo_ref.parallel.stage import StageModel
 
 MEETING_SECONDS = 20.0  # that a rank waits for the others
-MOST_TOKENS = 64  # of a step of the laboratory
+MOST_TOKENS = 1280  # of a step, with all the padding that a recorded one can have
 
 
 class Meeting:
