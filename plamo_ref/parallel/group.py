@@ -5,7 +5,7 @@ same way on all ranks, and nothing else of torch.distributed is used.
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Protocol
@@ -67,10 +67,11 @@ class TorchGroup:
         self.rank, self.size, self.stages = number % size, size, stages
         self.stage = stages - 1 - number // size
         self._number, self._device = number, device
-        # Everybody takes part in making each of them.
-        firsts = range(0, size * stages, size)
-        of_stages = [dist.new_group(list(range(first, first + size))) for first in firsts]
-        self._own = of_stages[number // size]
+        self._own = dist.group.WORLD
+        if stages > 1:  # everybody takes part in making each of them
+            firsts = range(0, size * stages, size)
+            of_stages = [dist.new_group(list(range(first, first + size))) for first in firsts]
+            self._own = of_stages[number // size]
 
     @staticmethod
     def check_free() -> None:
@@ -105,8 +106,9 @@ class TorchGroup:
 
     def break_up(self) -> None:
         """Let nobody here wait for a rank that is gone: what is under way ends with an error."""
-        if dist.is_initialized() and dist.group.WORLD is not None:
-            dist.group.WORLD.abort()
+        for group in {self._own, dist.group.WORLD} if dist.is_initialized() else ():
+            with suppress(RuntimeError):  # where it cannot be, connections break by themselves
+                group.abort()
 
     def add(self, x: Tensor) -> Tensor:
         if self.size > 1:
@@ -116,7 +118,8 @@ class TorchGroup:
 
     def gather(self, x: Tensor) -> Tensor:
         found = x.new_empty((self.size * x.shape[0], *x.shape[1:]))
-        gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor  # its name
+        # The second is the first one's name in older versions.
+        gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
         with _together():
             gather(found, x.contiguous(), group=self._own)
         return found.unflatten(0, (self.size, -1))
