@@ -106,9 +106,10 @@ class TorchGroup:
 
     def break_up(self) -> None:
         """Let nobody here wait for a rank that is gone: what is under way ends with an error."""
-        for group in {self._own, dist.group.WORLD} if dist.is_initialized() else ():
+        for group in {self._own, dist.group.WORLD}:
             with suppress(RuntimeError):  # where it cannot be, connections break by themselves
-                group.abort()
+                if group is not None and dist.is_initialized():
+                    group.abort()
 
     def add(self, x: Tensor) -> Tensor:
         if self.size > 1:
