@@ -128,15 +128,20 @@ class Plamo2Model:
 
     def forward(self, batch: ForwardBatch, caches: Sequence[LayerCache]) -> Tensor:
         """The batch's tokens through all layers → [T, D] after the last norm."""
+        return self.through_layers(self.embedding[batch.token_ids], batch, caches)[1]
+
+    def through_layers(
+        self, residual: Tensor, batch: ForwardBatch, caches: Sequence[LayerCache]
+    ) -> tuple[Tensor, Tensor]:
+        """The stream [T, D] before the first layer → behind the last one, and its norm."""
         tables = self._rope_tables(batch.positions)
-        residual = self.embedding[batch.token_ids]  # [T, D]
         next_gains = [layer.pre_mixer_gain for layer in self.layers[1:]] + [self.norm_gain]
         first = self.layers[0].pre_mixer_gain
         x = self.ops.rms_norm(residual, first, self.config.rms_norm_eps)
         for index, layer in enumerate(self.layers):
             table, cache = tables[self.config.theta(index)], caches[index]
             residual, x = layer(residual, x, next_gains[index], batch, cache, table)
-        return x
+        return residual, x
 
     def with_ops(self, ops: Kernels) -> "Plamo2Model":
         """The same weights on another table."""

@@ -23,6 +23,8 @@ OTHER: dict[str, tuple[list[str], Any]] = {
     "load_format": (["--load-format", "dummy"], "dummy"),
     "dtype": (["--dtype", "float64"], "float64"),
     "device": (["--device", "cuda:1"], "cuda:1"),
+    "tensor_parallel_size": (["--tensor-parallel-size", "2"], 2),
+    "pipeline_parallel_size": (["--pipeline-parallel-size", "2"], 2),
     "block_size": (["--block-size", "4"], 4),
     "max_num_seqs": (["--max-num-seqs", "5"], 5),
     "max_num_batched_tokens": (["--max-num-batched-tokens", "99"], 99),

@@ -15,7 +15,7 @@ from plamo_ref.engine.core import EngineCore
 from plamo_ref.engine.memory.planner import MemoryPlan
 from plamo_ref.engine.source import open_source
 from plamo_ref.intake.hub import find
-from plamo_ref.weights.random import random_model
+from plamo_ref.weights.random import RandomWeights
 
 SHAPES = {
     "1b": Plamo2Config(
@@ -37,7 +37,7 @@ def open_model(
     """A checkpoint, or, with `shape`, one of SHAPES with random weights; not yet loaded."""
     if shape is not None:
         config = SHAPES[shape]
-        return config, lambda *place: random_model(config, *place)
+        return config, RandomWeights(config)
     source = open_source(find(model), engine.load_format)
     return source.config, source.load
 

@@ -1,8 +1,8 @@
 """Put an engine together: device, kernels, weights, plan, runner, core.
 
 Invariant: this is the only place that knows the order; everything it makes is passed on, nothing
-is kept. What only makes a step faster (`engine/fast/`) is imported where it is asked for: without
-it the same engine runs, and a laptop loads none of it.
+is kept. What only makes a step faster (`engine/fast/`, `parallel/`) is imported where it is asked
+for: without it the same engine runs, and a laptop loads none of it.
 """
 
 from collections.abc import Callable
@@ -26,11 +26,28 @@ ModelLoader = Callable[[Kernels, torch.dtype, torch.device], Plamo2Model]
 def build_core(
     model: Plamo2Config, engine: EngineConfig, load: ModelLoader
 ) -> tuple[EngineCore, MemoryPlan]:
-    """Load the weights with `load`, then divide the memory that is left.
+    """An engine, in this process or shared with others (`EngineConfig.num_ranks`).
 
     Raises:
         EngineError: the settings do not work on this machine, or the cache is too small.
     """
+    if engine.num_ranks > 1:
+        from plamo_ref.parallel.driver import build_driver
+
+        runner, plan = build_driver(model, engine, load, build_runner)
+    else:
+        runner, plan = build_runner(model, engine, load)
+    return new_core(runner, plan, engine), plan
+
+
+def build_runner(
+    model: Plamo2Config,
+    engine: EngineConfig,
+    load: ModelLoader,
+    agree: Callable[[int], int] = int,
+) -> tuple[ModelRunner, MemoryPlan]:
+    """Load the weights with `load`, then divide the memory that is left; of so many bytes as those
+    who share the model `agree` on."""
     device = engine.resolve_device()
     dtype = engine.resolve_dtype(device)
     state_dtype = engine.resolve_state_dtype(dtype)
@@ -44,7 +61,7 @@ def build_core(
     loaded = load(ops, dtype, device)
     if compiled is not None:
         compiled.result()  # before the first launch, which would compile the same once more
-    budget = cache_budget(engine, device, model, dtype.itemsize)
+    budget = agree(cache_budget(engine, device, model, dtype.itemsize))
     plan = plan_memory(model, engine, budget, dtype=dtype, state_dtype=state_dtype)
     if engine.compile != "none":
         from plamo_ref.engine.fast.compiling import compile_model, warm_up
@@ -64,12 +81,16 @@ def build_core(
         runner.recordings = Graphs(loaded, runner.caches, plan, engine.graph_tokens)
     if engine.compile != "none":
         warm_up(loaded, runner.caches, engine.compile_sizes)
-    return new_core(runner, plan, engine), plan
+    return runner, plan
 
 
 def new_core(runner: ModelRunner, plan: MemoryPlan, engine: EngineConfig) -> EngineCore:
     """The core of a runner, with tables for penalties and biases where they are wanted."""
     core = EngineCore(runner, plan, engine)
+    if engine.pipeline_parallel_size > 1:
+        from plamo_ref.parallel.pipeline import PipelinedCore
+
+        core = PipelinedCore(runner, plan, engine)
     if engine.adjust_tables:
         from plamo_ref.engine.fast.adjust_tables import AdjustTables
 

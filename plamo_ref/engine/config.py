@@ -58,6 +58,10 @@ class EngineConfig:
         choices=("auto", *DTYPES),
     )
     device: str = knob("auto", "cpu, cuda, cuda:1 …; auto: a GPU if there is one.")
+    tensor_parallel_size: int = knob(1, "Processes, each with a GPU, that share the model's heads.")
+    pipeline_parallel_size: int = knob(
+        1, "Groups of them, one behind the other, that share its layers."
+    )
     block_size: int = knob(16, "Tokens in a KV block.")
     max_num_seqs: int = knob(64, "Requests that run at the same time.")
     max_num_batched_tokens: int = knob(2048, "Tokens in a step.")
@@ -66,7 +70,7 @@ class EngineConfig:
         None, "v0: cut prompts into chunks of this many tokens; default: never cut."
     )
     memory_bytes: int | None = knob(
-        None, "For the cache; default: from gpu_memory_utilization.", unit="bytes"
+        None, "For the cache, of each GPU; default: from gpu_memory_utilization.", unit="bytes"
     )
     gpu_memory_utilization: float = knob(0.9, "Share of the device's memory for weights and cache.")
     max_model_len: int | None = knob(
@@ -131,6 +135,16 @@ class EngineConfig:
                 "chunk_size belongs to scheduler='v0'; v1 cuts prompts where the token budget ends "
                 "(max_num_batched_tokens)"
             )
+        if self.num_ranks > 1 and self.compile != "none":
+            raise EngineError(
+                f"compile={self.compile!r} fuses the layers of one process: leave it out where "
+                f"{self.num_ranks} share a model"
+            )
+
+    @property
+    def num_ranks(self) -> int:
+        """Processes that share the model."""
+        return self.tensor_parallel_size * self.pipeline_parallel_size
 
     @classmethod
     def of(cls, config: "EngineConfig | None", fields: Mapping[str, Any]) -> "EngineConfig":
@@ -215,6 +229,8 @@ _KINDS: Mapping[str, Kind] = {
     "load_format": OneOf(("auto", "dummy"), other_names={"safetensors": "auto"}),
     "dtype": _Torchs(OneOf(_DTYPES, _NO_HALF, {"float": "float32"})),
     "device": _Torchs(Text("'auto', 'cpu', 'cuda' or 'cuda:1'")),
+    "tensor_parallel_size": NoneFor(_POSITIVE, EngineConfig.tensor_parallel_size),
+    "pipeline_parallel_size": NoneFor(_POSITIVE, EngineConfig.pipeline_parallel_size),
     "block_size": NoneFor(_POSITIVE, EngineConfig.block_size),
     "max_num_seqs": NoneFor(_POSITIVE, EngineConfig.max_num_seqs),
     "max_num_batched_tokens": NoneFor(_POSITIVE, EngineConfig.max_num_batched_tokens),

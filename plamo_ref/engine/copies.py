@@ -32,11 +32,11 @@ def copy_places(
     """Launch the copies; nothing here waits for the device.
 
     Args:
-        caches, kinds: of each layer.
+        caches, kinds: of each layer; they need not have all kinds.
     """
     for kind in dict.fromkeys(copy.kind for copy in copies):
         of_kind = [cache for cache, its in zip(caches, kinds, strict=True) if its == kind]
-        for together in at_once([copy for copy in copies if copy.kind == kind]):
+        for together in at_once([copy for copy in copies if copy.kind == kind and of_kind]):
             places = _on(_tensors(of_kind[0])[0].device, together)  # [2, n]
             for tensor in (each for cache in of_kind for each in _tensors(cache)):
                 tensor[places[1]] = tensor[places[0]]

@@ -156,8 +156,7 @@ class EngineCore:
         return moved
 
     def recover(self) -> None:
-        """Make the state whole, if something was raised in a change. Every method that changes
-        something does so first: an interrupt can come in here as well."""
+        """Make the state whole, if something was raised in a change: each change begins so."""
         if self._torn:
             self._flight = None
             if self.tables is not None:
@@ -226,6 +225,7 @@ class EngineCore:
         plan, logits, on_host = flight.plan, flight.logits, flight.tokens_on_host
         count = len(plan.sampled)
         flight.wait()
+        self.runner.check()
         parts, errors = together_or_alone(
             count,
             lambda rows: read_tokens(plan.sampled[rows], logits[:count][rows], on_host[rows]),

@@ -33,7 +33,15 @@ def hidden_states(core: EngineCore, generate: Generate, prompts: Any) -> list[Te
 
     Args:
         generate: runs them on `core`, while nobody else does.
+
+    Raises:
+        EngineError: other processes have a part of the model.
     """
+    if core.config.num_ranks > 1:
+        raise EngineError(
+            "hidden_states needs the whole model in one process: leave tensor_parallel_size and "
+            "pipeline_parallel_size out"
+        )
     asked = [
         # A salt of its own: what was computed before has no hidden states any more.
         {"prompt": each.text, "prompt_token_ids": each.token_ids, "cache_salt": uuid.uuid4().hex}

@@ -106,6 +106,7 @@ class LLM:
         if callers is None:
             return
         callers.end_all()
+        callers.core.runner.close()
         self.__dict__.pop("_guides", None)  # its processes end with it
         del callers
         gc.collect()  # models and graphs know each other in circles

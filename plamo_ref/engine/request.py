@@ -41,6 +41,7 @@ class Request:
     arrival: int  # order of arrival, which decides who goes first
     guide: Guide | None = None  # the progress of its grammar
     awaits_guide: bool = False  # its grammar has not said yet what may come next
+    under_way: bool = False  # in a step of a pipeline that has not come to its end
     borders: tuple[int, ...] = ()  # positions in the prompt behind which others may go another way
     output_ids: list[int] = field(default_factory=list)
     logprobs: list[TokenLogprobs] = field(default_factory=list)  # of the output, if asked for
@@ -88,7 +89,12 @@ class Request:
     @property
     def can_run(self) -> bool:
         """Whether a running request may get tokens in the next step."""
-        return self.status == "running" and not self.awaits_guide
+        return self.status == "running" and not self.rests
+
+    @property
+    def rests(self) -> bool:
+        """Whether it is not known yet what it will compute next."""
+        return self.awaits_guide or self.under_way
 
     @property
     def marks(self) -> list[int]:

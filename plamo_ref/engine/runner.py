@@ -62,6 +62,12 @@ class ModelRunner:
             return logits
         return self.model.logits(self.model.forward(batch, self.caches)[rows])
 
+    def check(self) -> None:
+        """Raises EngineError: what was computed, which has been waited for, is worth nothing."""
+
+    def close(self) -> None:
+        """Give back what does not end with this object."""
+
 
 def new_caches(
     model: Plamo2Model, plan: MemoryPlan, state_dtype: torch.dtype

@@ -5,21 +5,16 @@ Invariant: whatever the weights are, the shape and the ids that end a text are t
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from plamo_ref.config import Plamo2Config
 from plamo_ref.engine.build import ModelLoader
 from plamo_ref.intake.checkpoint_files import CONFIG_FILE
 from plamo_ref.intake.generation_file import GenerationFile
-from plamo_ref.kernels.table import Kernels
-from plamo_ref.model import Plamo2Model
 from plamo_ref.weights.checkpoint import Checkpoint
-from plamo_ref.weights.loading import load_model
-from plamo_ref.weights.random import random_model
+from plamo_ref.weights.loading import StoredWeights
+from plamo_ref.weights.random import RandomWeights
 
 
 @dataclass(frozen=True)
@@ -44,15 +39,9 @@ def open_source(
     folder = Path(folder)
     if load_format == "dummy":
         config = Plamo2Config.from_file(folder / CONFIG_FILE)
-        load: ModelLoader = partial(random_model, config)
+        load: ModelLoader = RandomWeights(config)
     else:
         checkpoint = Checkpoint.open(folder)
-        config, load = checkpoint.config, partial(_stored, checkpoint)
+        config, load = checkpoint.config, StoredWeights(checkpoint)
     told = GenerationFile.chosen(folder, config, load_format, generation_config)
     return ModelSource(folder, config, told.stop_token_ids, told.sampling, load)
-
-
-def _stored(
-    checkpoint: Checkpoint, ops: Kernels, dtype: torch.dtype, device: torch.device
-) -> Plamo2Model:
-    return load_model(checkpoint, ops, dtype=dtype, device=device)

@@ -8,10 +8,11 @@ from typing import Any
 
 from plamo_ref.config import LayerKind
 from plamo_ref.engine.memory.cache import HybridCache
+from plamo_ref.engine.memory.holding import BlockTable
 from plamo_ref.engine.memory.pool import Pool
 from plamo_ref.engine.request import Request
 from plamo_ref.engine.scheduling.scheduler import Queues, Schedule
-from plamo_ref.proof.planting import Fault, patch
+from plamo_ref.proof.planting import Fault, patch, together
 
 
 def _free_twice(release: Any, cache: HybridCache, request_id: str) -> None:
@@ -65,6 +66,11 @@ def _window_moved(by: int) -> Callable[..., int]:
         return block
 
     return first_needed
+
+
+def _calm_ends_early(healthy: Any, table: BlockTable, size: int, window: int | None) -> int:
+    end: int = healthy(table, size, window if window is None else window - 1)
+    return end
 
 
 def _window_never_ends(*_: Any) -> int:
@@ -127,7 +133,10 @@ MEMORY_FAULTS = (
         "window freed one token early",
         "Blocks are freed as if a query saw W keys; in PLaMo 2 it sees W and its own.",
         "audit",
-        patch(HybridCache, "_first_needed", _window_moved(1)),
+        together(
+            patch(HybridCache, "_first_needed", _window_moved(1)),
+            patch(BlockTable, "calm_until", _calm_ends_early),
+        ),
     ),
     Fault(
         "window freed one token late",

@@ -19,7 +19,7 @@ from typing import Any
 # What a step and its text consist of. (The model below has no state that outlives a step.)
 PLACES = tuple(
     str(Path(__file__).parents[1] / name)
-    for name in ("engine", "sampling", "text/stream.py", "text/detokenizer.py")
+    for name in ("engine", "parallel", "sampling", "text/stream.py", "text/detokenizer.py")
 )
 
 

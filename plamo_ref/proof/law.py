@@ -37,6 +37,7 @@ from plamo_ref.proof.audits import (
 )
 from plamo_ref.proof.interrupts import interrupted
 from plamo_ref.proof.lab import Interruption, Pair, Scenario, ScenarioRequest
+from plamo_ref.proof.ranks import caches_of, is_under_way
 from plamo_ref.proof.sharing import found_by_nobody
 from plamo_ref.reference import Plamo2Reference
 from plamo_ref.sampling import RowContext, TokenLogprobs, adjust, sample, token_logprobs, uniform
@@ -63,13 +64,16 @@ class ScenarioResult:
         return sum(len(record.preempted) for record in self.records)
 
 
-def run_scenario(scenario: Scenario, pair: Pair) -> ScenarioResult:
+def run_scenario(scenario: Scenario, pair: Pair, by: ModelRunner | None = None) -> ScenarioResult:
     """Let the engine live through `scenario` and look at it from all sides.
+
+    Args:
+        by: a runner of the same model, with caches by the scenario's plan; None: one of its own.
 
     Raises:
         LawError, ScheduleError, IntegrityError, PoolError: it did something wrong.
     """
-    runner = ModelRunner(pair.served, scenario.plan, pair.served.embedding.dtype)
+    runner = by or ModelRunner(pair.served, scenario.plan, pair.served.embedding.dtype)
     core = new_core(runner, scenario.plan, scenario.engine)
     result, logits = ScenarioResult(), dict[str, dict[int, Tensor]]()
 
@@ -82,7 +86,7 @@ def run_scenario(scenario: Scenario, pair: Pair) -> ScenarioResult:
 
     core.observers.append(observe)
     poison(core)
-    most = _most_steps(scenario, core.max_model_len)
+    most = _most_steps(scenario, core.max_model_len) * core.config.pipeline_parallel_size
     for step in range(most):
         _happen(step, scenario, core, result)
         audit(core)
@@ -158,7 +162,7 @@ def _one_step(core: EngineCore, result: ScenarioResult, interruption: Interrupti
         poison(core)
         return
     flight = core.in_flight
-    if len(result.records) == before and flight is None:
+    if len(result.records) == before and flight is None and not is_under_way(core):
         if not core.has_work:
             return  # an interrupt had come before the last token's grammar could speak
         raise ScheduleError(f"step {core.num_steps}: there is work, but nobody computed anything")
@@ -167,7 +171,7 @@ def _one_step(core: EngineCore, result: ScenarioResult, interruption: Interrupti
         record = record_of(flight, core.num_steps, (), core.queues)
         audit(core, record.scheduled)
         check_schedule(core, record)
-    elif core.config.overlap:
+    elif core.config.overlap or core.config.pipeline_parallel_size > 1:
         audit(core)
     else:
         audit(core, result.records[-1].scheduled)
@@ -190,9 +194,8 @@ def _interrupted_step(core: EngineCore, result: ScenarioResult, interruption: In
 
 
 def poison(core: EngineCore) -> None:
-    """Fill every place that nobody owns, the null places too, with NaN."""
-    kinds = core.runner.model.config.layer_kinds
-    for kind, cache in zip(kinds, core.runner.caches, strict=True):
+    """Fill every place that nobody owns, the null places too, with NaN: on all ranks."""
+    for kind, cache in caches_of(core):
         if isinstance(cache, MambaCache):
             tensors, pool = (cache.conv, cache.ssm), core.cache.slots
         else:

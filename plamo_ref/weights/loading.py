@@ -5,6 +5,7 @@ what can be folded into a weight (norm offsets, -exp(A_log)) is folded here and 
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -33,6 +34,16 @@ def load_model(
     """Read a checkpoint into a `Plamo2Model`."""
     tensors = dict(checkpoint.tensors(dtype=dtype, device=device, progress=progress))
     return build_model(checkpoint.config, tensors.__getitem__, ops)
+
+
+@dataclass(frozen=True)
+class StoredWeights:
+    """A loader of a checkpoint's model."""
+
+    checkpoint: Checkpoint
+
+    def __call__(self, ops: Kernels, dtype: torch.dtype, device: torch.device) -> Plamo2Model:
+        return load_model(self.checkpoint, ops, dtype=dtype, device=device)
 
 
 def build_model(config: Plamo2Config, read: Reader, ops: Kernels) -> Plamo2Model:

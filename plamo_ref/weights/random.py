@@ -5,6 +5,7 @@ weights.
 """
 
 import os
+from dataclasses import dataclass
 
 import torch
 
@@ -12,7 +13,7 @@ from plamo_ref.config import Plamo2Config
 from plamo_ref.errors import PlamoRefError
 from plamo_ref.kernels.table import Kernels
 from plamo_ref.model import Plamo2Model
-from plamo_ref.weights.loading import build_model
+from plamo_ref.weights.loading import Reader, build_model
 
 SPREAD = 0.02  # standard deviation: small enough that activations stay finite in bfloat16
 
@@ -42,10 +43,28 @@ def random_model(
             f"{config.num_parameters:,} random weights need {wanted:,} bytes, but {device} has "
             f"{there:,}: take a smaller shape"
         )
+    return build_model(config, random_reader(config, dtype, device, seed), ops)
+
+
+def random_reader(
+    config: Plamo2Config, dtype: torch.dtype, device: torch.device, seed: int
+) -> Reader:
+    """Draws the tensors in the order in which they are asked for: always ask in the same."""
     generator = torch.Generator(device).manual_seed(seed)
 
     def read(name: str) -> torch.Tensor:
         tensor = torch.empty(config.tensor_shapes[name], dtype=dtype, device=device)
         return tensor.normal_(0, SPREAD, generator=generator)
 
-    return build_model(config, read, ops)
+    return read
+
+
+@dataclass(frozen=True)
+class RandomWeights:
+    """A loader of such a model."""
+
+    config: Plamo2Config
+    seed: int = 0
+
+    def __call__(self, ops: Kernels, dtype: torch.dtype, device: torch.device) -> Plamo2Model:
+        return random_model(self.config, ops, dtype, device, self.seed)

@@ -173,6 +173,7 @@ def record(
         step()  # compiles kernels, lets libraries allocate: neither can be recorded
     torch.cuda.current_stream(device).wait_stream(side)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, pool=pool):
+    # Other threads, such as the one that watches collectives, may ask the device meanwhile.
+    with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
         result = step()
     return graph, result

@@ -2,7 +2,7 @@
 
 Invariant: `running` is in order of arrival and so is `waiting`, and nobody in `waiting` arrived
 before anybody in `running` who is still computing its first tokens: first come, first served.
-Only who waits for its grammar is passed over, until it has it. A preempted request loses its
+Only who rests (waits for its grammar, say) is passed over meanwhile. A preempted request loses its
 memory, keeps its output, and waits at its place by arrival. What requests have computed may be kept
 and found again (prefix.py); it is given up for any of them.
 Built in notebooks/07_continuous_batching.ipynb.
@@ -92,7 +92,7 @@ class Queues:
         what it could begin with."""
         if len(self.running) >= self.max_num_seqs:
             return None
-        first = next((r for r in self.waiting if not r.awaits_guide), None)
+        first = next((r for r in self.waiting if not r.rests), None)
         return None if first is None or self.prefix.waits(first, self.running) else first
 
     def num_uncomputed(self, request: Request) -> int:

@@ -1,0 +1,227 @@
+"""A model on one GPU and on several, in one call: `python benchmarks/parallel.py [--ranks 1,2,4]`.
+
+    python benchmarks/parallel.py [--model FOLDER | --shape 8b] [--ranks 1,2,4,1x2]
+        [--batches 1,32,256] [--prompt-len 128] [--output-len 64] [--prefill 8192]
+        [--mixed 256] [--scale 1.0] [--repeat 3] [--device cuda] [--json FILE]
+
+`1x2` is one rank in each of two stages. First the embedded model on two ranks must say, in
+float32, what it says on one. Then for each kind of engine: what the ranks' messages cost alone, a
+decode step by batch, a prompt, and the mixed workload. Each row has its floor's parts: bytes of
+weights that a rank reads in a step, and messages of a step, one behind the other. `of_one` is the
+time over that of the first engine.
+
+`--model tiny --device cpu --ranks 1,2,1x2 --batches 1,3 --output-len 4 --prefill 40 --mixed 3
+--scale 0.02 --repeat 1 --memory-bytes 16000000` rehearses it on a CPU. Exits with 1 if the texts
+differ.
+
+Invariant: all rows are of one machine and one call; an engine is gone before the next one starts.
+"""
+
+import argparse
+import os
+import socket
+import sys
+import time
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from plamo_ref import LLM, SamplingParams
+from plamo_ref.bench.report import report, write
+from plamo_ref.bench.shapes import SHAPES, free_memory, open_model
+from plamo_ref.bench.simulator import Trace
+from plamo_ref.bench.steps import step_seconds, warm_up
+from plamo_ref.bench.workloads import run, uniform
+from plamo_ref.config import Plamo2Config
+from plamo_ref.engine.build import build_core
+from plamo_ref.engine.config import EngineConfig
+from plamo_ref.engine.core import EngineCore
+from plamo_ref.parallel.cut import of_rank
+
+PROMPTS = ["吾輩は", "To be, or", "三四郎は" * 20]
+MESSAGES = 200  # in a measurement of what one costs
+
+
+# --- the same texts -------------------------------------------------------------------------------
+
+
+def same_ids(device: str) -> bool:
+    """Whether two ranks of the embedded model say what one says."""
+    params = SamplingParams(temperature=0, max_tokens=32, ignore_eos=True)
+    found = []
+    for ranks in (1, 2):
+        settings = {"device": device, "dtype": "float32", "memory_bytes": 64 << 20}
+        with LLM("tiny", **settings, tensor_parallel_size=ranks) as llm:
+            outputs = llm.generate(PROMPTS, params, use_tqdm=False)
+            found.append([output.outputs[0].token_ids for output in outputs])
+    return found[0] == found[1]
+
+
+# --- messages alone -------------------------------------------------------------------------------
+
+
+def messages_a_step(config: Plamo2Config, ranks: int, stages: int) -> int:
+    """The step's vector; sums behind o, down, out and bcdt, and the logits; the stream between
+    stages."""
+    sums = 2 * config.num_hidden_layers + len(config.layers_of("mamba"))
+    return (ranks * stages > 1) + (sums + 1) * (ranks > 1) + stages - 1
+
+
+def message_seconds(ranks: int, device: str, sizes: list[tuple[int, int]]) -> list[float]:
+    """Of a sum over the ranks of a [tokens, hidden] tensor, one behind the other, by size."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    context = mp.get_context("spawn")
+    results = context.SimpleQueue()
+    mp.spawn(_time_messages, (ranks, device, port, sizes, results), nprocs=ranks)
+    found: list[float] = results.get()
+    return found
+
+
+def _time_messages(
+    rank: int, ranks: int, device: str, port: int, sizes: list[tuple[int, int]], results: Any
+) -> None:
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    on_gpu = device == "cuda"
+    if on_gpu:
+        torch.cuda.set_device(rank)
+    dist.init_process_group("nccl" if on_gpu else "gloo", rank=rank, world_size=ranks)
+    seconds = []
+    for size in sizes:
+        x = torch.zeros(size, dtype=torch.bfloat16 if on_gpu else torch.float32, device=device)
+        for count in (10, MESSAGES):  # the first ones pay for connections
+            if on_gpu:
+                torch.cuda.synchronize()
+            dist.barrier()
+            started = time.perf_counter()
+            for _ in range(count):
+                dist.all_reduce(x)
+            if on_gpu:
+                torch.cuda.synchronize()
+            spent = (time.perf_counter() - started) / count
+        seconds.append(spent)
+    if rank == 0:
+        results.put(seconds)
+    dist.destroy_process_group()
+
+
+# --- steps ----------------------------------------------------------------------------------------
+
+
+def rows_of(
+    ranks: int, stages: int, args: argparse.Namespace, one: dict[str, float]
+) -> list[dict[str, Any]]:
+    """The rows of so many ranks a stage; `one` holds the times of the first engine."""
+    engine = EngineConfig(
+        device=args.device,
+        tensor_parallel_size=ranks,
+        pipeline_parallel_size=stages,
+        max_num_seqs=max(args.batches),
+        max_num_batched_tokens=max(args.prefill, 2048),
+        memory_bytes=args.memory_bytes,
+    )
+    config, load = open_model(args.model, args.shape, engine)
+    started = time.perf_counter()
+    core, plan = build_core(config, engine, load)
+    opened = time.perf_counter() - started
+    read = numbers_read(config, ranks) * core.runner.model.embedding.element_size()
+    about = {
+        "ranks": ranks,
+        "stages": stages,
+        "weights_gb_a_step": round(read / stages / 1e9, 3),
+        "messages": messages_a_step(config, ranks, stages),
+    }
+    rows = [about | {"what": "open", "ms": round(opened * 1e3, 1), "seats": plan.max_num_seqs}]
+    try:
+        for batch in args.batches:
+            step, spread = step_seconds(core, batch, args.prompt_len, args.output_len, args.repeat)
+            rows.append(about | {"what": f"decode {batch}", **times(step, spread)})
+        step, spread = prompt_seconds(core, args.prefill, args.repeat)
+        rows.append(about | {"what": f"prefill {args.prefill}", **times(step, spread)})
+        trace = Trace.mixed(args.mixed, args.scale)
+        warm_up(core, trace)
+        seconds = [run(core, trace).seconds for _ in range(args.repeat)]
+        spread = max(seconds) - min(seconds)
+        rows.append(about | {"what": f"mixed {args.mixed}", **times(median(seconds), spread)})
+    finally:
+        core.runner.close()
+    del core
+    free_memory()
+    for row in rows:
+        base = one.setdefault(row["what"], row["ms"])
+        row["of_one"] = round(row["ms"] / base, 3)
+        print("  ".join(f"{name} {value}" for name, value in row.items()), flush=True)
+    return rows
+
+
+def numbers_read(config: Plamo2Config, ranks: int) -> int:
+    """Weights that a rank reads in a step: all of its own, but the head's rows alone of what the
+    vocabulary has."""
+    vocabulary = config.vocab_size * config.hidden_size
+    tables = vocabulary * (1 if config.tie_word_embeddings else 2)
+    return of_rank(config, 0, ranks).num_parameters - tables + vocabulary // ranks
+
+
+def times(seconds: float, spread: float) -> dict[str, float]:
+    return {"ms": round(seconds * 1e3, 3), "spread_ms": round(spread * 1e3, 3)}
+
+
+def prompt_seconds(core: EngineCore, length: int, repeat: int) -> tuple[float, float]:
+    """Of one prompt, and how far the longest run was from the shortest."""
+    trace = uniform(1, length, 1)
+    run(core, trace)
+    runs = [run(core, trace).seconds for _ in range(repeat)]
+    return median(runs), max(runs) - min(runs)
+
+
+def engines(text: str) -> list[tuple[int, int]]:
+    """ "2,1x2" → ranks and stages of each engine."""
+    pairs = (part.partition("x") for part in text.split(","))
+    return [(int(ranks), int(stages or 1)) for ranks, _, stages in pairs]
+
+
+def numbers(text: str) -> list[int]:
+    return [int(part) for part in text.split(",")]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--model", default="tiny")
+    parser.add_argument("--shape", choices=list(SHAPES))
+    parser.add_argument("--ranks", type=engines, default=engines("1,2,4,1x2"))
+    parser.add_argument("--batches", type=numbers, default=[1, 32, 256])
+    parser.add_argument("--prompt-len", type=int, default=128)
+    parser.add_argument("--output-len", type=int, default=64)
+    parser.add_argument("--prefill", type=int, default=8192)
+    parser.add_argument("--mixed", type=int, default=256)
+    parser.add_argument("--scale", type=float, default=1.0)
+    parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"])
+    parser.add_argument("--memory-bytes", type=int)
+    parser.add_argument("--json", type=Path)
+    args = parser.parse_args()
+    same = same_ids(args.device)
+    print(f"two ranks of the embedded model: {'ids equal' if same else 'IDS DIFFER'}", flush=True)
+    config, _ = open_model(args.model, args.shape, EngineConfig())
+    rows: list[dict[str, Any]] = []
+    one: dict[str, float] = {}
+    for ranks, stages in args.ranks:
+        if ranks > 1:
+            sizes = [(tokens, config.hidden_size) for tokens in (*args.batches, args.prefill)]
+            for size, spent in zip(sizes, message_seconds(ranks, args.device, sizes), strict=True):
+                what = f"one message of {size[0]} x {size[1]}"
+                rows.append({"ranks": ranks, "what": what, "ms": round(spent * 1e3, 4)})
+                print(f"ranks {ranks}  {what}: {spent * 1e6:.1f} us", flush=True)
+        rows += rows_of(ranks, stages, args, one)
+    if args.json:
+        write(report("parallel", rows) | {"ids_equal": same}, args.json)
+    return 0 if same else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
