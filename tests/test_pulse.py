@@ -12,6 +12,7 @@ import types
 import pytest
 import zmq
 
+from plamo_ref.remote import heartbeat
 from plamo_ref.remote.heartbeat import Heartbeat
 from plamo_ref.remote.messages import Alive, Codec, Ready, Step
 from plamo_ref.remote.pulse import COMPILING_SECONDS, Pulse
@@ -90,7 +91,7 @@ def heart():
 
 def test_the_pace_of_steps_is_learned_and_the_slowest_is_remembered(heart, monkeypatch):
     clock = types.SimpleNamespace(monotonic=lambda: clock.time, time=0.0)
-    monkeypatch.setattr("plamo_ref.remote.heartbeat.time", clock)
+    monkeypatch.setattr(heartbeat, "time", clock)
 
     def step(tokens: int, seconds: float) -> None:
         heart.now("step", tokens)

@@ -138,7 +138,7 @@ def replay(
         while coming and coming[0][1].arrival <= runner.clock:
             i, r = coming.pop(0)
             # Its own token, so that no two prompts begin alike.
-            params = SamplingParams(max_tokens=r.output_len, ignore_eos=True)
+            params = SamplingParams(temperature=0, max_tokens=r.output_len, ignore_eos=True)
             core.add([i] * r.prompt_len, params, request_id=str(i))
         if core.has_work:
             core.step()

@@ -7,7 +7,7 @@ are Python's own integers; whatever else is given is refused by name and place.
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from operator import index
-from typing import Any
+from typing import Any, cast
 
 from plamo_ref.errors import PlamoRefError
 from plamo_ref.intake.values import plain, shown, whole
@@ -98,6 +98,10 @@ def known_ids(
         tokens = tuple(token_ids)
     except TypeError:
         raise error(f"{what.format(place=0)} {shown(token_ids)}; expected token ids") from None
+    if set(map(type, tokens)) == {int}:  # at once, as above
+        plain = cast(tuple[int, ...], tokens)
+        if min(plain) >= 0 and max(plain) < vocab_size:
+            return plain
     known: list[int] = []
     for place, token in enumerate(tokens):
         try:
