@@ -42,6 +42,7 @@ ENGINES: dict[str, dict[str, Any]] = {
     "v1": {},
     "v1, 5 tokens a step": {"max_num_batched_tokens": 5},
     "v1, two seats": {"max_num_seqs": 2},
+    "v1, prefix caching": {"max_num_batched_tokens": 16, "enable_prefix_caching": True},
     "v0": {"scheduler": "v0", "max_num_batched_tokens": 64},
     "v0, chunks of 4": {"scheduler": "v0", "chunk_size": 4, "max_num_batched_tokens": 8},
 }

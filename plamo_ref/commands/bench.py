@@ -169,12 +169,13 @@ def prefix(scale: float, both: bool, repeat: int, **options: Any) -> None:
     from plamo_ref.bench.shapes import free_memory
 
     rows = []
+    del options["enable_prefix_caching"]  # the rows say it
     for caching in (True, False)[: 1 + both]:
-        core, done = open_engine(options | {"enable_prefix_caching": caching})
+        core, _ = open_engine(options | {"enable_prefix_caching": caching})
         rows += time_workloads(core, scale, repeat)
         del core  # its memory is the next one's
         free_memory()
-    done("prefix", rows)
+    finish("prefix", rows, options)
 
 
 @bench.command()

@@ -86,11 +86,12 @@ def build_runner(
 
 def new_core(runner: ModelRunner, plan: MemoryPlan, engine: EngineConfig) -> EngineCore:
     """The core of a runner, with tables for penalties and biases where they are wanted."""
-    core = EngineCore(runner, plan, engine)
     if engine.pipeline_parallel_size > 1:
         from plamo_ref.parallel.pipeline import PipelinedCore
 
-        core = PipelinedCore(runner, plan, engine)
+        core: EngineCore = PipelinedCore(runner, plan, engine)
+    else:
+        core = EngineCore(runner, plan, engine)
     if engine.adjust_tables:
         from plamo_ref.engine.fast.adjust_tables import AdjustTables
 
