@@ -83,7 +83,11 @@ class Crew:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
-        self.home.cleanup()
+        self._leave()
+        self.home.cleanup()  # last: what the ranks met by looks for its file to its end
+
+    def _leave(self) -> None:
+        """What this process has to do when the others have ended."""
 
     # --- orders --------------------------------------------------------------------------------
 

@@ -133,9 +133,7 @@ class Processes(Crew):
     def meeting(self) -> Path:
         return Path(self.home.name) / "meeting"
 
-    def close(self) -> None:
-        """End the processes, and leave the group."""
-        super().close()
+    def _leave(self) -> None:
         group, self.group = self.group, None
         if group is not None:
             group.leave()

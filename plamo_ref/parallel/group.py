@@ -101,6 +101,8 @@ class TorchGroup:
         return cls(number, size, stages, device)
 
     def leave(self) -> None:
+        """Be in no group any more; the file `meeting` must still be there."""
+        self._own = None
         if dist.is_initialized():
             dist.destroy_process_group()
 
