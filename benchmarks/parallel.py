@@ -14,12 +14,15 @@ time over that of the first engine.
 --scale 0.02 --repeat 1 --memory-bytes 16000000` rehearses it on a CPU. Exits with 1 if the texts
 differ.
 
-Invariant: all rows are of one machine and one call; an engine is gone before the next one starts.
+Invariant: all rows are of one machine and one call; each engine has a process of its own, which is
+gone before the next one starts.
 """
 
 import argparse
+import json
 import os
 import socket
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -32,7 +35,7 @@ import torch.multiprocessing as mp
 
 from plamo_ref import LLM, SamplingParams
 from plamo_ref.bench.report import report, write
-from plamo_ref.bench.shapes import SHAPES, free_memory, open_model
+from plamo_ref.bench.shapes import SHAPES, open_model
 from plamo_ref.bench.simulator import Trace
 from plamo_ref.bench.steps import step_seconds, warm_up
 from plamo_ref.bench.workloads import run, uniform
@@ -113,10 +116,27 @@ def _time_messages(
 # --- steps ----------------------------------------------------------------------------------------
 
 
-def rows_of(
-    ranks: int, stages: int, args: argparse.Namespace, one: dict[str, float]
-) -> list[dict[str, Any]]:
-    """The rows of so many ranks a stage; `one` holds the times of the first engine."""
+def rows_of(kind: tuple[int, int], words: list[str], one: dict[str, float]) -> list[dict[str, Any]]:
+    """The rows of an engine of so many ranks and stages, as a process of its own says them; `one`
+    holds the times of the first engine."""
+    rows = []
+    command = [sys.executable, __file__, *words, "--alone", "x".join(map(str, kind))]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if not line.startswith("{"):
+                continue
+            row = json.loads(line)
+            row["of_one"] = round(row["ms"] / one.setdefault(row["what"], row["ms"]), 3)
+            rows.append(row)
+            print("  ".join(f"{name} {value}" for name, value in row.items()), flush=True)
+    if process.returncode:
+        raise SystemExit(f"the engine of {kind[0]} ranks in {kind[1]} stages failed")
+    return rows
+
+
+def measure(ranks: int, stages: int, args: argparse.Namespace) -> None:
+    """Print the rows of an engine, each as a line of JSON."""
     engine = EngineConfig(
         device=args.device,
         tensor_parallel_size=ranks,
@@ -136,27 +156,23 @@ def rows_of(
         "weights_gb_a_step": round(read / stages / 1e9, 3),
         "messages": messages_a_step(config, ranks, stages),
     }
-    rows = [about | {"what": "open", "ms": round(opened * 1e3, 1), "seats": plan.max_num_seqs}]
+
+    def say(what: str, found: dict[str, Any]) -> None:
+        print(json.dumps(about | {"what": what} | found), flush=True)
+
+    say("open", {"ms": round(opened * 1e3, 1), "seats": plan.max_num_seqs})
     try:
         for batch in args.batches:
             step, spread = step_seconds(core, batch, args.prompt_len, args.output_len, args.repeat)
-            rows.append(about | {"what": f"decode {batch}", **times(step, spread)})
+            say(f"decode {batch}", times(step, spread))
         step, spread = prompt_seconds(core, args.prefill, args.repeat)
-        rows.append(about | {"what": f"prefill {args.prefill}", **times(step, spread)})
+        say(f"prefill {args.prefill}", times(step, spread))
         trace = Trace.mixed(args.mixed, args.scale)
         warm_up(core, trace)
         seconds = [run(core, trace).seconds for _ in range(args.repeat)]
-        spread = max(seconds) - min(seconds)
-        rows.append(about | {"what": f"mixed {args.mixed}", **times(median(seconds), spread)})
+        say(f"mixed {args.mixed}", times(median(seconds), max(seconds) - min(seconds)))
     finally:
         core.runner.close()
-    del core
-    free_memory()
-    for row in rows:
-        base = one.setdefault(row["what"], row["ms"])
-        row["of_one"] = round(row["ms"] / base, 3)
-        print("  ".join(f"{name} {value}" for name, value in row.items()), flush=True)
-    return rows
 
 
 def numbers_read(config: Plamo2Config, ranks: int) -> int:
@@ -204,7 +220,11 @@ def main() -> int:
     parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"])
     parser.add_argument("--memory-bytes", type=int)
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--alone", type=engines, help=argparse.SUPPRESS)  # one of --ranks
     args = parser.parse_args()
+    if args.alone:
+        measure(*args.alone[0], args)
+        return 0
     same = same_ids(args.device)
     print(f"two ranks of the embedded model: {'ids equal' if same else 'IDS DIFFER'}", flush=True)
     config, _ = open_model(args.model, args.shape, EngineConfig())
@@ -217,9 +237,9 @@ def main() -> int:
                 what = f"one message of {size[0]} x {size[1]}"
                 rows.append({"ranks": ranks, "what": what, "ms": round(spent * 1e3, 4)})
                 print(f"ranks {ranks}  {what}: {spent * 1e6:.1f} us", flush=True)
-        rows += rows_of(ranks, stages, args, one)
-    if args.json:
-        write(report("parallel", rows) | {"ids_equal": same}, args.json)
+        rows += rows_of((ranks, stages), sys.argv[1:], one)
+        if args.json:  # also if a later engine fails
+            write(report("parallel", rows) | {"ids_equal": same}, args.json)
     return 0 if same else 1
 
 

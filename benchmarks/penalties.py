@@ -98,7 +98,7 @@ def measure(
     batch, vocab_size, tables = len(prompts), logits.shape[1], AdjustTables()
     guide = EveryOther(vocab_size) if params.guided else None
     keys, outputs = range(batch), [[] for _ in prompts]  # type: list[list[int]]
-    unread = Unread(torch.arange(batch, device=logits.device), dict(enumerate(range(batch))))
+    unread = Unread(torch.arange(batch, device=logits.device), range(batch))
 
     def contexts(late: int) -> list[RowContext]:
         rows = zip(prompts, outputs, strict=True)

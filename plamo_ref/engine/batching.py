@@ -8,6 +8,7 @@ still being moved. Built in notebooks/07_continuous_batching.ipynb.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -16,8 +17,8 @@ from torch import Tensor
 from plamo_ref.batch import ForwardBatch, Room
 from plamo_ref.config import LayerKind
 from plamo_ref.engine.memory.cache import HybridCache
-from plamo_ref.engine.memory.holding import BlockTable
 from plamo_ref.engine.memory.pool import NULL_PLACE
+from plamo_ref.engine.memory.table_rows import GroupRows, Ints, TableRows
 from plamo_ref.engine.request import Request
 from plamo_ref.engine.scheduling.scheduler import Schedule
 
@@ -41,7 +42,12 @@ class Unread:
     """Tokens that a launched step has chosen and the host has not read."""
 
     tokens: Tensor  # [n] int64 on the device
-    rows: Mapping[Request, int]  # where each request's is
+    requests: Sequence[Request]  # [n] whose they are
+
+    @cached_property
+    def rows(self) -> Mapping[Request, int]:
+        """Where each request's is."""
+        return {request: row for row, request in enumerate(self.requests)}
 
 
 def build_batch(
@@ -53,21 +59,18 @@ def build_batch(
         place: where the step is laid out; `ForwardBatch.empty` makes exactly the room needed.
         unread: has the last token of every request that has `num_unread_tokens`.
     """
-    requests = sorted(schedule.tokens, key=lambda r: not _is_decode(r, schedule.tokens[r]))
+    requests = _in_order(schedule)
     told = _tell(requests, schedule)
-    tables = {
-        kind: [cache.holdings[r.request_id].tables[kind] for r in requests] for kind in cache.groups
-    }
-    batch = place(_room(told, tables))
+    holdings = [cache.holdings[request.request_id] for request in requests]
+    rows = cache.rows.find(holdings, told.pasts, told.counts)
+    batch = place(_room(told, cache.rows, rows))
     host = torch.zeros(batch.room.size, dtype=torch.int64, pin_memory=batch.vector.is_cuda)
     put = {name: part.numpy() for name, part in batch.room.parts(host).items()}
     layout = _Layout.of(told, batch.room)
     _write_requests(put, told, layout, batch.room)
-    put["state_slots"][layout.requests] = [
-        cache.holdings[r.request_id].slot or NULL_PLACE for r in requests
-    ]
-    for kind, of_kind in tables.items():
-        _write_group(put, kind, of_kind, cache.block_size, layout)
+    put["state_slots"][layout.requests] = [holding.slot or NULL_PLACE for holding in holdings]
+    for kind, group in cache.rows.groups.items():
+        _write_group(put, kind, group, rows, cache.block_size, layout)
 
     late = len(told.late)
     ends = layout.row_of(layout.starts[1:] - 1)  # of each request's last token
@@ -75,13 +78,14 @@ def build_batch(
         put["late_rows"][:late] = ends[told.late]
         put["late_from"][:late] = [unread.rows[requests[i]] for i in told.late]
     scored = [layout.starts[i] - told.pasts[i] + at for i, places in told.scored for at in places]
-    wanted = [*ends[told.complete], *layout.row_of(np.array(scored, dtype=np.int64))]
+    scored_rows = layout.row_of(np.array(scored, dtype=np.int64))
+    wanted = np.concatenate((ends[told.complete], scored_rows))
     put["logits_rows"][: len(wanted)] = wanted
 
     batch.vector.copy_(host, non_blocking=True)
     if late and unread is not None:
         batch.token_ids[batch.late_rows[:late]] = unread.tokens[batch.late_from[:late]]
-    in_order = wanted == list(range(len(wanted)))
+    in_order = np.array_equal(wanted, np.arange(len(wanted)))
     return BatchPlan(
         batch,
         tuple(requests),
@@ -129,10 +133,10 @@ def _tell(requests: Sequence[Request], schedule: Schedule) -> _Told:
     return told
 
 
-def _room(told: _Told, tables: Mapping[LayerKind, Sequence[BlockTable]]) -> Room:
+def _room(told: _Told, tables: TableRows, rows: Ints) -> Room:
     """Exactly what the step needs."""
     decodes, requests = told.num_decodes, len(told.counts)
-    widths = ((kind, max(len(t.blocks) for t in of_kind)) for kind, of_kind in tables.items())
+    widths = ((kind, int(group.lengths[rows].max())) for kind, group in tables.groups.items())
     tokens, photographs = int(told.counts.sum()) - decodes, len(told.photographs)
     return Room(decodes, requests - decodes, tokens, tuple(widths), photographs)
 
@@ -192,16 +196,15 @@ def _write_requests(
 def _write_group(
     put: Mapping[str, np.ndarray],
     kind: LayerKind,
-    tables: Sequence[BlockTable],
+    group: GroupRows,
+    rows: Ints,
     block_size: int,
     layout: _Layout,
 ) -> None:
     """Block table, first block and slot mapping of one attention group."""
-    table = put[f"{kind}/block_table"]  # [R, M]
-    for row, of_request in zip(layout.requests, tables, strict=True):
-        blocks = of_request.as_array()
-        table[row, : len(blocks)] = blocks
-    first = np.array([of_request.first for of_request in tables])
+    table, first = put[f"{kind}/block_table"], group.first[rows]  # [R, M], [R]
+    width = min(table.shape[1], group.blocks.shape[1])
+    table[layout.requests, :width] = group.blocks[rows, :width]
     put[f"{kind}/first_block"][layout.requests] = first
     logical = layout.positions // block_size - first[layout.owner]
     block = table[layout.requests[layout.owner], logical]
@@ -209,6 +212,11 @@ def _write_group(
     put[f"{kind}/slot_mapping"][layout.tokens] = mapping
 
 
-def _is_decode(request: Request, new_tokens: int) -> bool:
-    """One token with a past: also the last token of a prompt that was cut just before it."""
-    return new_tokens == 1 and request.num_computed_tokens > 0
+def _in_order(schedule: Schedule) -> list[Request]:
+    """Decodes, then prompts. A decode is one token with a past: also the last token of a prompt
+    that was cut just before it."""
+    tokens = schedule.tokens
+    decodes = [r for r, new in tokens.items() if new == 1 and r.num_computed_tokens > 0]
+    if len(decodes) == len(tokens):
+        return decodes
+    return decodes + [r for r, new in tokens.items() if new > 1 or r.num_computed_tokens == 0]

@@ -29,9 +29,11 @@ from plamo_ref.engine.scheduling.scheduler import Queues, Scheduler
 from plamo_ref.engine.scheduling.scheduler_v0 import V0Scheduler
 from plamo_ref.engine.scheduling.scheduler_v1 import V1Scheduler
 from plamo_ref.engine.tokens import (
+    awaits_guide,
     choose_on_device,
     finish_reason,
     is_leaving,
+    most_outputs,
     read_tokens,
     score_prompt,
 )
@@ -89,6 +91,7 @@ class EngineCore:
         seed = params.seed if params.seed is not None else (self.config.seed << 32) + self._arrivals
         request = Request(request_id, prompt, params, stops, seed, self._arrivals, guide)
         request.borders = tuple(borders)
+        request.max_output_tokens = most_outputs(len(prompt), params, self.max_model_len)
         self._torn = True
         self._arrivals += 1
         self.queues.add(request)
@@ -161,7 +164,7 @@ class EngineCore:
             self._flight = None
             if self.tables is not None:
                 self.tables.clear()
-            self._moved += rebuild(self.requests, self.queues, self.max_model_len)
+            self._moved += rebuild(self.requests, self.queues)
             self._undecided = [r for r in self.requests.values() if r.awaits_guide]
             self._torn, self._mended = False, True
 
@@ -186,7 +189,7 @@ class EngineCore:
         scheduled = time.perf_counter()
         if not schedule:
             return None
-        unread = None if previous is None else Unread(previous.tokens, previous.rows)
+        unread = None if previous is None else Unread(previous.tokens, previous.plan.sampled)
         plan = build_batch(schedule, self.cache, self.runner.place, unread)
         if self.cache.copies:
             self.runner.copy(self.cache.copies)
@@ -201,7 +204,7 @@ class EngineCore:
             request.num_computed_tokens += schedule.tokens[request]
         for request in plan.sampled:
             request.num_unread_tokens += 1
-            if is_leaving(request, self.max_model_len):
+            if is_leaving(request):
                 # The device works in order, so whoever gets its memory comes after it.
                 self.queues.remove(request)
         return flight
@@ -256,23 +259,20 @@ class EngineCore:
     def _decide(self, requests: Sequence[Request], seconds: float) -> bool:
         """Finish those whose token was their last. Their grammars get so much time to say it,
         together; whoever waits longer is undecided. Returns whether anybody was decided."""
-        decided, end = False, time.monotonic() + seconds
-        # Some may have been aborted while they were undecided, or their token was an error.
-        for request in (r for r in requests if r.status != "finished"):
-            guide = request.guide
-            request.awaits_guide = guide is not None and not guide.wait(end - time.monotonic())
-            if request.awaits_guide:
+        end, told = time.monotonic() + seconds, len(self._moved)
+        for request in requests:
+            if request.status == "finished":
+                continue  # aborted while it was undecided, or its token was an error
+            if request.guide is not None and awaits_guide(request, end):
                 self._undecided.append(request)
                 continue
             self._moved.append(request)
             # What follows from it is everybody's: an error in that leaves the books undone.
-            reason = self._work_for(request, finish_reason, request, self.max_model_len)
-            if reason is not None:
+            if (reason := self._work_for(request, finish_reason, request)) is not None:
                 self._end(request, reason)
-            elif is_leaving(request, self.max_model_len):
+            elif is_leaving(request):
                 self.queues.remove(request)
-            decided = True
-        return decided
+        return len(self._moved) > told
 
     @property
     def is_stalled(self) -> bool:

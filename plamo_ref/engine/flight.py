@@ -69,11 +69,6 @@ class Flight:
         usable = tokens.clamp(0, logits.shape[-1] - 1)  # the next step reads them, NO_TOKEN too
         return cls(plan, schedule, logits, usable, on_host, copied, log, started, scheduled)
 
-    @property
-    def rows(self) -> dict[Request, int]:
-        """Where each request's token is in `tokens`."""
-        return {request: row for row, request in enumerate(self.plan.sampled)}
-
     def needs_host(self, has_tables: bool) -> bool:
         """Whether it must land before the next step is decided."""
         return bool(self.plan.scored) or any(needs_host(r, has_tables) for r in self.plan.sampled)

@@ -23,7 +23,7 @@ from plamo_ref.engine.scheduling.scheduler import Queues
 from plamo_ref.engine.tokens import finish_reason
 
 
-def rebuild(requests: dict[str, Request], queues: Queues, max_model_len: int) -> list[Request]:
+def rebuild(requests: dict[str, Request], queues: Queues) -> list[Request]:
     """Let `requests` (by id) be in `queues` as if each had just been preempted.
 
     Returns those that have ended, also the ones of whom that shows only now; they are taken out.
@@ -31,7 +31,7 @@ def rebuild(requests: dict[str, Request], queues: Queues, max_model_len: int) ->
     queues.clear()
     ended = []
     for request in sorted(requests.values(), key=lambda r: r.arrival):
-        _settle(request, max_model_len)
+        _settle(request)
         if request.status == "finished":
             ended.append(request)
         else:
@@ -41,14 +41,14 @@ def rebuild(requests: dict[str, Request], queues: Queues, max_model_len: int) ->
     return ended
 
 
-def _settle(request: Request, max_model_len: int) -> None:
+def _settle(request: Request) -> None:
     """Make everything about one request follow from what it durably is."""
     del request.logprobs[len(request.output_ids) :]
     request.num_unread_tokens = 0
     if not request.output_ids:
         request.num_cached_tokens = None  # it begins anew
     if request.finish_reason is None:
-        _look_at_output(request, max_model_len)
+        _look_at_output(request)
     if request.finish_reason is not None:
         request.finish(request.finish_reason, request.error)
     elif request.status == "running":
@@ -57,7 +57,7 @@ def _settle(request: Request, max_model_len: int) -> None:
         request.num_computed_tokens = 0
 
 
-def _look_at_output(request: Request, max_model_len: int) -> None:
+def _look_at_output(request: Request) -> None:
     """Bring the grammar to the end of the output: what it says decides later whether that is the
     request's end. Without a grammar, see it now."""
     if request.guide is not None:
@@ -66,6 +66,6 @@ def _look_at_output(request: Request, max_model_len: int) -> None:
         request.guide.restart(outputs[:-1] if ended else outputs)
         request.awaits_guide = True
     elif request.output_ids:
-        reason = finish_reason(request, max_model_len)
+        reason = finish_reason(request)
         if reason is not None:
             request.finish(reason)

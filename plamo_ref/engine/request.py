@@ -18,6 +18,7 @@ from plamo_ref.sampling import Guide, SamplingParams, TokenLogprobs
 
 Status = Literal["waiting", "running", "finished"]
 FinishReason = Literal["stop", "length", "abort", "error"]
+ENDLESS = 1 << 62
 
 
 @dataclass
@@ -42,6 +43,7 @@ class Request:
     guide: Guide | None = None  # the progress of its grammar
     awaits_guide: bool = False  # its grammar has not said yet what may come next
     under_way: bool = False  # in a step of a pipeline that has not come to its end
+    max_output_tokens: int = ENDLESS  # with so many it ends, whatever they are
     borders: tuple[int, ...] = ()  # positions in the prompt behind which others may go another way
     output_ids: list[int] = field(default_factory=list)
     logprobs: list[TokenLogprobs] = field(default_factory=list)  # of the output, if asked for

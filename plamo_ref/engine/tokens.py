@@ -4,6 +4,7 @@ Invariant: a request's token depends on its own row, parameters, seed and tokens
 `choose_on_device` launches and `read_tokens` waits, and nothing else does either.
 """
 
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -18,6 +19,7 @@ from plamo_ref.kernels.table import Kernels
 from plamo_ref.sampling import (
     GuidedError,
     RowContext,
+    SamplingParams,
     Tables,
     adjust,
     sample,
@@ -40,6 +42,8 @@ def needs_host(request: Request, has_tables: bool = False) -> bool:
     device take what penalties look at from the device.
     """
     params = request.params
+    if params.is_plain and request.guide is None:
+        return False  # by far the most
     return bool(
         request.guide is not None
         or params.logits_processors
@@ -107,7 +111,8 @@ def read_tokens(requests: Sequence[Request], logits: Tensor, tokens: Tensor) -> 
         LogitsError: a row has none.
     """
     ids: list[int] = tokens.tolist()
-    for request, token in zip(requests, ids, strict=True):
+    wrong = ids and not 0 <= min(ids) <= max(ids) < logits.shape[-1]
+    for request, token in zip(requests, ids, strict=True) if wrong else ():
         if not 0 <= token < logits.shape[-1] and request.status != "finished":
             raise LogitsError(
                 f"request {request.request_id}: the model's logits are not numbers (NaN) after "
@@ -127,9 +132,11 @@ def choose(requests: Sequence[Request], logits: Tensor, ops: Kernels = TORCH) ->
 
 def _note_logprobs(requests: Sequence[Request], logits: Tensor, tokens: Sequence[int]) -> None:
     """The log probabilities of all who asked, at once."""
-    asked = [(i, r, r.params.logprobs) for i, r in enumerate(requests)]
+    asked = [i for i, r in enumerate(requests) if r.params.logprobs is not None]
     # A request that was aborted while its token was under way does not get it.
-    rows = [(i, r, count) for i, r, count in asked if count is not None and r.status != "finished"]
+    rows = [
+        (i, r, r.params.logprobs or 0) for i in asked if (r := requests[i]).status != "finished"
+    ]
     if not rows:
         return
     places = [i for i, _, _ in rows]
@@ -148,36 +155,43 @@ def score_prompt(request: Request, places: range, logits: Tensor) -> None:
         request.prompt_logprobs += token_logprobs(logits, tokens, count)
 
 
-def finish_reason(request: Request, max_model_len: int) -> FinishReason | None:
+def finish_reason(request: Request) -> FinishReason | None:
     """Why the token that the request just got is its last; None: it is not.
 
     A finished grammar ends a text even before `min_tokens`: there is nothing left to say. If it has
     come to a dead end, nothing that fits can be said: an error, of this request alone.
     """
-    guide = request.guide
-    if not request.output_ids:
+    guide, output = request.guide, request.output_ids
+    if not output:
         return None  # computed again after an error, and not come so far
     if guide is not None:
         if guide.error is not None:
             raise GuidedError(guide.error)
         if guide.finished:
             return "stop"
-    if request.output_ids[-1] in request.stop_ids:
+    if output[-1] in request.stop_ids:
         return "stop"
-    return "length" if is_full(request, len(request.output_ids), max_model_len) else None
+    return "length" if len(output) >= request.max_output_tokens else None
 
 
-def is_leaving(request: Request, max_model_len: int) -> bool:
+def awaits_guide(request: Request, end: float) -> bool:
+    """Whether a request's grammar has not said by `end` (monotonic seconds) what its token means;
+    the request says so, too."""
+    guide = request.guide
+    request.awaits_guide = guide is not None and not guide.wait(end - time.monotonic())
+    return request.awaits_guide
+
+
+def is_leaving(request: Request) -> bool:
     """Whether nothing more has to be computed for a request: its last token is under way, and the
     host knows every token that it was computed from."""
-    if not is_full(request, request.num_output_tokens, max_model_len):
+    if request.num_output_tokens < request.max_output_tokens:
         return False  # by far the most
     known = request.num_computed_tokens <= request.num_known_tokens
     return known and request.status != "finished"
 
 
-def is_full(request: Request, num_outputs: int, max_model_len: int) -> bool:
-    """Whether a request with so many output tokens gets no more, whatever they are."""
-    most = request.params.max_tokens
-    full = len(request.prompt_ids) + num_outputs >= max_model_len
-    return full or (most is not None and num_outputs >= most)
+def most_outputs(prompt_len: int, params: SamplingParams, max_model_len: int) -> int:
+    """Tokens after which a request ends, whatever they are."""
+    most = max_model_len - prompt_len
+    return most if params.max_tokens is None else min(most, params.max_tokens)

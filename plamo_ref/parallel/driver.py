@@ -99,6 +99,8 @@ class SharedRunner(ModelRunner):
 
     def close(self) -> None:
         """End the other ranks' processes."""
+        # A group cannot be left while a recorded step holds on to what its ranks do together.
+        self.recordings = self._rank.runner.recordings = None
         self._end()
 
     def _together(self, order: Order, own: Callable[[], Any]) -> Any:

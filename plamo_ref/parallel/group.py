@@ -4,11 +4,12 @@ Invariant: every rank does the same things in the same order; each of them chang
 same way on all ranks, and nothing else of torch.distributed is used.
 """
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
@@ -19,6 +20,7 @@ from plamo_ref.engine.config import EngineError
 # The longest that a rank waits for another one, which may be compiling kernels. A rank that has
 # died is noticed at once: see crew.py.
 PATIENCE = timedelta(minutes=10)
+LEAVE_SECONDS = 10.0  # for a group to be left, whatever its other ranks do
 
 
 class LostError(RuntimeError):
@@ -102,9 +104,11 @@ class TorchGroup:
 
     def leave(self) -> None:
         """Be in no group any more; the file `meeting` must still be there."""
-        self._own = None
-        if dist.is_initialized():
-            dist.destroy_process_group()
+        groups, self._own = {self._own, dist.group.WORLD}, None
+        left = threading.Event()
+        keep = self._device.type == "cuda"
+        threading.Thread(target=_leave, args=(groups, left, keep), daemon=True).start()
+        left.wait(LEAVE_SECONDS)
 
     def break_up(self) -> None:
         """Let nobody here wait for a rank that is gone: what is under way ends with an error."""
@@ -145,6 +149,18 @@ class TorchGroup:
         with _together():
             dist.recv(x, src=self._number + self.size)
         return x
+
+
+def _leave(groups: set[Any], left: threading.Event, keep: bool) -> None:
+    """Leave all groups, and keep the objects to the end of the process if need be: PyTorch 2.11
+    stops for good in the destructor of an NCCL group (seen on two H200). Their communicators, which
+    are what takes room on the devices, are gone by then."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+    left.set()
+    if keep:
+        threading.Event().wait()
+    del groups
 
 
 @contextmanager

@@ -17,7 +17,6 @@ from plamo_ref.engine.memory.radix import Node
 from plamo_ref.engine.request import Request
 from plamo_ref.engine.runner import ModelRunner
 from plamo_ref.engine.scheduling.scheduler import Queues
-from plamo_ref.engine.tokens import is_full
 from plamo_ref.proof.planting import Fault, patch, patch_batch, together
 
 
@@ -84,8 +83,8 @@ def _one_root(_: Any, prefix: PrefixCache, request: Request) -> Any:
     return prefix.roots.setdefault(None, Node())
 
 
-def _leave_at_launch(_: Any, request: Request, max_model_len: int) -> bool:
-    return is_full(request, request.num_output_tokens, max_model_len)
+def _leave_at_launch(_: Any, request: Request) -> bool:
+    return request.num_output_tokens >= request.max_output_tokens
 
 
 def _file_under_what_is_known(freeze: Any, prefix: PrefixCache, request: Request) -> None:

@@ -24,6 +24,7 @@ from plamo_ref.engine.config import EngineError
 from plamo_ref.engine.copies import Copy
 from plamo_ref.engine.memory.holding import FAR, AttentionGroup, BlockTable, Holding
 from plamo_ref.engine.memory.pool import Pool
+from plamo_ref.engine.memory.table_rows import TableRows
 
 
 class IntegrityError(EngineError):
@@ -46,6 +47,7 @@ class HybridCache:
         self.groups = {group.kind: group for group in groups}
         self.blocks, self.slots, self.block_size = dict(blocks), slots, block_size
         self.holdings: dict[str, Holding] = {}
+        self.rows = TableRows(self.groups)
         self.frozen: set[Holding] = set()
         self.exposed: set[Holding] = set()  # to be frozen when the step that writes it is launched
         self.copies: list[Copy] = []  # to be made, in this order, before the next step
@@ -57,10 +59,6 @@ class HybridCache:
         return [*self.blocks.values(), *([] if self.slots is None else [self.slots])]
 
     # --- what the scheduler asks ---------------------------------------------------------------
-
-    def is_calm(self, request_id: str, computed: int) -> bool:
-        """Whether a request's next token changes no table: it need not be allocated."""
-        return computed < self.holdings[request_id].calm_until
 
     def fit(
         self, request_id: str, computed: int, wanted: int, source: Holding | None = None

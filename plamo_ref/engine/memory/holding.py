@@ -5,9 +5,6 @@ Invariant: plain numbers of places; who owns how much of a place is for the pool
 
 from dataclasses import dataclass, field
 
-import numpy as np
-from numpy.typing import NDArray
-
 from plamo_ref.config import LayerKind, Plamo2Config
 
 FAR = 1 << 62  # a position to which no text comes
@@ -39,15 +36,6 @@ class BlockTable:
 
     first: int = 0
     blocks: list[int] = field(default_factory=list)
-    _array: NDArray[np.int64] | None = field(default=None, compare=False, repr=False)
-    _state: tuple[int, int] = field(default=(0, 0), compare=False, repr=False)  # when it was made
-
-    def as_array(self) -> NDArray[np.int64]:
-        """The blocks, for whoever reads them again and again."""
-        state = self.first, len(self.blocks)
-        if self._array is None or self._state != state:
-            self._array, self._state = np.array(self.blocks, dtype=np.int64), state
-        return self._array
 
     def calm_until(self, block_size: int, window: int | None) -> int:
         """Tokens before this position need no other block, and let none go."""
@@ -67,3 +55,4 @@ class Holding:
     tables: dict[LayerKind, BlockTable]
     slot: int | None
     calm_until: int = 0  # tokens before this position change no table
+    row: int = -1  # see table_rows.py, which says it

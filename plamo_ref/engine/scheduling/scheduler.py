@@ -100,17 +100,25 @@ class Queues:
         found = self.prefix.find(request)[0] if request.status == "waiting" else 0
         return request.num_uncomputed_tokens - found
 
+    def goes_on(self, request: Request) -> bool:
+        """Whether a request computes one token in the next step, whose memory it has already: then
+        nothing is to be decided. So it is with most of them, and this is where the host's time
+        goes."""
+        computed = request.num_computed_tokens
+        return (
+            request.status == "running"
+            and not (request.awaits_guide or request.under_way)
+            and request.num_tokens == computed + 1 > len(request.prompt_ids)
+            and computed < self.cache.holdings[request.request_id].calm_until
+        )
+
     def grant(self, request: Request, wanted: int, schedule: Schedule) -> int:
         """Allocate up to `wanted` tokens for a running request; preempt newer ones if need be.
 
         Returns the number of tokens; 0 if the request itself had to go.
         """
-        computed = request.num_computed_tokens
-        if computed < len(request.prompt_ids):
+        if request.num_computed_tokens < len(request.prompt_ids):
             self.prefix.photograph(request)
-        elif wanted == 1 and self.cache.is_calm(request.request_id, computed):
-            schedule.tokens[request] = 1  # most decodes: this is where the host's time goes
-            return 1
         wanted = self._until_stop(request, request.num_computed_tokens, wanted)
         while not (tokens := self._fit(request, wanted)):
             newest = self.running[-1]

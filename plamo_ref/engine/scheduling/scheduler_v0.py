@@ -47,7 +47,9 @@ class V0Scheduler:
         queues = self.queues
         budget = queues.config.max_num_batched_tokens
         for request in [r for r in queues.running if r.is_decoding and r.can_run][:budget]:
-            if request.can_run:
+            if queues.goes_on(request):
+                schedule.tokens[request] = 1
+            elif request.can_run:
                 queues.grant(request, 1, schedule)
 
     def _chunk(self, request: Request) -> int:

@@ -21,7 +21,10 @@ class V1Scheduler:
         for request in list(queues.running):
             if not budget:
                 break
-            if request.can_run:  # not preempted a moment ago, not waiting for its grammar
+            if queues.goes_on(request):
+                schedule.tokens[request] = 1
+                budget -= 1
+            elif request.can_run:  # not preempted a moment ago, not waiting for its grammar
                 wanted = min(request.num_uncomputed_tokens, budget)
                 budget -= queues.grant(request, wanted, schedule)
 
