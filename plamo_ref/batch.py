@@ -107,6 +107,7 @@ class ForwardBatch:
     late_rows: Tensor  # [R]: the tokens that only the device knows yet come first,
     late_from: Tensor  # [R]: and where they are among those of the step before
     photographs: Tensor  # [F, 3]: of which prompt, behind how many tokens of it, into which slot
+    counts: Tensor | None = None  # [6] on the CPU: `room` for compiled layers, which see no numbers
 
     @classmethod
     def over(cls, room: Room, vector: Tensor) -> "ForwardBatch":
