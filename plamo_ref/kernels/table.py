@@ -211,15 +211,14 @@ class Table(SimpleNamespace):
         cache: AttentionCache,
     ) -> Tensor:
         group, first = batch.groups[kind], batch.num_decodes
-
-        def memory(rows: slice) -> tuple[Tensor, ...]:
-            places = (group.block_table[rows], group.first_block[rows], batch.seq_lens[rows])
-            return cache.keys, cache.values, *places
-
+        keys, values, lens = cache.keys, cache.values, batch.seq_lens
+        table, begin, starts = group.block_table, group.first_block, batch.prefill_start_loc
         return batch.both(
-            lambda: self.paged_decode(q[:first], *memory(batch.decodes), window),
+            lambda: self.paged_decode(
+                q[:first], keys, values, table[:first], begin[:first], lens[:first], window
+            ),
             lambda: self.paged_prefill(
-                q[first:], *memory(batch.prefills), batch.prefill_start_loc, window
+                q[first:], keys, values, table[first:], begin[first:], lens[first:], starts, window
             ),
         )
 
@@ -233,8 +232,7 @@ class Table(SimpleNamespace):
     def scan(
         self, inputs: ScanInputs, params: ScanParams, batch: ForwardBatch, cache: Tensor
     ) -> Tensor:
-        first, slots = batch.num_decodes, batch.state_slots
-        rows = inputs.rows
+        first, slots, rows = batch.num_decodes, batch.state_slots, inputs.rows
         return batch.both(
             lambda: self.state_update(rows(slice(first)), params, cache, slots[:first]),
             lambda: self.scan_prefill(rows(slice(first, None)), params, cache, *_states(batch)),
