@@ -17,7 +17,7 @@ Built in notebooks/07_continuous_batching.ipynb.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -107,6 +107,7 @@ class ForwardBatch:
     late_rows: Tensor  # [R]: the tokens that only the device knows yet come first,
     late_from: Tensor  # [R]: and where they are among those of the step before
     photographs: Tensor  # [F, 3]: of which prompt, behind how many tokens of it, into which slot
+    counts: Tensor | None = None  # [6] on the CPU: `room` for compiled layers, which see no numbers
 
     @classmethod
     def over(cls, room: Room, vector: Tensor) -> "ForwardBatch":
@@ -151,6 +152,12 @@ class ForwardBatch:
         """Of requests."""
         return slice(self.num_decodes, self.num_requests)
 
+    def both(self, decode: Callable[[], Tensor], prefill: Callable[[], Tensor]) -> Tensor:
+        """The results of its decodes and its prefills, as far as there are any, in their order."""
+        results = [decode()] if self.num_decodes else []
+        results += [prefill()] if self.has_prefills else []
+        return results[0] if len(results) == 1 else torch.cat(results)
+
 
 @dataclass(frozen=True)
 class AttentionCache:
@@ -169,9 +176,3 @@ class MambaCache:
 
 
 LayerCache = AttentionCache | MambaCache
-
-
-def join(decoded: Tensor | None, prefilled: Tensor | None) -> Tensor:
-    """The results of both kinds, in the order of the batch."""
-    parts = [part for part in (decoded, prefilled) if part is not None]
-    return parts[0] if len(parts) == 1 else torch.cat(parts)

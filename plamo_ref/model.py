@@ -9,7 +9,7 @@ Shape letters: T tokens of the step, R requests, D hidden, H heads, G KV heads, 
 size, K conv width.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, TypeVar
 
@@ -110,6 +110,11 @@ class Layer:
         return add_norm(residual, x, self.post_mlp_gain, next_gain, eps)
 
 
+LayerCall = Callable[..., tuple[Tensor, Tensor]]  # as Layer.__call__
+# A step's batch → as compiled layers see it, and they themselves.
+Compiled = Callable[[ForwardBatch], tuple[ForwardBatch, Sequence[LayerCall]]]
+
+
 class Plamo2Model:
     """Embedding, layers, last norm and the vocabulary projection."""
 
@@ -125,6 +130,7 @@ class Plamo2Model:
         self.config, self.ops = config, ops
         self.embedding, self.layers = embedding, tuple(layers)
         self.norm_gain, self.lm_head = norm_gain, lm_head
+        self.compiled: Compiled | None = None  # whoever builds the engine may bring it
 
     def forward(self, batch: ForwardBatch, caches: Sequence[LayerCache]) -> Tensor:
         """The batch's tokens through all layers → [T, D] after the last norm."""
@@ -138,9 +144,12 @@ class Plamo2Model:
         next_gains = [layer.pre_mixer_gain for layer in self.layers[1:]] + [self.norm_gain]
         first = self.layers[0].pre_mixer_gain
         x = self.ops.rms_norm(residual, first, self.config.rms_norm_eps)
-        for index, layer in enumerate(self.layers):
+        calls: Sequence[LayerCall] = self.layers
+        if self.compiled is not None:
+            batch, calls = self.compiled(batch)
+        for index, call in enumerate(calls):
             table, cache = tables[self.config.theta(index)], caches[index]
-            residual, x = layer(residual, x, next_gains[index], batch, cache, table)
+            residual, x = call(residual, x, next_gains[index], batch, cache, table)
         return residual, x
 
     def with_ops(self, ops: Kernels) -> "Plamo2Model":

@@ -12,7 +12,7 @@ from engines import GREEDY, new_core
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from plamo_ref.batch import join
+from plamo_ref.batch import ForwardBatch, Room
 from plamo_ref.engine.batching import BatchPlan, build_batch
 from plamo_ref.engine.core import EngineCore
 from plamo_ref.engine.scheduling.scheduler import Schedule
@@ -132,11 +132,12 @@ def test_a_batch_is_frozen():
         plan.batch.num_decodes = 3
 
 
-def test_join_puts_decodes_before_prefills():
+@pytest.mark.parametrize(("decodes", "prompts"), [(1, 1), (1, 0), (0, 1)])
+def test_the_results_of_both_kinds_are_decodes_first_and_of_what_there_is(decodes, prompts):
+    batch = ForwardBatch.empty(Room(decodes, prompts, 2 * prompts, ()), CPU)
     one, two = torch.ones(1, 2), torch.zeros(2, 2)
-    assert torch.equal(join(one, two), torch.cat((one, two)))
-    assert join(one, None) is one
-    assert join(None, two) is two
+    expected = torch.cat([one] * decodes + [two] * prompts)
+    assert torch.equal(batch.both(lambda: one, lambda: two), expected)
 
 
 def test_the_rows_of_a_scored_prompt_come_after_those_that_are_sampled():

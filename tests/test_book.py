@@ -87,9 +87,15 @@ def test_joints_import_wings_only_when_asked():
 
 
 def test_the_book_can_be_read_in_a_day():
-    lines = sum(num_lines(name) for name in BOOK.files)
-    assert lines <= BOOK.max_lines
+    assert BOOK.num_lines == sum(num_lines(name) for name in BOOK.files) <= BOOK.max_lines
     assert max(s.num_lines for s in BOOK.sittings) <= 1_500
+
+
+def test_without_what_came_later_it_is_as_small_as_it_was_meant_to_be():
+    later = [name for names in BOOK.later.values() for name in names]
+    assert len(set(later) & set(BOOK.files)) == len(later)
+    first = sum(num_lines(name) for name in set(BOOK.files) - set(later))
+    assert BOOK.num_lines_at_first == first <= BOOK.max_lines_at_first <= 6_500
 
 
 @pytest.mark.parametrize("name", TEXTS)

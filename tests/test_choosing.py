@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from plamo_ref import LLM, SamplingParams
 from plamo_ref.engine.request import Request
-from plamo_ref.engine.tokens import NO_TOKEN, LogitsError, choose, choose_on_device
+from plamo_ref.engine.tokens import NO_TOKEN, LogitsError, choose_on_device, read_tokens
 from plamo_ref.intake.hub import find
 
 KINDS = {
@@ -30,6 +30,10 @@ def requests(params: Sequence[SamplingParams]) -> list[Request]:
     return [
         Request(f"r{i}", (1, 2, 3), one, frozenset({0}), 7 + i, i) for i, one in enumerate(params)
     ]
+
+
+def choose(asked: Sequence[Request], logits: torch.Tensor) -> list[int]:
+    return read_tokens(asked, logits, choose_on_device(asked, logits))
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])

@@ -16,9 +16,10 @@ from torch._dynamo.utils import counters
 from plamo_ref import LLM, SamplingParams
 from plamo_ref.engine.config import EngineConfig, EngineError
 from plamo_ref.engine.fast import compiling, custom_ops
-from plamo_ref.engine.fast.compiling import CompiledModel, compile_model
+from plamo_ref.engine.fast.compiling import compile_model
 from plamo_ref.engine.fast.custom_ops import compiled_table, opaque, opened
 from plamo_ref.kernels.choice import TORCH
+from plamo_ref.model import Attention
 from plamo_ref.proof.lab import Pair, draw_scenario
 from plamo_ref.proof.law import LawError, run_scenario
 
@@ -83,10 +84,10 @@ def test_a_wrong_fused_operation_breaks_the_law(monkeypatch):
 def test_compiled_attention_alone_keeps_the_law_and_leaves_mamba_as_it_was():
     plain = pair(SMALL).served
     model = compile_model(plain, "attention", ())
-    for mine, theirs in zip(model.layers, plain.layers, strict=True):
-        is_attention = isinstance(theirs.mixer, compiling.Attention)
-        assert isinstance(mine.mixer, compiling.CompiledAttention) == is_attention
-        assert (mine is theirs) != is_attention
+    assert plain.compiled is None
+    _, calls = model.compiled(batches()[0])
+    for mine, its in zip(calls, plain.layers, strict=True):
+        assert (mine is its) != isinstance(its.mixer, Attention)
     run_scenario(scenarios(1, SMALL)[0], Pair(model, pair(SMALL).reference))
 
 
@@ -95,7 +96,7 @@ def test_an_engine_with_compile_writes_the_same_text():
     texts = []
     for choice in ("none", "all"):
         llm = LLM("tiny", dtype="float64", device="cpu", memory_bytes=1 << 26, compile=choice)
-        assert isinstance(llm.core.runner.model, CompiledModel) == (choice == "all")
+        assert (llm.core.runner.model.compiled is None) == (choice == "none")
         texts.append([r.outputs[0].token_ids for r in llm.generate(prompts, GREEDY)])
     assert texts[0] == texts[1]
 
@@ -105,7 +106,6 @@ def test_an_engine_with_compile_writes_the_same_text():
 
 def test_each_kind_of_layer_is_one_graph_a_size_and_none_has_a_break(compiled):
     """Three kinds (Mamba, sliding, full), each for one token and for any other number."""
-    assert isinstance(compiled.served, CompiledModel)
     torch.compiler.reset()
     counters.clear()
     models = Pair(compile_model(pair(NAME).served, "all", ()), pair(NAME).reference)

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from plamo_ref.engine.pauses import collect_all, set_aside
+from plamo_ref.remote.pauses import collect_all, set_aside
 
 
 class Circle:

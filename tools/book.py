@@ -5,7 +5,7 @@ they count are those of the files.
 """
 
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,6 +36,8 @@ class Book:
 
     sittings: tuple[Sitting, ...]
     max_lines: int
+    max_lines_at_first: int  # without `later`
+    later: Mapping[str, tuple[str, ...]]  # what the engine learned since, and the files of it
     edges: tuple[str, ...]
     wings: tuple[str, ...]
     joints: tuple[str, ...]
@@ -45,15 +47,25 @@ class Book:
     def files(self) -> list[str]:
         return [name for sitting in self.sittings for name in sitting.files]
 
+    @property
+    def num_lines(self) -> int:
+        return sum(map(num_lines, self.files))
+
+    @property
+    def num_lines_at_first(self) -> int:
+        """Without what came later."""
+        return self.num_lines - sum(num_lines(n) for names in self.later.values() for n in names)
+
 
 def read_book() -> Book:
     given = tomllib.loads((Path(__file__).with_suffix(".toml")).read_text(encoding="utf-8"))
     sittings = tuple(
         Sitting(s["title"], tuple(s["lessons"]), tuple(s["files"]), s["answers"])
-        for s in given.pop("sittings")
+        for s in given["sittings"]
     )
-    max_lines = given.pop("max_lines")
-    return Book(sittings, max_lines, **{name: tuple(value) for name, value in given.items()})
+    later = {what: tuple(files) for what, files in given["later"].items()}
+    lists = {name: tuple(given[name]) for name in ("edges", "wings", "joints", "beside")}
+    return Book(**given | lists | {"sittings": sittings, "later": later})
 
 
 def num_lines(name: str) -> int:
@@ -78,8 +90,11 @@ def _sittings(book: Book, up: str) -> Iterator[str]:
 
 
 def _size(book: Book) -> str:
-    count = sum(sitting.num_lines for sitting in book.sittings)
-    return f"{len(book.files)} files, {count:,} lines."
+    later = " and ".join(book.later)
+    return (
+        f"{len(book.files)} files, {book.num_lines:,} lines; "
+        f"{book.num_lines_at_first:,} of them without {later}, which came later."
+    )
 
 
 def filled(text: str, book: Book, up: str) -> str:

@@ -42,19 +42,13 @@ def together_or_alone(
             raise
         parts, errors = [], dict[int, Exception]()
         for row in range(count):
-            part, its_error = _alone(row, work)
-            parts.append(instead if part is None else part)
-            if its_error is not None:
+            try:
+                parts.append(work(slice(row, row + 1)))
+            except Exception as its_error:
+                if is_nobodys(its_error):
+                    raise
+                parts.append(instead)
                 errors[row] = its_error
         if not errors:
             raise
         return parts, errors
-
-
-def _alone(row: int, work: Callable[[slice], T]) -> tuple[T | None, Exception | None]:
-    try:
-        return work(slice(row, row + 1)), None
-    except Exception as error:
-        if is_nobodys(error):
-            raise
-        return None, error

@@ -19,7 +19,7 @@ from torch import Tensor
 from plamo_ref.engine.batching import BatchPlan, Unread, build_batch
 from plamo_ref.engine.blame import is_nobodys, together_or_alone
 from plamo_ref.engine.config import EngineConfig, EngineError
-from plamo_ref.engine.flight import Flight, Observer, Told, describe, record_of
+from plamo_ref.engine.flight import Flight, Observer, Told, begun, landed
 from plamo_ref.engine.memory.planner import MemoryPlan
 from plamo_ref.engine.recovery import rebuild
 from plamo_ref.engine.request import FinishReason, Request
@@ -186,7 +186,7 @@ class EngineCore:
         """Decide and start the next step. Nothing here waits for the device."""
         started = time.perf_counter()
         schedule = self.queues.with_photographs(self.scheduler.schedule())
-        scheduled = time.perf_counter()
+        times = (started, time.perf_counter())
         if not schedule:
             return None
         unread = None if previous is None else Unread(previous.tokens, previous.plan.sampled)
@@ -198,8 +198,8 @@ class EngineCore:
         self.queues.prefix.develop(schedule.photographs)
         if self.observers and self._overlap:
             logits = logits.clone()  # a recorded step writes where the last one wrote
-        log = describe(plan, schedule, self.cache) if self.observers else None
-        flight = Flight.of(plan, schedule, logits, tokens, log, started, scheduled)
+        record = begun(plan, schedule, self.cache, *times) if self.observers else None
+        flight = Flight.of(plan, logits, tokens, record)
         for request in plan.requests:
             request.num_computed_tokens += schedule.tokens[request]
         for request in plan.sampled:
@@ -239,20 +239,20 @@ class EngineCore:
         for request, places in plan.scored:
             self._work_for(request, score_prompt, request, places, logits[row : row + len(places)])
             row += len(places)
-        landed, rows = list[Request](), list[int]()
+        moved, rows = list[Request](), list[int]()
         tokens = (token for part in parts for token in part)
         for row, (request, token) in enumerate(zip(plan.sampled, tokens, strict=True)):
             request.num_unread_tokens -= 1
             if request.status == "finished":
                 continue  # aborted, or stopped by the token before, while this one was computed
             self._work_for(request, request.append, token)
-            landed.append(request)
+            moved.append(request)
             rows.append(row)
-        self._decide(landed, GRAMMAR_SECONDS)
+        self._decide(moved, GRAMMAR_SECONDS)
         self.num_steps += 1
-        if flight.log is None:
+        if flight.record is None:
             return None
-        return record_of(flight, self.num_steps - 1, landed, self.queues), landed, logits[rows]
+        return landed(flight.record, self.num_steps - 1, moved, self.queues), moved, logits[rows]
 
     # --- what a token means --------------------------------------------------------------------
 

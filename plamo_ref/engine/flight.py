@@ -1,17 +1,16 @@
 """A step between its launch and its landing, and the record that it leaves.
 
 Invariant: what a record says of a step was read when the step was launched, before the counters
-moved on; only who finished, and the clock, are read when it lands.
+moved on; only who finished and who is left, and the clock, are read when it lands.
 """
 
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from plamo_ref.config import LayerKind
 from plamo_ref.engine.batching import BatchPlan
 from plamo_ref.engine.memory.cache import HybridCache
 from plamo_ref.engine.record import ScheduledTokens, StepRecord, memory_in_use
@@ -26,38 +25,19 @@ Observer = Callable[[StepRecord, Sequence[Request], Tensor], None]
 
 
 @dataclass(frozen=True)
-class FlightLog:
-    """What observers want to know of a step, as it was at its launch."""
-
-    shares: tuple[ScheduledTokens, ...]
-    blocks_used: Mapping[LayerKind, int]
-    slots_used: int
-
-
-@dataclass(frozen=True)
 class Flight:
     """A launched step."""
 
     plan: BatchPlan
-    schedule: Schedule
     logits: Tensor  # [n, V], those of `plan.sampled` first
     tokens: Tensor  # [len(plan.sampled)] int64 on the device
     tokens_on_host: Tensor  # the same, once `wait` has returned
     copied: torch.cuda.Event | None
-    log: FlightLog | None
-    started: float  # seconds on a monotonic clock
-    scheduled: float
+    record: StepRecord | None  # as far as it can be said; None: nobody wants to know
 
     @classmethod
     def of(
-        cls,
-        plan: BatchPlan,
-        schedule: Schedule,
-        logits: Tensor,
-        tokens: Tensor,
-        log: FlightLog | None,
-        started: float,
-        scheduled: float,
+        cls, plan: BatchPlan, logits: Tensor, tokens: Tensor, record: StepRecord | None
     ) -> "Flight":
         """Start to copy the tokens to the host, right behind the step and before the next one."""
         on_host, copied = tokens, None
@@ -67,7 +47,7 @@ class Flight:
             copied = torch.cuda.Event()
             copied.record(torch.cuda.current_stream(tokens.device))
         usable = tokens.clamp(0, logits.shape[-1] - 1)  # the next step reads them, NO_TOKEN too
-        return cls(plan, schedule, logits, usable, on_host, copied, log, started, scheduled)
+        return cls(plan, logits, usable, on_host, copied, record)
 
     def needs_host(self, has_tables: bool) -> bool:
         """Whether it must land before the next step is decided."""
@@ -79,8 +59,14 @@ class Flight:
             self.copied.synchronize()
 
 
-def describe(plan: BatchPlan, schedule: Schedule, cache: HybridCache) -> FlightLog:
-    """Who computes what in a step that is being launched."""
+def begun(
+    plan: BatchPlan, schedule: Schedule, cache: HybridCache, started: float, scheduled: float
+) -> StepRecord:
+    """The record of a step that is being launched; what it does not know yet is 0.
+
+    Args:
+        started, scheduled: when its schedule was begun, and was there.
+    """
     sampled = set(plan.sampled)
     shares = tuple(
         ScheduledTokens(
@@ -94,24 +80,31 @@ def describe(plan: BatchPlan, schedule: Schedule, cache: HybridCache) -> FlightL
         )
         for request in plan.requests
     )
-    return FlightLog(shares, *memory_in_use(cache))
-
-
-def record_of(flight: Flight, number: int, landed: Sequence[Request], queues: Queues) -> StepRecord:
-    """The record of a step that has landed as number `number`, for those who got a token."""
-    assert flight.log is not None
+    blocks_used, slots_used = memory_in_use(cache)
     return StepRecord(
+        step=0,
+        scheduled=shares,
+        admitted=tuple(r.request_id for r in schedule.admitted),
+        preempted=tuple(r.request_id for r in schedule.preempted),
+        found=tuple((r.request_id, *found) for r, found in schedule.found.items()),
+        finished=(),
+        num_waiting=0,
+        num_running=0,
+        blocks_used=blocks_used,
+        slots_used=slots_used,
+        started=started,
+        schedule_seconds=scheduled - started,
+        total_seconds=0,
+    )
+
+
+def landed(record: StepRecord, number: int, moved: Sequence[Request], queues: Queues) -> StepRecord:
+    """The record of a step that has landed as number `number`; `moved` are who got a token."""
+    return replace(
+        record,
         step=number,
-        scheduled=flight.log.shares,
-        admitted=tuple(r.request_id for r in flight.schedule.admitted),
-        preempted=tuple(r.request_id for r in flight.schedule.preempted),
-        found=tuple((r.request_id, *found) for r, found in flight.schedule.found.items()),
-        finished=tuple(r.request_id for r in landed if r.finish_reason is not None),
+        finished=tuple(r.request_id for r in moved if r.finish_reason is not None),
         num_waiting=len(queues.waiting),
         num_running=len(queues.running),
-        blocks_used=flight.log.blocks_used,
-        slots_used=flight.log.slots_used,
-        started=flight.started,
-        schedule_seconds=flight.scheduled - flight.started,
-        total_seconds=time.perf_counter() - flight.started,
+        total_seconds=time.perf_counter() - record.started,
     )

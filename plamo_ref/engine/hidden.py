@@ -67,7 +67,7 @@ class HiddenStates:
     def begin(self) -> None:
         self._core.recover()
         flight = self._core.in_flight
-        if flight is not None and flight.log is not None:
+        if flight is not None and flight.record is not None:
             self._launched.append(None)  # launched before, and observers will be told of it
         self._core.observers.append(self._note)
         self._core.runner = _Keeping(self._runner, self._launched)

@@ -123,13 +123,6 @@ def read_tokens(requests: Sequence[Request], logits: Tensor, tokens: Tensor) -> 
     return ids
 
 
-def choose(requests: Sequence[Request], logits: Tensor, ops: Kernels = TORCH) -> list[int]:
-    """A token for each request, from its row of logits [n, V]; waits for the device."""
-    if not requests:
-        return []
-    return read_tokens(requests, logits, choose_on_device(requests, logits, ops))
-
-
 def _note_logprobs(requests: Sequence[Request], logits: Tensor, tokens: Sequence[int]) -> None:
     """The log probabilities of all who asked, at once."""
     asked = [i for i, r in enumerate(requests) if r.params.logprobs is not None]

@@ -19,7 +19,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from plamo_ref.batch import AttentionCache, ForwardBatch, join
+from plamo_ref.batch import AttentionCache, ForwardBatch
 from plamo_ref.config import LayerKind
 from plamo_ref.kernels.errors import KernelError
 from plamo_ref.kernels.ssm.selection import SelectionParams
@@ -80,8 +80,8 @@ class Kernels(Protocol):
     ) -> Tensor:
         """Norm and rotate q and k, store k and v; returns the queries [T, H, P].
 
-        qkv [T, (H + 2G)·P], or parts; gains [H, P], [G, P]; keys, values [blocks, block_size, G, P]
-        are changed in rows slot_mapping [T]."""
+        qkv [T, (H + 2G)·P], queries first, then keys, then values, or parts; gains [H, P], [G, P];
+        keys, values [blocks, block_size, G, P] are changed in rows slot_mapping [T]."""
 
     def paged_decode(
         self,
@@ -96,7 +96,7 @@ class Kernels(Protocol):
         """One query a request, q [R, H, P] → [R, H, P].
 
         block_table [R, M] begins with logical block first_block [R]; seq_lens [R] counts the new
-        token; with a window, the last W + 1 keys are seen."""
+        token, which is written; with a window, the last W + 1 keys are seen."""
 
     def paged_prefill(
         self,
@@ -109,7 +109,9 @@ class Kernels(Protocol):
         query_start_loc: Tensor,
         window: int | None,
     ) -> Tensor:
-        """Several queries a request, those from query_start_loc [R + 1] on: q [T, H, P] → same."""
+        """Several queries a request, those from query_start_loc [R + 1] on: q [T, H, P] → same.
+
+        Keys of earlier chunks are found through the block table, too."""
 
     # --- Mamba: Dao and Gu, "Transformers are SSMs" (2024) ----------------------------------------
 
@@ -131,7 +133,8 @@ class Kernels(Protocol):
         """Several tokens a request: u [T, C] or [T, H, P] → [T, C].
 
         has_past [R] int64: 0 where the slot's content does not count. photographs [F, 3]: a
-        request, so many of its tokens, and the slot that gets what its own has after them."""
+        request, so many of its new tokens, and the slot, nobody else's, that gets what its own has
+        after them."""
 
     def state_update(
         self, inputs: ScanInputs, params: ScanParams, cache: Tensor, slots: Tensor
@@ -148,7 +151,9 @@ class Kernels(Protocol):
         has_past: Tensor,
         photographs: Tensor | None = None,
     ) -> Tensor:
-        """Several tokens a request, each continuing from its slot: y [T, H, P]."""
+        """Several tokens a request, each continuing from its slot: y [T, H, P].
+
+        cache [S, H, P, N]; the rest as in `conv_prefill`."""
 
     # --- tokens -----------------------------------------------------------------------------------
 
@@ -156,7 +161,7 @@ class Kernels(Protocol):
         """The smallest id among the likeliest: logits [B, V] → [B] int64."""
 
     def sample(self, logits: Tensor, knobs: Tensor, truncated: bool = True) -> Tensor:
-        """One id a row: logits [B, V], knobs [B, 5] float64 as sample.py has them → [B] int64.
+        """One id a row: logits [B, V], knobs [B, 5] float64, the columns of KNOBS → [B] int64.
 
         truncated: False promises that no row has a top_k or top_p."""
 
@@ -205,56 +210,36 @@ class Table(SimpleNamespace):
         batch: ForwardBatch,
         cache: AttentionCache,
     ) -> Tensor:
-        group, keys, values = batch.groups[kind], cache.keys, cache.values
-        decoded = prefilled = None
-        if batch.num_decodes:
-            rows = batch.decodes
-            decoded = self.paged_decode(
-                q[rows],
-                keys,
-                values,
-                group.block_table[rows],
-                group.first_block[rows],
-                batch.seq_lens[rows],
-                window,
-            )
-        if batch.has_prefills:
-            rows = batch.prefills
-            prefilled = self.paged_prefill(
-                q[batch.num_decodes :],
-                keys,
-                values,
-                group.block_table[rows],
-                group.first_block[rows],
-                batch.seq_lens[rows],
-                batch.prefill_start_loc,
-                window,
-            )
-        return join(decoded, prefilled)
+        group, first = batch.groups[kind], batch.num_decodes
+        keys, values, lens = cache.keys, cache.values, batch.seq_lens
+        table, begin, starts = group.block_table, group.first_block, batch.prefill_start_loc
+        return batch.both(
+            lambda: self.paged_decode(
+                q[:first], keys, values, table[:first], begin[:first], lens[:first], window
+            ),
+            lambda: self.paged_prefill(
+                q[first:], keys, values, table[first:], begin[first:], lens[first:], starts, window
+            ),
+        )
 
     def convolve(self, u: Tensor, weight: Tensor, batch: ForwardBatch, cache: Tensor) -> Tensor:
-        decoded = prefilled = None
-        first = batch.num_decodes
-        if first:
-            decoded = self.conv_update(u[:first], weight, cache, batch.state_slots[batch.decodes])
-        if batch.has_prefills:
-            rows = batch.prefills
-            slots, past = batch.state_slots[rows], batch.has_past[rows]
-            where = (slots, batch.prefill_start_loc, past, batch.photographs)
-            prefilled = self.conv_prefill(u[first:], weight, cache, *where)
-        return join(decoded, prefilled)
+        first, slots = batch.num_decodes, batch.state_slots
+        return batch.both(
+            lambda: self.conv_update(u[:first], weight, cache, slots[:first]),
+            lambda: self.conv_prefill(u[first:], weight, cache, *_states(batch)),
+        )
 
     def scan(
         self, inputs: ScanInputs, params: ScanParams, batch: ForwardBatch, cache: Tensor
     ) -> Tensor:
-        decoded = prefilled = None
-        first = batch.num_decodes
-        if first:
-            slots = batch.state_slots[batch.decodes]
-            decoded = self.state_update(inputs.rows(slice(0, first)), params, cache, slots)
-        if batch.has_prefills:
-            rows = batch.prefills
-            slots, past = batch.state_slots[rows], batch.has_past[rows]
-            where = (slots, batch.prefill_start_loc, past, batch.photographs)
-            prefilled = self.scan_prefill(inputs.rows(slice(first, None)), params, cache, *where)
-        return join(decoded, prefilled)
+        first, slots, rows = batch.num_decodes, batch.state_slots, inputs.rows
+        return batch.both(
+            lambda: self.state_update(rows(slice(first)), params, cache, slots[:first]),
+            lambda: self.scan_prefill(rows(slice(first, None)), params, cache, *_states(batch)),
+        )
+
+
+def _states(batch: ForwardBatch) -> tuple[Tensor, ...]:
+    """Where the states of the prompts are, and what becomes of them."""
+    slots, has_past = batch.state_slots[batch.prefills], batch.has_past[batch.prefills]
+    return slots, batch.prefill_start_loc, has_past, batch.photographs

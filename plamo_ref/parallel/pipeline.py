@@ -25,11 +25,11 @@ from torch import Tensor
 from plamo_ref.engine.batching import BatchPlan, build_batch
 from plamo_ref.engine.config import EngineConfig
 from plamo_ref.engine.core import GRAMMAR_SECONDS, EngineCore
-from plamo_ref.engine.flight import Flight, FlightLog, Told, describe
+from plamo_ref.engine.flight import Flight, Told, begun
 from plamo_ref.engine.memory.planner import MemoryPlan
+from plamo_ref.engine.record import StepRecord
 from plamo_ref.engine.request import Request
 from plamo_ref.engine.runner import ModelRunner
-from plamo_ref.engine.scheduling.scheduler import Schedule
 from plamo_ref.parallel.driver import SharedRunner
 
 
@@ -38,10 +38,7 @@ class Begun:
     """A step that the stages have been told of."""
 
     plan: BatchPlan
-    schedule: Schedule
-    log: FlightLog | None
-    started: float  # seconds on a monotonic clock
-    scheduled: float
+    record: StepRecord | None
 
 
 class PipelinedCore(EngineCore):
@@ -80,11 +77,11 @@ class PipelinedCore(EngineCore):
         mended, self._mended = self._mended, False
         if self._decide(undecided, seconds) and not mended:
             return None
-        begun = self._begin()
-        copies = self.cache.copies if begun is not None else []
-        plan = None if begun is None else begun.plan
+        first = self._begin()
+        copies = self.cache.copies if first is not None else []
+        plan = None if first is None else first.plan
         logits = self._pipeline.round(plan, copies)
-        self._under_way.appendleft(begun)
+        self._under_way.appendleft(first)
         self._under_way.pop()
         through = self._under_way[-1]
         if through is None or logits is None:
@@ -98,16 +95,16 @@ class PipelinedCore(EngineCore):
         resting = self._let_rest()
         schedule = self.queues.with_photographs(self.scheduler.schedule())
         _set_under_way(resting, False)
-        scheduled = time.perf_counter()
+        times = (started, time.perf_counter())
         if not schedule:
             return None
         plan = build_batch(schedule, self.cache, self.runner.place)
         self.queues.prefix.develop(schedule.photographs)
-        log = describe(plan, schedule, self.cache) if self.observers else None
+        record = begun(plan, schedule, self.cache, *times) if self.observers else None
         for request in plan.requests:
             request.num_computed_tokens += schedule.tokens[request]
         _set_under_way(plan.requests, True)
-        return Begun(plan, schedule, log, started, scheduled)
+        return Begun(plan, record)
 
     def _let_rest(self) -> list[Request]:
         """Leave some of those that could run to the next steps: each gets its share."""
@@ -117,16 +114,14 @@ class PipelinedCore(EngineCore):
         _set_under_way(resting, True)
         return resting
 
-    def _complete(self, begun: Begun, logits: Tensor) -> Told | None:
+    def _complete(self, step: Begun, logits: Tensor) -> Told | None:
         """Choose and land the tokens of a step that is through."""
-        _set_under_way(begun.plan.requests, False)
-        plan, logits = _of_those_who_stayed(begun.plan, logits)
+        _set_under_way(step.plan.requests, False)
+        plan, logits = _of_those_who_stayed(step.plan, logits)
         tokens = self._choose(plan, logits, None)
         for request in plan.sampled:
             request.num_unread_tokens += 1
-        times = (begun.started, begun.scheduled)
-        flight = Flight.of(plan, begun.schedule, logits, tokens, begun.log, *times)
-        return self._land(flight)
+        return self._land(Flight.of(plan, logits, tokens, step.record))
 
 
 def _set_under_way(requests: Iterable[Request], value: bool) -> None:

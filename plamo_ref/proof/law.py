@@ -22,7 +22,7 @@ from torch import Tensor
 from plamo_ref.batch import MambaCache
 from plamo_ref.engine.build import new_core
 from plamo_ref.engine.core import EngineCore
-from plamo_ref.engine.flight import record_of
+from plamo_ref.engine.flight import landed
 from plamo_ref.engine.record import StepRecord
 from plamo_ref.engine.request import Request
 from plamo_ref.engine.runner import ModelRunner
@@ -168,7 +168,8 @@ def _one_step(core: EngineCore, result: ScenarioResult, interruption: Interrupti
         raise ScheduleError(f"step {core.num_steps}: there is work, but nobody computed anything")
     # With overlap the newest step has no record yet, and the newest record is a step behind.
     if flight is not None:
-        record = record_of(flight, core.num_steps, (), core.queues)
+        assert flight.record is not None  # the law observes
+        record = landed(flight.record, core.num_steps, (), core.queues)
         audit(core, record.scheduled)
         check_schedule(core, record)
     elif core.config.overlap or core.config.pipeline_parallel_size > 1:

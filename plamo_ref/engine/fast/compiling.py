@@ -14,7 +14,9 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from copy import copy
+from dataclasses import replace
+from functools import partial
 from types import FunctionType
 from typing import Any, Literal
 
@@ -22,11 +24,11 @@ import torch
 from torch import Tensor
 
 from plamo_ref.batch import ForwardBatch, LayerCache, Room
+from plamo_ref.config import LayerKind
 from plamo_ref.engine.config import EngineError
 from plamo_ref.engine.fast.custom_ops import compiled_table, opaque
 from plamo_ref.engine.memory.holding import ATTENTION_KINDS
-from plamo_ref.kernels.table import Kernels
-from plamo_ref.model import Attention, Layer, Plamo2Model, with_ops
+from plamo_ref.model import Attention, Layer, LayerCall, Plamo2Model, with_ops
 
 Compile = Literal["none", "attention", "all"]
 
@@ -47,17 +49,18 @@ class Graphs:
         self._any = self._graph("any")
         self._ready: set[int | None] = set()
 
-    def __call__(self, tokens: int, *args: object) -> Any:
-        """Run the graph for so many tokens; the first call compiles it."""
-        graph, size = self._sized.get(tokens), tokens
+    def __call__(self, part: object, x: Tensor, *args: object) -> Any:
+        """Run the graph for the tokens of x [T, D]; the first call compiles it."""
+        size = x.shape[0]
+        graph = self._sized.get(size)
         key = None if graph is None else size
         graph = self._any if graph is None else graph
         if key in self._ready:
-            return graph(*args)
+            return graph(part, x, *args)
         varying = [*_LENGTHS, *(_TOKENS if key is None else ())]
         settings: Any = torch.compiler.config
         with settings.patch(dynamic_sources=",".join(varying)):
-            result = graph(*args)
+            result = graph(part, x, *args)
         self._ready.add(key)
         return result
 
@@ -106,44 +109,6 @@ def _attention_step(
 # --- the model -----------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class CompiledLayer(Layer):
-    """A layer that is one graph."""
-
-    graphs: Graphs
-
-    def __call__(
-        self,
-        residual: Tensor,
-        x: Tensor,
-        next_gain: Tensor,
-        batch: ForwardBatch,
-        cache: LayerCache,
-        tables: Tensor,
-    ) -> tuple[Tensor, Tensor]:
-        args = (self, residual, x, next_gain, batch, cache, tables)
-        residual, x = self.graphs(residual.shape[0], *args)
-        return residual, x
-
-
-@dataclass(frozen=True)
-class CompiledAttention(Attention):
-    """An attention mixer that is one graph, in a layer that is not."""
-
-    graphs: Graphs
-
-    def __call__(self, x: Tensor, batch: ForwardBatch, cache: LayerCache, tables: Tensor) -> Tensor:
-        mixed: Tensor = self.graphs(x.shape[0], self, x, batch, cache, tables)
-        return mixed
-
-
-class CompiledModel(Plamo2Model):
-    """A model whose layers, or their attention mixers, are compiled."""
-
-    def forward(self, batch: ForwardBatch, caches: Sequence[LayerCache]) -> Tensor:
-        return super().forward(opaque(batch), caches)
-
-
 def compile_model(model: Plamo2Model, what: Compile, sizes: Sequence[int]) -> Plamo2Model:
     """The model with compiled layers; nothing is compiled yet.
 
@@ -161,31 +126,23 @@ def compile_model(model: Plamo2Model, what: Compile, sizes: Sequence[int]) -> Pl
     kinds = model.config.layer_kinds
     step = _attention_step if what == "attention" else _layer_step
     graphs = {kind: Graphs(f"{kind}_{what}", step, sizes) for kind in set(kinds)}
-    compiled = _with_compiled_attention if what == "attention" else _compiled
-    layers = [
-        compiled(layer, ops, graphs[kind]) for layer, kind in zip(model.layers, kinds, strict=True)
-    ]
-    return CompiledModel(
-        model.config, model.embedding, layers, model.norm_gain, model.lm_head, model.ops
-    )
 
+    def call(layer: Layer, kind: LayerKind) -> LayerCall:
+        fused = with_ops(layer, ops)
+        if what == "all":
+            return partial(graphs[kind], fused)
+        mixer: Any = partial(graphs[kind], fused.mixer)  # called as the mixer is
+        return layer if kind == "mamba" else replace(layer, mixer=mixer)
 
-def _compiled(layer: Layer, ops: Kernels, graphs: Graphs) -> Layer:
-    return CompiledLayer(**vars(with_ops(layer, ops)), graphs=graphs)
-
-
-def _with_compiled_attention(layer: Layer, ops: Kernels, graphs: Graphs) -> Layer:
-    mixer = with_ops(layer, ops).mixer
-    if not isinstance(mixer, Attention):
-        return layer
-    return replace(layer, mixer=CompiledAttention(**vars(mixer), graphs=graphs))
+    calls = [call(*each) for each in zip(model.layers, kinds, strict=True)]
+    model = copy(model)
+    model.compiled = lambda batch: (opaque(batch), calls)
+    return model
 
 
 @torch.inference_mode()
 def warm_up(model: Plamo2Model, caches: Sequence[LayerCache], sizes: Sequence[int]) -> None:
     """Compile every graph of a compiled model, by steps over nothing but padding."""
-    if not isinstance(model, CompiledModel):
-        return
     listed = {1, *sizes}
     unlisted = next(n for n in range(2, len(listed) + 3) if n not in listed)
     widths = tuple((kind, 1) for kind in ATTENTION_KINDS if kind in model.config.layer_kinds)

@@ -9,7 +9,7 @@ Invariant: an operation changes only the cache that its `mutates_args` name, in 
 contiguous tensor of its own. Built in notebooks/12_torch_compile_fusion.ipynb.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cache as remember
 
 import torch
@@ -24,14 +24,7 @@ from plamo_ref.kernels.ssm.twin import ScanInputs, ScanParams
 from plamo_ref.kernels.table import Kernels, Table
 
 
-@dataclass(frozen=True, kw_only=True)
-class OpaqueBatch(ForwardBatch):
-    """A batch whose room is out of the compiler's sight."""
-
-    counts: Tensor  # [6] int64 on the CPU: the numbers of the room, -1 where a group is missing
-
-
-def opaque(batch: ForwardBatch) -> OpaqueBatch:
+def opaque(batch: ForwardBatch) -> ForwardBatch:
     """The same batch; its vector and `counts` say everything."""
     # Copies, so that the compiler sees the same kind of tensor in every room.
     groups = {
@@ -39,14 +32,9 @@ def opaque(batch: ForwardBatch) -> OpaqueBatch:
         for kind, group in batch.groups.items()
     }
     room, widths = batch.room, dict(batch.room.widths)
-    numbers = [
-        room.decodes,
-        room.prompts,
-        room.tokens,
-        room.photographs,
-        *(widths.get(k, -1) for k in ATTENTION_KINDS),
-    ]
-    return OpaqueBatch(**vars(batch) | {"groups": groups}, counts=torch.tensor(numbers))
+    numbers = [room.decodes, room.prompts, room.tokens, room.photographs]
+    numbers += [widths.get(kind, -1) for kind in ATTENTION_KINDS]  # -1: there is no such group
+    return replace(batch, groups=groups, counts=torch.tensor(numbers))
 
 
 def opened(vector: Tensor, counts: Tensor) -> ForwardBatch:
@@ -187,15 +175,15 @@ def compiled_table(kernels: str) -> Table:
         return q
 
     def attend(
-        q: Tensor, kind: LayerKind, window: int | None, batch: OpaqueBatch, cache: AttentionCache
+        q: Tensor, kind: LayerKind, window: int | None, batch: ForwardBatch, cache: AttentionCache
     ) -> Tensor:
         place = (cache.keys, cache.values, batch.vector, batch.counts)
         return attend_op(q, *place, kind, window, kernels)
 
-    def convolve(u: Tensor, weight: Tensor, batch: OpaqueBatch, cache: Tensor) -> Tensor:
+    def convolve(u: Tensor, weight: Tensor, batch: ForwardBatch, cache: Tensor) -> Tensor:
         return convolve_op(u, weight, cache, batch.vector, batch.counts, kernels)
 
-    def scan(inputs: ScanInputs, params: ScanParams, batch: OpaqueBatch, cache: Tensor) -> Tensor:
+    def scan(inputs: ScanInputs, params: ScanParams, batch: ForwardBatch, cache: Tensor) -> Tensor:
         i, p = inputs, params
         return scan_op(
             *(i.u, i.z, i.dt, i.B, i.C, p.A, p.D, p.dt_bias),

@@ -34,16 +34,7 @@ def paged_decode(
     seq_lens: Tensor,
     window: int | None,
 ) -> Tensor:
-    """One query a request, the last of its tokens.
-
-    Args:
-        q: [R, H, P].
-        keys, values: [blocks, block_size, G, P], the new token already written.
-        block_table: [R, M]; first_block, seq_lens: [R], seq_lens with the new token.
-
-    Returns:
-        [R, H, P].
-    """
+    """As `Kernels.paged_decode`: q [R, H, P] → [R, H, P]."""
     block_size, kv_heads = keys.shape[1], keys.shape[2]
     k = gather_paged(keys, block_table)  # [R, S, G, P]
     v = gather_paged(values, block_table)
@@ -68,16 +59,7 @@ def paged_prefill(
     query_start_loc: Tensor,
     window: int | None,
 ) -> Tensor:
-    """Several queries a request: the last `query_start_loc[i + 1] - query_start_loc[i]` tokens.
-
-    Args:
-        q: [T, H, P], the requests' queries one after the other.
-        query_start_loc: [R + 1] where each request's queries start in q.
-        others: as in `paged_decode`; keys from earlier chunks are found through the block table.
-
-    Returns:
-        [T, H, P].
-    """
+    """As `Kernels.paged_prefill`: q [T, H, P] → [T, H, P]."""
     block_size, kv_heads = keys.shape[1], keys.shape[2]
     out = torch.empty_like(q)
     starts, lengths, firsts = (t.tolist() for t in (query_start_loc, seq_lens, first_block))

@@ -18,15 +18,7 @@ from torch import Tensor
 
 
 def conv_update(u: Tensor, weight: Tensor, cache: Tensor, slots: Tensor) -> Tensor:
-    """One token a request.
-
-    Args:
-        u: [R, C], or [R, H, P] with C = H·P.
-        weight: [C, K]; cache: [S, C, K-1], changed in place at slots [R].
-
-    Returns:
-        [R, C].
-    """
+    """As `Kernels.conv_update`: u [R, C] or [R, H, P] → [R, C]."""
     u = u.flatten(1)
     inputs = torch.cat((cache[slots], u[..., None]), dim=-1)  # [R, C, K]
     cache[slots] = inputs[..., 1:]
@@ -42,17 +34,7 @@ def conv_prefill(
     has_past: Tensor,
     photographs: Tensor | None = None,
 ) -> Tensor:
-    """Several tokens a request, one request after the other.
-
-    Args:
-        u: [T, C] or [T, H, P]; weight [C, K]; cache [S, C, K-1], changed in place.
-        slots: [R]; query_start_loc: [R + 1]; has_past: [R] int64, 0 where its content is void.
-        photographs: [F, 3], a request, so many of its new tokens, and the slot that is to hold
-            what its own slot would after these; nobody else reads or writes that slot.
-
-    Returns:
-        [T, C].
-    """
+    """As `Kernels.conv_prefill`, one request after the other: u [T, C] or [T, H, P] → [T, C]."""
     u = u.flatten(1)
     taps, out = weight.shape[-1], torch.empty_like(u)
     starts = query_start_loc.tolist()

@@ -57,18 +57,7 @@ def qk_norm_rope_write(
     values: Tensor,
     slot_mapping: Tensor,
 ) -> Tensor:
-    """Norm and rotate queries and keys, store keys and values.
-
-    Args:
-        qkv: [T, (H + 2G)·P], queries first, then keys, then values; or parts [parts, T, …].
-        q_gain, k_gain: [H, P] and [G, P].
-        tables: from `rope_tables`.
-        keys, values: [blocks, block_size, G, P], changed in place.
-        slot_mapping: [T] row numbers.
-
-    Returns:
-        The queries [T, H, P].
-    """
+    """As `Kernels.qk_norm_rope_write`: returns the queries [T, H, P]."""
     q, k, v = qk_norm_rope(qkv, q_gain, k_gain, tables)
     keys.flatten(0, 1)[slot_mapping] = k
     values.flatten(0, 1)[slot_mapping] = v

@@ -29,16 +29,7 @@ UNIT = float(1 << 40)  # the weight of the likeliest; 2²² of them fit an int64
 
 
 def sample(logits: Tensor, knobs: Tensor, truncated: bool = True) -> Tensor:
-    """One token id for each row.
-
-    Args:
-        logits: [B, V] in any floating dtype; computed in at least float32.
-        knobs: [B, 5] float64, the columns of KNOBS.
-        truncated: False promises that no row has a top_k or top_p, and saves the sort.
-
-    Returns:
-        [B] int64 on the logits' device.
-    """
+    """As `Kernels.sample`: logits [B, V], knobs [B, 5], the columns of KNOBS → [B] int64."""
     weights = kept_weights(logits, knobs, truncated)  # [B, V]
     total = weights.sum(-1, keepdim=True)  # [B, 1], at least 1
     target = torch.minimum((knobs[:, -1:] * total).long(), total - 1)

@@ -43,7 +43,7 @@ class ScanInputs:
 
 
 def state_update(inputs: ScanInputs, params: ScanParams, cache: Tensor, slots: Tensor) -> Tensor:
-    """One token a request: cache [S, H, P, N] changed in place at slots [R] → y [R, H, P]."""
+    """As `Kernels.state_update`: y [R, H, P]."""
     u, dt, B, C, A, D = _widen(inputs, params)
     state = cache[slots].to(u.dtype)  # [R, H, P, N], a copy: from here on in place
     state.mul_(torch.exp(dt * A)[..., None, None])
@@ -63,17 +63,9 @@ def scan_prefill(
     photographs: Tensor | None = None,
     chunk: int = 64,
 ) -> Tensor:
-    """Several tokens a request, each continuing from its slot's state.
+    """As `Kernels.scan_prefill`: y [T, H, P].
 
-    Args:
-        cache: [S, H, P, N], changed in place at slots [R].
-        query_start_loc: [R + 1]; has_past: [R] int64, 0 where its content is void.
-        photographs: [F, 3], a request, so many of its new tokens, and the slot that is to hold
-            its state after these; nobody else reads or writes that slot.
-        chunk: tokens whose outputs are one masked matrix product; no effect on the result.
-
-    Returns:
-        y [T, H, P].
+    chunk: tokens whose outputs are one masked matrix product; no effect on the result.
     """
     u, dt, B, C, A, D = _widen(inputs, params)
     y = torch.empty_like(u)
