@@ -113,12 +113,12 @@ class Parts:
         weights = [cut(self.weights[name], rank, size) for rank in range(size)]
         return torch.stack([self.says(name, each, size) for each in weights]).sum(0)
 
-    def tried(self, name: str, cut: Cut) -> list[Weights]:
+    def tried(self, name: str, cut: Cut) -> dict[str, Weights]:
         """What a cut gives to each of two ranks, and of four."""
-        return [cut(self.weights[name], *each) for each in TRIED]
+        return {f"rank {r} of {n}": cut(self.weights[name], r, n) for r, n in TRIED}
 
-    def by_package(self, name: str, change: Cut | None = None) -> list[Weights]:
+    def by_package(self, name: str, change: Cut | None = None) -> dict[str, Weights]:
         """What the package gives to each of them, with the tensors changed that `change` gives."""
         found = self.tried(name, package_cut(self.config, name))
-        changed = self.tried(name, change) if change else [{} for _ in found]
-        return [own | other for own, other in zip(found, changed, strict=True)]
+        changed = self.tried(name, change) if change else {}
+        return {rank: own | changed.get(rank, {}) for rank, own in found.items()}
