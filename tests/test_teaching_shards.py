@@ -78,5 +78,5 @@ def test_stacked_bars_are_shares_of_their_groups_first_and_carry_their_sums():
     texts = [text.get_text() for text in fig.axes[0].texts]
     assert texts == ["4.0", "3.0", "a", "10.0", "b"]
     (mark,) = fig.axes[0].lines
-    assert mark.get_ydata().tolist() == [0.9]
+    assert list(mark.get_ydata()) == [0.9, 0.9]
     assert len(fig.legends[0].get_texts()) == 2

@@ -191,17 +191,18 @@ def stacks(
     for group, inside in groups.items():
         first = places[-1][0] + 1.8 if places else 0.0
         one = sum(next(iter(inside.values())))
-        for x, (name, numbers) in enumerate(inside.items(), 0):
+        for x, (name, numbers) in enumerate(inside.items()):
             bottom = 0.0
             for kind, number in enumerate(numbers):
                 style, words = style_of(kind), parts[kind] if not places else None
                 look: dict[str, Any] = {"color": style.colour, "hatch": style.hatch}
                 ax.bar(first + x, number / one, bottom=bottom, label=words, **look)
                 bottom += number / one
-            ax.text(first + x, bottom + 0.02, fmt.format(sum(numbers)), ha="center")
+            mark = (marks or {}).get((group, name))
+            if mark is not None:
+                ax.plot([first + x - 0.45, first + x + 0.45], [mark] * 2, "-", color=BLACK, lw=3)
+            ax.text(first + x, max(bottom, mark or 0) + 0.02, fmt.format(sum(numbers)), ha="center")
             places.append((first + x, name))
-            if marks and (group, name) in marks:
-                ax.plot(first + x, marks[group, name], "_", color=BLACK, markersize=30, mew=3)
         ax.text(first + (len(inside) - 1) / 2, -0.17, group, ha="center", va="top")
     ax.set_xticks([x for x, _ in places], [name for _, name in places])
     ax.set(ylabel=ylabel)
