@@ -7,6 +7,7 @@ Used by lesson 14.
 
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -19,6 +20,10 @@ from plamo_ref.teaching.figures import BLACK, figure, style_of
 Index = tuple[slice, ...]
 Part = tuple[int, int, tuple[int, ...]]  # from, to, and whose
 WIDE, HIGH = 2.3, 2.6  # from one box to the next
+TENSORS = (  # in two layers, of which the first is a Mamba layer
+    *("0.mixer.in_proj", "0.mixer.bcdt_proj", "0.mixer.dt_proj", "0.mixer.out_proj"),
+    *("1.mixer.qkv_proj", "1.mixer.o_proj", "1.mlp.gate_up_proj", "1.mlp.down_proj"),
+)
 
 
 def owners(shape: Sequence[int], indices: Sequence[Sequence[Index]]) -> tuple[int, list[Part]]:
@@ -89,7 +94,12 @@ def _part(
     """One part: the colour and hatch of a rank, or white where it is everybody's; who, in words."""
     alone = len(whose) < size
     style = style_of(whose[0] if whose and alone else "empty")
-    look = {"facecolor": style.colour, "hatch": style.hatch, "edgecolor": BLACK, "linewidth": 0.8}
+    look: dict[str, Any] = {
+        "facecolor": style.colour,
+        "hatch": style.hatch,
+        "edgecolor": BLACK,
+        "linewidth": 0.8,
+    }
     ax.add_patch(Rectangle((x, y), width, height, **look))
     words = ", ".join(map(str, whose)) if alone else "all"
     middle = y + height / 2
@@ -98,12 +108,6 @@ def _part(
         ax.text(x + width / 2, middle, words, ha="center", va="center", bbox=plate)
     elif len(whose) > 1:  # what is copied is named in any case
         ax.text(x + width + 0.05, middle, words, va="center")
-
-
-TENSORS = (
-    *("0.mixer.in_proj", "0.mixer.bcdt_proj", "0.mixer.dt_proj", "0.mixer.out_proj"),
-    *("1.mixer.qkv_proj", "1.mixer.o_proj", "1.mlp.gate_up_proj", "1.mlp.down_proj"),
-)
 
 
 def layers_map(config: Plamo2Config, size: int) -> Figure:
