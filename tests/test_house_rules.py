@@ -48,7 +48,7 @@ MAY_IMPORT = {
     "server": TEXT_TO_TEXT | {"remote", "__init__"},
     "proof": OVER_THE_ENGINE | {"parallel"},
     "bench": OVER_THE_ENGINE | {"engine.fast", "__init__"},
-    "teaching": OVER_THE_ENGINE | {"proof", "bench"},
+    "teaching": OVER_THE_ENGINE | {"proof", "bench", "parallel"},
     "models": set(),
     "commands": OVER_THE_ENGINE
     | {"cli", "remote", "server", "bench"}

@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 from nbclient.exceptions import CellExecutionError
 from nbformat.v4 import new_code_cell, new_notebook
 
+from plamo_ref.bench.shapes import SHAPES
 from plamo_ref.config import Plamo2Config
 from plamo_ref.engine.memory.radix import Node, insert
 from plamo_ref.teaching import (
@@ -43,7 +44,9 @@ from plamo_ref.teaching import (
     thermometer,
     write_recorded,
 )
+from plamo_ref.teaching.diagrams import stacks
 from plamo_ref.teaching.figures import MAX_SVG_BYTES, SERIES, png, svg
+from plamo_ref.teaching.shards import layers_map
 from plamo_ref.teaching.trees import prefix_tree
 from plamo_ref.teaching.widgets import default_of, panel
 from tools.course.execute import execute
@@ -74,6 +77,8 @@ DIAGRAMS = {
     "grouped bars": lambda: bars({"a": [1, 2], "b": [2, 3]}, groups=["x", "y"], log=True),
     "lines": lambda: lines([1, 2, 4], {"a": [1, 2, 3], "b": [3, 2, 1]}, logx=True, logy=True),
     "thermometer": lambda: thermometer(["a", "b"], [0.0, 1e-3], 1),
+    "stacks": lambda: stacks({"a": {"1": [2, 0], "2": [1, 1]}}, ("x", "y"), marks={("a", "2"): 1}),
+    "shards": lambda: layers_map(SHAPES["1b"], 2),
     "tree": lambda: prefix_tree(some_texts()),
 }
 

@@ -57,6 +57,7 @@ LESSONS = (
     Lesson("11", ("lessons", "interpreter"), 70, 22),
     Lesson("12", ("lessons", "compiler"), 60, 14),
     Lesson("13", ("lessons",), 60, 9),
+    Lesson("14", ("lessons", "port"), 75, 11),
     Lesson("16", ("lessons", "server"), 60, 12),
     Lesson("17", ("lessons", "server", "port"), 60, 26),
     Lesson("18", ("lessons",), 75, 21),
@@ -148,7 +149,7 @@ def disk(folder: Path) -> Finding:
 
 
 def port() -> Finding:
-    """JupyterLab and the server of lesson 17 listen on this machine only."""
+    """JupyterLab, lesson 14's processes and lesson 17's server talk on this machine only."""
     try:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))

@@ -19,6 +19,7 @@ over [T, D] more a step; it is copied.
 Invariant: what a rank has is a PLaMo 2 with fewer heads, `of_rank`, so that kernels, caches and the
 memory plan of one process serve a rank as they are; what is cut is on exactly one rank, and
 together the ranks have everything.
+Built in notebooks/14_several_gpus.ipynb.
 """
 
 from collections.abc import Mapping

@@ -36,8 +36,8 @@ PARTS = (
          "kinds of layers, and prove a model right or find where it is wrong", SKY),
     Part("The engine", ("05", "06", "07", "08", "09"), "you can say of any step who is in it, with "
          "how many tokens, in whose memory, and why", BLUE),
-    Part("The GPU", ("10", "11", "12", "13"), "you can count a kernel's bytes, write it, compile "
-         "it, and find the gaps in a timeline", ORANGE),
+    Part("The GPU", ("10", "11", "12", "13", "14"), "you can count a kernel's bytes, write it, "
+         "compile it, find the gaps in a timeline, and cut a model over GPUs", ORANGE),
     Part("The door", ("16", "17"), "you can promise an answer's form and measure a server "
          "honestly", GREEN),
     Part("The clinic", ("18",), "you can find a bug that no text shows", PURPLE),
