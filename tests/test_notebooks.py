@@ -1,7 +1,7 @@
 """Every lesson runs top to bottom, and every output is the one that is committed.
 
-Invariant: strict nbval, one process a notebook, in the notebook's own folder, without network. Where
-there is a browser, test_lab.py runs the lessons in it, and nbval compares what that run gave.
+Invariant: strict nbval, one process a notebook, in the notebook's own folder, without network.
+Where there is a browser, test_lab.py runs the lessons in it, and nbval compares what that run gave.
 """
 
 import os
@@ -18,6 +18,7 @@ from replayed import SANITIZE, differences
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+PICTURE = {"image/png": "AAAA", "text/plain": "<Figure>"}
 CELL_SECONDS, NOTEBOOK_SECONDS = 300, 900
 
 
@@ -72,10 +73,9 @@ def test_there_are_lessons() -> None:
 
 def small_lesson(**changed: object) -> NotebookNode:
     """A lesson that was run. `changed`: other outputs of a cell, by its id."""
-    picture = {"image/png": "AAAA", "text/plain": "<Figure>"}
     outputs = {
         "text": [new_output("stream", name="stdout", text="6 blocks\n")],
-        "figure": [new_output("display_data", data=picture)],
+        "figure": [new_output("display_data", data=PICTURE)],
         "diagram": [new_output("display_data", data={"image/svg+xml": "<svg>1</svg>"})],
         "time": [new_output("stream", name="stdout", text="0.1 s\n")],
         "quiet": [],
