@@ -43,7 +43,7 @@ slides: $(VENV)/.installed-notebooks
 test: $(VENV)/.installed-test
 	@status=0; $(MAKE) --no-print-directory lint || status=1; \
 	if tools/chromium.sh; then marks=; else marks='not browser'; fi; \
-	OMP_NUM_THREADS=1 $(RUN) pytest -n $(JOBS) --dist loadfile -m "$$marks" || status=1; \
+	OMP_NUM_THREADS=1 $(RUN) pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder -m "$$marks" || status=1; \
 	exit $$status
 
 lint: $(VENV)/.installed-test

@@ -116,7 +116,7 @@ def test_test_lints_first_and_then_runs_pytest_once(clone):
         "ruff check .",
         "ruff format --check .",
         "mypy",
-        "pytest -n 2 --dist loadfile -m ",
+        "pytest -n 2 --dist loadfile --no-loadscope-reorder -m ",
     ]
     assert installs(calls_of(clone, "make", "demo")) == []  # the extra brought all that it needs
 
@@ -126,7 +126,7 @@ def test_test_lints_first_and_then_runs_pytest_once(clone):
 def test_test_fails_with_any_tool_and_runs_pytest_all_the_same(clone, tool):
     assert call(clone, "make", "test", BROKEN=tool).returncode != 0
     assert (
-        "-m pytest -n 2 --dist loadfile -m "
+        "-m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "
         in (clone.parent / "log").read_text(encoding="utf-8").splitlines()
     )
 
@@ -134,7 +134,7 @@ def test_test_fails_with_any_tool_and_runs_pytest_all_the_same(clone, tool):
 @needs_make
 def test_test_leaves_browser_tests_out_without_chromium(clone):
     program(clone / "tools" / "chromium.sh", "#!/bin/sh\nexit 1\n")
-    assert calls_of(clone, "make", "test")[-1] == "-m pytest -n 2 --dist loadfile -m not browser"
+    assert calls_of(clone, "make", "test")[-1] == "-m pytest -n 2 --dist loadfile --no-loadscope-reorder -m not browser"
 
 
 @needs_make
