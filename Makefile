@@ -8,7 +8,9 @@
 VENV := .venv
 RUN := $(VENV)/bin/python -m
 JOBS ?= 2
-INSTALL = $(RUN) pip install --disable-pip-version-check $(PIP_ARGS)
+# What is imported is compiled then, a tenth of all; to compile everything would take a minute.
+INSTALL = $(RUN) pip install --disable-pip-version-check --no-compile $(PIP_ARGS)
+unexport PYTHONDONTWRITEBYTECODE
 
 # Small products, as in Triton's interpreter, are slowed down by BLAS threads, not sped up.
 export OPENBLAS_NUM_THREADS ?= 1
@@ -61,7 +63,7 @@ clean:
 		-o -name '*.egg-info' \) -type d -prune -exec rm -rf {} +
 
 $(VENV)/bin/python:
-	@PYTHON="$(PYTHON)" tools/venv.sh $(VENV)
+	@PYTHON="$(PYTHON)" PIP_ARGS="$(PIP_ARGS)" tools/venv.sh $(VENV)
 
 $(VENV)/.installed: pyproject.toml $(VENV)/bin/python
 	$(INSTALL) -e .
