@@ -290,6 +290,17 @@ def test_where_chromium_cannot_be_installed_the_reason_is_given(clone, more, why
 # --- CI ------------------------------------------------------------------------------------------
 
 
+def test_the_test_files_that_begin_first_exist_and_do(request):
+    """The others follow them, in the order of their names."""
+    begun = list(dict.fromkeys(item.path.stem for item in request.session.items))
+    text = (ROOT / "tests" / "conftest.py").read_text(encoding="utf-8")
+    first = re.findall(r'^    "(test_\w+)",$', text, re.MULTILINE)
+    assert len(first) > 10
+    assert [name for name in first if not (ROOT / "tests" / f"{name}.py").exists()] == []
+    known = [name for name in first if name in begun]
+    assert begun[: len(known)] == known
+
+
 @needs_make
 @pytest.mark.parametrize(("demo", "test", "code"), [(0, 0, 0), (1, 0, 1), (0, 1, 1)])
 def test_ci_runs_both_parts_and_fails_if_either_does(tmp_path, demo, test, code):
