@@ -8,7 +8,9 @@
 VENV := .venv
 RUN := $(VENV)/bin/python -m
 JOBS ?= 2
-INSTALL = $(RUN) pip install --disable-pip-version-check $(PIP_ARGS)
+# What is imported is compiled then, a tenth of all; to compile everything would take a minute.
+INSTALL = $(RUN) pip install --disable-pip-version-check --no-compile $(PIP_ARGS)
+unexport PYTHONDONTWRITEBYTECODE
 
 # Small products, as in Triton's interpreter, are slowed down by BLAS threads, not sped up.
 export OPENBLAS_NUM_THREADS ?= 1
@@ -43,7 +45,7 @@ slides: $(VENV)/.installed-notebooks
 test: $(VENV)/.installed-test
 	@status=0; $(MAKE) --no-print-directory lint || status=1; \
 	if tools/chromium.sh; then marks=; else marks='not browser'; fi; \
-	OMP_NUM_THREADS=1 $(RUN) pytest -n $(JOBS) --dist loadfile -m "$$marks" || status=1; \
+	OMP_NUM_THREADS=1 $(RUN) pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder -m "$$marks" || status=1; \
 	exit $$status
 
 lint: $(VENV)/.installed-test
@@ -61,7 +63,7 @@ clean:
 		-o -name '*.egg-info' \) -type d -prune -exec rm -rf {} +
 
 $(VENV)/bin/python:
-	@PYTHON="$(PYTHON)" tools/venv.sh $(VENV)
+	@PYTHON="$(PYTHON)" PIP_ARGS="$(PIP_ARGS)" tools/venv.sh $(VENV)
 
 $(VENV)/.installed: pyproject.toml $(VENV)/bin/python
 	$(INSTALL) -e .

@@ -1,10 +1,11 @@
-"""How thorough property tests are: HYPOTHESIS_PROFILE=ci (the default) or nightly.
+"""How thorough property tests are: HYPOTHESIS_PROFILE=ci (the default) or nightly; and which first.
 
 Invariant tested: a test without settings of its own follows the profile.
 """
 
 import os
 
+import pytest
 from hypothesis import HealthCheck, settings
 
 # What a shared machine does to a test's time says nothing about the test.
@@ -13,3 +14,30 @@ _PATIENT = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
 settings.register_profile("ci", max_examples=100, derandomize=True, **_PATIENT)
 settings.register_profile("nightly", max_examples=10_000, print_blob=True, **_PATIENT)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
+
+# Processes share the tests a file at a time: were a long one begun last, the others would wait.
+_LONGEST_FIRST = (
+    "test_lab",
+    "test_editions",
+    "test_notebooks",
+    "test_triton_kernels",
+    "test_triton_compile",
+    "test_faults",
+    "test_server_scenarios",
+    "test_server_clients",
+    "test_server_tools",
+    "test_recovery",
+    "test_engine_law",
+    "test_bench",
+    "test_parallel_processes",
+    "test_compile_layers",
+    "test_server",
+    "test_async_llm",
+    "test_compiling",
+    "test_precompile",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    order = {f"{name}.py": place for place, name in enumerate(_LONGEST_FIRST)}
+    items.sort(key=lambda item: order.get(item.path.name, len(order)))

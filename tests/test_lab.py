@@ -1,7 +1,8 @@
 """Every lesson as a person opens it: JupyterLab, a real browser, Run All, each slider moved.
 
-Invariant tested: no error, no request off this machine, no complaint in the browser's console, and
-every figure fits a laptop's width in both themes. What was seen is kept in build/lab.
+Invariant tested: no error, every output is the one that is committed, no request off this machine,
+no complaint in the browser's console, and every figure fits a laptop's width in both themes. What
+was seen is kept in build/lab.
 """
 
 import json
@@ -15,7 +16,9 @@ import nbformat
 import psutil
 import pytest
 from lab_server import TOKEN, chromium, jupyter_lab
+from nbformat import NotebookNode
 from PIL import Image
+from replayed import differences
 
 pytestmark = [
     pytest.mark.browser,
@@ -35,9 +38,7 @@ KERNEL_IS_IDLE = """() => {
   return widget && widget.context && widget.sessionContext.session?.kernel?.status === 'idle';
 }"""
 RUN_ALL = "() => window.jupyterapp.commands.execute('notebook:run-all-cells')"
-OUTPUTS = """() => window.jupyterapp.shell.currentWidget.content.model.sharedModel.cells
-  .filter(cell => cell.cell_type === 'code')
-  .map(cell => cell.outputs.map(output => output.output_type))"""
+SAVE = "() => window.jupyterapp.commands.execute('docmanager:save')"
 FIGURES = """() => [...document.querySelectorAll('.jp-OutputArea-output')]
   .map(area => [area, area.querySelector('img, svg')])
   .filter(([area, picture]) => picture && !area.querySelector('.jupyter-widgets'))
@@ -57,7 +58,7 @@ END = """async () => {
 class Seen:
     """What happened while one lesson was open."""
 
-    outputs: list[list[str]] = field(default_factory=list)
+    run: NotebookNode = field(default_factory=NotebookNode)  # as Lab saved it after Run All
     requests: list[str] = field(default_factory=list)
     complaints: list[str] = field(default_factory=list)  # of the console, and of scripts
     figures: list[list[float]] = field(default_factory=list)  # width, room for it
@@ -74,6 +75,8 @@ def lab(tmp_path_factory) -> Iterator[tuple]:
 
     root, state = tmp_path_factory.mktemp("root"), tmp_path_factory.mktemp("state")
     shutil.copytree(ROOT / "notebooks", root / "notebooks")
+    for path in (root / "notebooks").glob("*.ipynb"):
+        write_without_outputs(path)
     shutil.copytree(ROOT / "tests" / "golden", root / "tests" / "golden")
     (root / "plamo_ref").symlink_to(ROOT / "plamo_ref")
     shutil.rmtree(KEPT, ignore_errors=True)
@@ -91,14 +94,26 @@ def lab(tmp_path_factory) -> Iterator[tuple]:
         page.goto(f"{address}/lab/tree/notebooks?token={TOKEN}&reset")
         page.wait_for_function("() => window.jupyterapp")
         page.evaluate("() => window.jupyterapp.restored")
-        yield page, heard, address
+        yield page, heard, address, root / "notebooks"
         browser.close()
+
+
+def write_without_outputs(path: Path) -> None:
+    """So that whatever is there afterwards is what this run gave."""
+    notebook = nbformat.read(path, as_version=4)
+    for cell in code_cells(notebook):
+        cell.outputs, cell.execution_count = [], None
+    nbformat.write(notebook, path)
+
+
+def code_cells(notebook: NotebookNode) -> list[NotebookNode]:
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
 
 
 @pytest.fixture(scope="module", params=LESSONS, ids=lambda path: path.stem)
 def lesson(request, lab) -> tuple[Path, Seen, str]:
     """A lesson, run to its end, every widget moved; and what was seen."""
-    page, heard, address = lab
+    page, heard, address, notebooks = lab
     seen = Seen()
     page.evaluate(OPEN, f"notebooks/{request.param.name}")
     page.wait_for_function(KERNEL_IS_IDLE, polling=200)  # ms; not at every frame
@@ -107,7 +122,8 @@ def lesson(request, lab) -> tuple[Path, Seen, str]:
     page.evaluate(RUN_ALL)
     page.wait_for_function(KERNEL_IS_IDLE, polling=200)
     seen.seconds = _kernel_seconds()
-    seen.outputs = page.evaluate(OUTPUTS)
+    page.evaluate(SAVE)
+    seen.run = nbformat.read(notebooks / request.param.name, as_version=4)
     seen.broken_widgets = page.locator("text=Error displaying widget").count()
     seen.figures = page.evaluate(FIGURES)
     _move_widgets(page, seen)
@@ -170,19 +186,27 @@ def _keep(page, name: str, seen: Seen) -> None:
         page.set_viewport_size({"width": LAPTOP, "height": 1000})
     page.evaluate(SET_THEME, "JupyterLab Light")
     numbers = {"seconds": seen.seconds, "figures": len(seen.figures), "widgets": seen.boxes}
-    numbers |= {"cells": len(seen.outputs)}
+    numbers |= {"cells": len(code_cells(seen.run))}
     (KEPT / f"{name}.json").write_text(json.dumps(numbers, indent=1) + "\n", encoding="utf-8")
 
 
 def test_run_all_ends_without_an_error(lesson):
     path, seen, _ = lesson
-    cells = [c for c in nbformat.read(path, as_version=4).cells if c.cell_type == "code"]
-    assert len(seen.outputs) == len(cells)
+    cells, ran = code_cells(nbformat.read(path, as_version=4)), code_cells(seen.run)
     tagged = sum("raises-exception" in cell.metadata.get("tags", []) for cell in cells)
-    assert [kind for cell in seen.outputs for kind in cell].count("error") <= tagged
-    silent = [c.id for c, out in zip(cells, seen.outputs, strict=True) if c.outputs and not out]
+    kinds = [output.output_type for cell in ran for output in cell.outputs]
+    assert kinds.count("error") <= tagged
+    silent = [c.id for c, now in zip(cells, ran, strict=True) if c.outputs and not now.outputs]
     assert silent == []
     assert seen.broken_widgets == 0
+
+
+def test_every_output_is_the_committed_one(lesson):
+    """As strict nbval compares; see test_notebooks.py for a machine without Chromium."""
+    path, seen, _ = lesson
+    assert [cell.execution_count for cell in code_cells(seen.run)].count(None) == 0
+    found = differences(path, seen.run)
+    assert found == [], "\n\n".join(found)
 
 
 def test_every_widget_is_there_and_moves(lesson):

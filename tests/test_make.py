@@ -14,6 +14,7 @@ from packaging.specifiers import SpecifierSet
 
 ROOT = Path(__file__).parent.parent
 TARGETS = {"demo", "test", "lab", "student", "slides", "lint", "format", "clean"}
+PYTEST = "pytest -n 2 --dist loadfile --no-loadscope-reorder -m "  # … and the marks
 
 needs_make = pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
 
@@ -76,7 +77,9 @@ def calls_of(clone: Path, *command: str, **environment: str) -> list[str]:
 
 
 def installs(calls: list[str]) -> list[str]:
-    return [line.rpartition("-e ")[2] for line in calls if line.startswith("-m pip install")]
+    asked = [line for line in calls if line.startswith("-m pip install") and " -e " in line]
+    assert all("--no-compile" in line for line in asked)
+    return [line.rpartition("-e ")[2] for line in asked]
 
 
 def age(path: Path, seconds: float) -> None:
@@ -100,6 +103,19 @@ def test_demo_installs_the_project_alone_and_only_when_pyproject_changes(clone):
 
 
 @needs_make
+def test_a_new_environment_has_the_newest_pip_or_goes_on_with_its_own(clone):
+    old = FAKE_PYTHON.replace("case", 'case "$*" in *--upgrade*) exit 1 ;; esac\ncase', 1)
+    program(clone.parent / "old", old)
+    for python in ("python3", str(clone.parent / "old")):
+        shutil.rmtree(clone / ".venv", ignore_errors=True)
+        calls = calls_of(clone, "make", "demo", "PIP_ARGS=--index-url x", f"PYTHON={python}")
+        upgrade, install = (line for line in calls if line.startswith("-m pip install"))
+        assert "--upgrade" in upgrade
+        assert upgrade.endswith("--index-url x pip")
+        assert install.endswith("--no-compile --index-url x -e .")
+
+
+@needs_make
 def test_demo_speaks_japanese_and_english_with_the_embedded_model(clone):
     lines = [line for line in calls_of(clone, "make", "demo") if " generate " in line]
     assert all("--model tiny" in line and "--stats" in line for line in lines)
@@ -116,7 +132,7 @@ def test_test_lints_first_and_then_runs_pytest_once(clone):
         "ruff check .",
         "ruff format --check .",
         "mypy",
-        "pytest -n 2 --dist loadfile -m ",
+        PYTEST,
     ]
     assert installs(calls_of(clone, "make", "demo")) == []  # the extra brought all that it needs
 
@@ -125,16 +141,14 @@ def test_test_lints_first_and_then_runs_pytest_once(clone):
 @pytest.mark.parametrize("tool", ["ruff", "mypy", "pytest"])
 def test_test_fails_with_any_tool_and_runs_pytest_all_the_same(clone, tool):
     assert call(clone, "make", "test", BROKEN=tool).returncode != 0
-    assert (
-        "-m pytest -n 2 --dist loadfile -m "
-        in (clone.parent / "log").read_text(encoding="utf-8").splitlines()
-    )
+    log = (clone.parent / "log").read_text(encoding="utf-8")
+    assert f"-m {PYTEST}" in log.splitlines()
 
 
 @needs_make
 def test_test_leaves_browser_tests_out_without_chromium(clone):
     program(clone / "tools" / "chromium.sh", "#!/bin/sh\nexit 1\n")
-    assert calls_of(clone, "make", "test")[-1] == "-m pytest -n 2 --dist loadfile -m not browser"
+    assert calls_of(clone, "make", "test")[-1] == f"-m {PYTEST}not browser"
 
 
 @needs_make
@@ -274,6 +288,17 @@ def test_where_chromium_cannot_be_installed_the_reason_is_given(clone, more, why
 
 
 # --- CI ------------------------------------------------------------------------------------------
+
+
+def test_the_test_files_that_begin_first_exist_and_do(request):
+    """The others follow them, in the order of their names."""
+    begun = list(dict.fromkeys(item.path.stem for item in request.session.items))
+    text = (ROOT / "tests" / "conftest.py").read_text(encoding="utf-8")
+    first = re.findall(r'^    "(test_\w+)",$', text, re.MULTILINE)
+    assert len(first) > 10
+    assert [name for name in first if not (ROOT / "tests" / f"{name}.py").exists()] == []
+    known = [name for name in first if name in begun]
+    assert begun[: len(known)] == known
 
 
 @needs_make

@@ -4,6 +4,8 @@ Invariant tested: silence and a loop that does not come on are seen in time; loa
 steps at the usual pace are never taken for a hang; what died over requests is not given up.
 """
 
+import gc
+import sys
 import tempfile
 import threading
 import time
@@ -122,6 +124,19 @@ def test_a_loop_within_a_compiler_is_compiling(heart):
     assert compiler.call(heart.alive).phase == "compiling"
     heart.now("loading")
     assert compiler.call(heart.alive).phase == "loading"
+
+
+@pytest.mark.parametrize("collects", [True, False])
+def test_no_garbage_is_collected_while_python_holds_its_threads(heart, monkeypatch, collects):
+    """A finalizer that waits there for a thread that ends would wait for ever."""
+    seen, frames = [], sys._current_frames
+    monkeypatch.setattr(sys, "_current_frames", lambda: (seen.append(gc.isenabled()), frames())[1])
+    (gc.enable if collects else gc.disable)()
+    try:
+        assert heart.alive().phase == "loading"
+        assert (seen, gc.isenabled()) == ([False], collects)
+    finally:
+        gc.enable()
 
 
 def test_the_heart_beats_while_the_loop_does_not_come_on():

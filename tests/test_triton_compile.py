@@ -200,7 +200,6 @@ class Usage:
     stack: int
     spills: int
     shared: int
-    instructions: int
     ptx: str
 
 
@@ -216,13 +215,14 @@ def usage(compiled: Any, folder: Path) -> Usage:
         return done.stdout
 
     resources = dict(re.findall(r"(REG|STACK):(\d+)", output("cuobjdump", "-res-usage")))
-    machine = output("nvdisasm", "-c")
+    stack = int(resources["STACK"])
+    # What is spilled lies on the stack: without one there is nothing to count, which takes long.
+    machine = output("nvdisasm", "-c") if stack else ""
     return Usage(
         registers=int(resources["REG"]),
-        stack=int(resources["STACK"]),
+        stack=stack,
         spills=len(re.findall(r"\b(?:STL|LDL)\b", machine)),
         shared=compiled.metadata.shared,
-        instructions=machine.count("\n"),
         ptx=compiled.asm["ptx"],
     )
 

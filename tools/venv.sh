@@ -34,3 +34,7 @@ fi
 
 echo "Making $venv with $("$python" --version); torch is large, the first time takes minutes."
 "$python" -m venv --clear "$venv"
+# The pip that comes with an older Python takes twice as long to install the same; but it will do.
+# shellcheck disable=SC2086  # several options
+"$venv/bin/python" -m pip install --disable-pip-version-check --quiet --retries 0 --upgrade \
+    ${PIP_ARGS:-} pip || echo "Going on with the pip that came with $python."

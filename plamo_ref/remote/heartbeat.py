@@ -8,6 +8,7 @@ have ever taken, which is learned here. Compiling kernels, which happens in the 
 step and takes minutes: it is recognised by the functions that the loop is in.
 """
 
+import gc
 import sys
 import threading
 import time
@@ -69,7 +70,7 @@ class Heartbeat:
         """What the front is told now."""
         phase, since, tokens = self._doing
         where = ""
-        for name, line in _callers(sys._current_frames().get(self._loop)):
+        for name, line in _callers(_frame_of(self._loop)):
             if name.startswith(COMPILERS) and phase != "loading":
                 phase = "compiling"
             if name.startswith(OURS) and not where:
@@ -88,6 +89,21 @@ class Heartbeat:
                     return
         finally:
             socket.close()
+
+
+def _frame_of(thread: int) -> FrameType | None:
+    """Where a thread is.
+
+    Python holds a lock on its threads meanwhile, in which no other thread can end. Were garbage
+    collected there, a finalizer might wait for such a thread: for ever (CPython 3.11's gh-106883).
+    """
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        return sys._current_frames().get(thread)
+    finally:
+        if collects:
+            gc.enable()
 
 
 def _callers(frame: FrameType | None) -> Iterator[tuple[str, int]]:

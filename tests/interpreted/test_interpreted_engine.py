@@ -4,6 +4,9 @@ Invariant tested: the model cannot tell which table it has: same greedy tokens, 
 float32, with prefills in chunks, decodes beside them, a window that slides and both kinds of state.
 """
 
+from collections.abc import Iterator
+
+import pytest
 import torch
 
 from plamo_ref.batch import ForwardBatch, Room
@@ -28,13 +31,16 @@ class RoomyRunner(ModelRunner):
         return super().place(Room(3, *more, widths, 3 if room.photographs else 0))
 
 
+Said = tuple[list[list[int]], list[torch.Tensor]]
+
+
 def run(
     table: Kernels,
     runner: type[ModelRunner] = ModelRunner,
     prompts: tuple[tuple[int, ...], ...] = PROMPTS,
     most: int = 4,
     **engine: object,
-) -> tuple[list[list[int]], list[torch.Tensor]]:
+) -> Said:
     """Tokens of each request, and the logits of each step."""
     model = random_pair(CONFIG, torch.float32, ops=table).served
     plan = lab_plan(
@@ -56,9 +62,22 @@ def run(
     return [list(request.output_ids) for request in requests], logits
 
 
-def test_the_engine_says_the_same_on_both_tables():
+@pytest.fixture(scope="module")
+def nan_in_new_memory() -> Iterator[None]:
+    """Memory that no kernel writes is NaN, and must get nowhere."""
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture(scope="module")
+def on_triton(nan_in_new_memory: None) -> Said:
+    return run(triton_table())
+
+
+def test_the_engine_says_the_same_on_both_tables(on_triton):
     expected, twin_logits = run(TORCH)
-    got, logits = run(triton_table())
+    got, logits = on_triton
     assert got == expected
     assert [len(ids) for ids in got] == [4, 4]
     assert len(logits) == len(twin_logits) >= 5
@@ -66,21 +85,16 @@ def test_the_engine_says_the_same_on_both_tables():
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
 
 
-def test_room_left_over_in_a_step_changes_nothing():
-    """Memory that no kernel writes is NaN here, and must get nowhere."""
-    torch.use_deterministic_algorithms(True)
-    try:
-        expected, alone = run(triton_table())
-        got, logits = run(triton_table(), RoomyRunner)
-    finally:
-        torch.use_deterministic_algorithms(False)
+def test_room_left_over_in_a_step_changes_nothing(on_triton):
+    expected, alone = on_triton
+    got, logits = run(triton_table(), RoomyRunner)
     assert got == expected
     for one, other in zip(logits, alone, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
 
 
-def test_who_begins_at_a_photograph_says_what_it_would_have_said():
-    """A prompt, and one that leaves it in the middle of a block; memory without an owner is NaN."""
+def test_who_begins_at_a_photograph_says_what_it_would_have_said(nan_in_new_memory):
+    """A prompt, and one that leaves it in the middle of a block."""
     taken = []
 
     class Watched(RoomyRunner):
@@ -90,11 +104,7 @@ def test_who_begins_at_a_photograph_says_what_it_would_have_said():
 
     prompts, most = (PROMPTS[0], (*PROMPTS[0][:6], 1, 2)), 2
     expected, _ = run(TORCH, prompts=prompts, most=most)
-    torch.use_deterministic_algorithms(True)
-    try:
-        settings = {"max_num_batched_tokens": 16, "enable_prefix_caching": True}
-        got, _ = run(triton_table(), Watched, prompts, most, **settings)
-    finally:
-        torch.use_deterministic_algorithms(False)
+    settings = {"max_num_batched_tokens": 16, "enable_prefix_caching": True}
+    got, _ = run(triton_table(), Watched, prompts, most, **settings)
     assert got == expected
     assert taken == [1, 0, 0], "where the second parts from the first, and it begins there"
