@@ -116,8 +116,7 @@ def _no_place_is_pinned(frozen: Any, cache: HybridCache, request_id: str, comput
     """Freeze, and go on owning: what was given away is released as well."""
     holding: Holding = frozen(cache, request_id, computed)
     if holding.slot is not None and cache.slots is not None:
-        cache.slots.thaw([holding.slot])
-        cache.slots.give_back([holding.slot])
+        cache.slots.give_up([holding.slot])
     return holding
 
 

@@ -157,8 +157,7 @@ class HybridCache:
         """Free a frozen holding, wherever nobody else has a part in it."""
         self.frozen.remove(holding)
         for pool, places in self._places(holding):
-            pool.thaw(places)
-        self._give_back(holding)
+            pool.give_up(places)
 
     def serves(self, holding: Holding, position: int) -> bool:
         """Whether one can begin at `position` with a frozen holding that stands there or later."""

@@ -8,7 +8,8 @@ Built in notebooks/05_paged_attention.ipynb.
 """
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from itertools import islice
 
 from plamo_ref.engine.config import EngineError
 
@@ -32,8 +33,8 @@ class Pool:
 
     def clear(self) -> None:
         """Forget all owners: every place is free again."""
-        self._owners = [0] * self.size
-        self._frozen = [0] * self.size  # how many of the owners are
+        self._held = [0] * self.size  # owners who are not frozen
+        self._frozen = [0] * self.size  # those who are
         self._num_evictable = 0
         # Last in, first out: a place that was used a moment ago is likelier to be in a cache.
         self._free = list(range(self.size - 1, NULL_PLACE, -1))
@@ -75,55 +76,80 @@ class Pool:
             raise PoolError(f"{self.name}: {count} wanted, {len(self._free)} free")
         places = [self._free.pop() for _ in range(count)]
         for place in places:
-            self._owners[place] = 1
+            self._held[place] = 1
         return places
+
+    # A long prompt has hundreds of places, and all of them come by here several times in a request's
+    # life: so each of these is a loop of its own, which calls nothing.
 
     def give_back(self, places: Iterable[int]) -> None:
         """Drop one owner of each place; those without owners are free again."""
-        self._change(places, "was given back", owners=-1)
+        held, frozen, size = self._held, self._frozen, self.size
+        for place in places:
+            owners = held[place] if 0 < place < size else 0
+            if not owners:
+                raise self._has_none(place, "was given back")
+            held[place] = owners - 1
+            if owners > 1:
+                continue
+            if frozen[place]:
+                self._num_evictable += 1
+            else:
+                self._free.append(place)
 
     def share(self, places: Iterable[int]) -> None:
         """Add an owner to each place."""
-        self._change(places, "is to be shared", owners=1)
+        held, frozen, size = self._held, self._frozen, self.size
+        for place in places:
+            owners = held[place] if 0 < place < size else 0
+            if not owners:
+                if not 0 < place < size or not frozen[place]:
+                    raise self._has_none(place, "is to be shared")
+                self._num_evictable -= 1
+            held[place] = owners + 1
 
     def freeze(self, places: Iterable[int]) -> None:
         """One owner of each place will give it up when somebody wants it."""
-        self._change(places, "is to be frozen", frozen=1)
-
-    def thaw(self, places: Iterable[int]) -> None:
-        """One frozen owner of each place is one like any other again."""
-        self._change(places, "is to be thawed", frozen=-1)
-
-    def _change(
-        self, places: Iterable[int], what: str, *, owners: int = 0, frozen: int = 0
-    ) -> None:
-        # A long prompt has hundreds of places, so one loop does all, and calls nothing.
+        held, frozen, size = self._held, self._frozen, self.size
         for place in places:
-            if not NULL_PLACE < place < self.size or self._owners[place] == 0:
-                raise PoolError(f"{self.name}: place {place} {what} but has no owner")
-            was_evictable = self._owners[place] == self._frozen[place]
-            self._owners[place] += owners
-            self._frozen[place] += frozen
-            if self._owners[place] == 0:
-                self._num_evictable -= was_evictable
+            owners = held[place] if 0 < place < size else 0
+            if not owners:
+                raise self._has_none(place, "is to be frozen")
+            held[place] = owners - 1
+            frozen[place] += 1
+            if owners == 1:
+                self._num_evictable += 1
+
+    def give_up(self, places: Iterable[int]) -> None:
+        """Drop one frozen owner of each place; those without owners are free again."""
+        held, frozen, size = self._held, self._frozen, self.size
+        for place in places:
+            owners = frozen[place] if 0 < place < size else 0
+            if not owners:
+                raise self._has_none(place, "is to be given up")
+            frozen[place] = owners - 1
+            if owners == 1 and not held[place]:
+                self._num_evictable -= 1
                 self._free.append(place)
-            elif was_evictable != (self._owners[place] == self._frozen[place]):
-                self._num_evictable += -1 if was_evictable else 1
+
+    def _has_none(self, place: int, what: str) -> PoolError:
+        return PoolError(f"{self.name}: place {place} {what} but has no owner")
 
     def is_evictable(self, place: int) -> bool:
-        return 0 < self._owners[place] == self._frozen[place]
+        return not self._held[place] and self._frozen[place] > 0
 
-    def is_alone(self, places: Iterable[int]) -> bool:
-        """Whether one of these has a single owner."""
-        return any(self._owners[place] == 1 for place in places)
+    def is_alone(self, places: Sequence[int]) -> bool:
+        """Whether one of these has a single owner; it is the likelier the later it comes."""
+        held, frozen = self._held, self._frozen
+        return any(held[place] + frozen[place] == 1 for place in reversed(places))
 
     def num_leaving(self, places: Iterable[int]) -> int:
         """How many of these would be free or evictable, if one owner who is not frozen went."""
-        return sum(self._owners[place] - self._frozen[place] == 1 for place in places)
+        return sum(self._held[place] == 1 for place in places)
 
     def owners(self) -> list[int]:
         """Number of owners of each place, a copy."""
-        return list(self._owners)
+        return [held + frozen for held, frozen in zip(self._held, self._frozen, strict=True)]
 
     def free_places(self) -> list[int]:
         """The free places, a copy."""
@@ -138,11 +164,11 @@ class Pool:
             listed, frozen: how often holdings, and how often frozen ones, list each place.
         """
         free, wrong = Counter(self._free), list[str]()
-        for place in range(1, self.size):
-            count = f"{self.name} {place} has {self._owners[place]} owners"
-            if self._owners[place] != listed[place]:
+        for place, owners in islice(enumerate(self.owners()), 1, None):
+            count = f"{self.name} {place} has {owners} owners"
+            if owners != listed[place]:
                 wrong.append(f"{count}, tables list it {listed[place]} times")
-            if free[place] != (self._owners[place] == 0):
+            if free[place] != (owners == 0):
                 wrong.append(f"{count}, the free list has it {free[place]} times")
             if self._frozen[place] != frozen[place]:
                 said = self._frozen[place]
