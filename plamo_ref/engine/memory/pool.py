@@ -79,8 +79,8 @@ class Pool:
             self._held[place] = 1
         return places
 
-    # A long prompt has hundreds of places, and all of them come by here several times in a request's
-    # life: so each of these is a loop of its own, which calls nothing.
+    # A long prompt has hundreds of places, and all of them come by here several times in its life:
+    # so each of these is a loop of its own, which calls nothing.
 
     def give_back(self, places: Iterable[int]) -> None:
         """Drop one owner of each place; those without owners are free again."""
