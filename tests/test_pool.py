@@ -95,7 +95,7 @@ class PoolAndItsModel(RuleBasedStateMachine):
         assert (pool.num_evictable, pool.num_held) == (len(cold), len(set(self.held)))
         assert {place for place in range(self.size) if pool.is_evictable(place)} == cold
         assert pool.owners() == [everybody.count(place) for place in range(self.size)]
-        assert pool.num_leaving(taken) == sum(self.held.count(place) == 1 for place in taken)
+        assert pool.leaving(sorted(taken)) == sorted(p for p in taken if self.held.count(p) == 1)
         assert all(pool.is_alone([place]) == (everybody.count(place) == 1) for place in taken)
         assert sorted([*pool.free_places(), *taken]) == list(range(1, self.size))
         assert not pool.differences(Counter(everybody), Counter(self.frozen))

@@ -21,8 +21,10 @@ from plamo_ref.engine.tokens import is_full
 from plamo_ref.proof.planting import Fault, patch, patch_batch, together
 
 
-def _alias_slot(branch: Any, cache: HybridCache, source: Holding | None, computed: int) -> Holding:
-    holding: Holding = branch(cache, source, computed)
+def _alias_slot(
+    branch: Any, cache: HybridCache, source: Holding | None, computed: int, end: int
+) -> Holding:
+    holding: Holding = branch(cache, source, computed, end)
     slot = holding.slot
     if source is None or source.slot is None or slot is None or cache.slots is None:
         return holding
@@ -39,9 +41,9 @@ def _in_use(cache: HybridCache) -> set[int | None]:
 
 
 def _share_partial(
-    branch: Any, cache: HybridCache, source: Holding | None, computed: int
+    branch: Any, cache: HybridCache, source: Holding | None, computed: int, end: int
 ) -> Holding:
-    holding: Holding = branch(cache, source, computed)
+    holding: Holding = branch(cache, source, computed, end)
     if source is None or not computed % cache.block_size:
         return holding
     for kind, table in holding.tables.items():

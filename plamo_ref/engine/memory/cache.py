@@ -1,8 +1,8 @@
 """Who owns which block and which slot: the memory of all requests, without a single tensor.
 
 Two kinds of room stand side by side under one byte budget (see planner.py): KV blocks of a few
-tokens for each attention group, and state slots for Mamba. A request has one block table in each
-attention group and one slot.
+tokens for each attention group, and state slots for Mamba; or they are pages of one arena (see
+arena.py). A request has one block table in each attention group and one slot.
 
 Invariant (`check_integrity` audits it): a block or slot has exactly as many owners as holdings that
 list it; free + used = all; a table holds a contiguous range of logical blocks that covers every
@@ -16,14 +16,17 @@ whoever runs the next step makes them first, so there are no tensors here.
 """
 
 import math
+from bisect import bisect_left
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 
 from plamo_ref.config import LayerKind
 from plamo_ref.engine.config import EngineError
 from plamo_ref.engine.copies import Copy
+from plamo_ref.engine.memory.arena import Arena, Claim
 from plamo_ref.engine.memory.holding import FAR, AttentionGroup, BlockTable, Holding
-from plamo_ref.engine.memory.pool import Pool
+from plamo_ref.engine.memory.pool import Pool, Rooms
 
 
 class IntegrityError(EngineError):
@@ -42,7 +45,9 @@ class HybridCache:
         blocks: Mapping[LayerKind, Pool],
         slots: Pool | None,
         block_size: int,
+        arena: Arena | None = None,
     ) -> None:
+        self.arena, self._rooms = arena, arena or Rooms()
         self.groups = {group.kind: group for group in groups}
         self.blocks, self.slots, self.block_size = dict(blocks), slots, block_size
         self.holdings: dict[str, Holding] = {}
@@ -69,28 +74,49 @@ class HybridCache:
 
         A newcomer may branch off `source`, which stands at `computed`.
         """
-        holding = self.holdings.get(request_id)
-        if holding is None and self.slots is not None and not self.slots.num_available:
-            return 0
+        holding, claims = self.holdings.get(request_id), list[Claim]()
+        if holding is None and self.slots is not None:
+            if not self.slots.num_available:
+                return 0
+            claims.append(Claim(self.slots, 1))
         for kind, pool in self.blocks.items():
-            available = pool.num_available
+            available, shared = pool.num_available, list[int]()
+            leaving = list[int]()
             if holding is not None:
                 end, table = holding.tables[kind].end, holding.tables[kind]
                 # Blocks that `allocate` will free first, because they have left the window, count.
-                leaving = max(0, self._first_needed(kind, computed) - table.first)
-                available += pool.num_leaving(table.blocks[:leaving])
+                passed = max(0, self._first_needed(kind, computed) - table.first)
+                leaving = pool.leaving(table.blocks[:passed])
+                available += len(leaving)
             elif source is not None:
-                end = self._num_blocks(computed)
+                end = computed // self.block_size  # a copy of what is partly filled takes a block
                 shared = self._full_blocks(kind, source, computed).blocks
-                # What is shared cannot be evicted any more, and the copy takes a block.
-                available -= sum(map(pool.is_evictable, shared)) + self._is_partial(computed)
+                # What is shared cannot be evicted any more.
+                available -= sum(map(pool.is_evictable, shared))
             else:
                 end = 0
-            room = end * self.block_size - computed  # in the blocks it has already
-            if available < 0:
-                return 0
-            wanted = min(wanted, room + available * self.block_size)
+            wanted = min(wanted, (end + available) * self.block_size - computed)
+            claims.append(Claim(pool, end, leaving, shared))
+        if self.arena is not None and wanted > 0:
+            return self._fit_together(self.arena, claims, computed, wanted)
         return max(0, wanted)
+
+    def _fit_together(
+        self, arena: Arena, claims: Sequence[Claim], computed: int, wanted: int
+    ) -> int:
+        """How many new tokens, of `wanted`, all these pools have pages for. A claim on blocks says
+        how many there are already."""
+
+        def is_too_much(tokens: int) -> bool:
+            end = self._num_blocks(computed + tokens)
+            return not arena.fits(
+                c if c.pool is self.slots else replace(c, count=max(0, end - c.count))
+                for c in claims
+            )
+
+        if not is_too_much(wanted):
+            return wanted
+        return bisect_left(range(1, wanted), True, key=is_too_much)
 
     def allocate(
         self, request_id: str, computed: int, new: int, source: Holding | None = None
@@ -102,14 +128,17 @@ class HybridCache:
         Raises:
             PoolError: there is not enough room.
         """
+        end = self._num_blocks(computed + new)
         if request_id not in self.holdings:
-            self.holdings[request_id] = self._branch(source, computed)
+            self.holdings[request_id] = self._branch(source, computed, end)
         holding = self.holdings[request_id]
         for kind, table in holding.tables.items():
             self._drop_before(kind, table, self._first_needed(kind, computed))
-            missing = self._num_blocks(computed + new) - table.end
-            if missing > 0:
-                table.blocks += self._take(self.blocks[kind], missing)
+        missing = {kind: end - table.end for kind, table in holding.tables.items()}
+        self._make_room([(self.blocks[kind], n) for kind, n in missing.items() if n > 0])
+        for kind, table in holding.tables.items():
+            if missing[kind] > 0:
+                table.blocks += self.blocks[kind].take(missing[kind])
         windows = [(table, self.groups[kind].window) for kind, table in holding.tables.items()]
         ends = (table.calm_until(self.block_size, window) for table, window in windows)
         holding.calm_until = min(ends, default=FAR)
@@ -141,7 +170,10 @@ class HybridCache:
             if self._is_partial(position):
                 table.blocks.append(self._block_of(kind, source, position))
             self.blocks[kind].share(table.blocks)
-        slot = None if self.slots is None else self._take(self.slots, 1)[0]
+        slot = None
+        if self.slots is not None:
+            self._make_room([(self.slots, 1)])
+            (slot,) = self.slots.take(1)
         if stands_there and source.slot is not None and slot is not None:
             self.copies.append(Copy("mamba", source.slot, slot))
         holding = Holding(tables, slot)
@@ -166,8 +198,8 @@ class HybridCache:
         return self.slots is None and reaches
 
     def frees(self, holding: Holding, pool: Pool) -> bool:
-        """Whether a place of `pool` would be free without this holding."""
-        if pool is self.slots:
+        """Whether a place of `pool` would be free without this holding, or perhaps a page."""
+        if pool is self.slots or (self.arena is not None and self.slots is not None):
             return holding.slot is not None  # slots are never shared
         tables = (holding.tables[kind] for kind, owner in self.blocks.items() if owner is pool)
         return any(pool.is_alone(table.blocks) for table in tables)
@@ -178,20 +210,25 @@ class HybridCache:
             pool.freeze(places)
         return holding
 
-    def _branch(self, source: Holding | None, computed: int) -> Holding:
-        """A holding that stands at `computed`, as `source` does, and can go on by itself."""
+    def _branch(self, source: Holding | None, computed: int, end: int) -> Holding:
+        """A holding that stands at `computed`, as `source` does, and can go on by itself, to a last
+        block before number `end`."""
         tables = {kind: BlockTable() for kind in self.groups}
         if source is not None:  # first, so that nothing of it is evicted on the way
             tables = {kind: self._full_blocks(kind, source, computed) for kind in self.groups}
             for kind, table in tables.items():
                 self.blocks[kind].share(table.blocks)
-        slot = None if self.slots is None else self._take(self.slots, 1)[0]
+        needs = [(self.blocks[kind], end - table.end) for kind, table in tables.items()]
+        slot = None
+        self._make_room([*needs, *([] if self.slots is None else [(self.slots, 1)])])
+        if self.slots is not None:
+            (slot,) = self.slots.take(1)
         if source is not None and slot is not None and source.slot is not None:
             self.copies.append(Copy("mamba", source.slot, slot))
         if source is not None and self._is_partial(computed):
             for kind, table in tables.items():
                 last = self._block_of(kind, source, computed)
-                table.blocks += self._take(self.blocks[kind], 1)
+                table.blocks += self.blocks[kind].take(1)
                 self.copies.append(Copy(kind, last, table.blocks[-1]))
         return Holding(tables, slot)
 
@@ -206,11 +243,10 @@ class HybridCache:
         table = holding.tables[kind]
         return table.blocks[position // self.block_size - table.first]
 
-    def _take(self, pool: Pool, count: int) -> list[int]:
-        """Take places; what is frozen makes room."""
-        while self.evict is not None and pool.num_free < count and pool.num_evictable:
+    def _make_room(self, needs: Sequence[tuple[Pool, int]]) -> None:
+        """Let what is frozen go, until so many places of each pool are free, as far as it does."""
+        while self.evict is not None and (pool := self._rooms.short_of(needs)) is not None:
             self.evict(pool)
-        return pool.take(count)
 
     def _give_back(self, holding: Holding) -> None:
         for pool, places in self._places(holding):
@@ -237,9 +273,11 @@ class HybridCache:
         for kind, pool in self.blocks.items():
             window = self.groups[kind].window
             # W + 1 keys, wherever they start in a block; a window that fits goes on for ever.
-            if window is not None and pool.capacity >= self._num_blocks(window + self.block_size):
+            if window is not None and pool.num_assured >= self._num_blocks(
+                window + self.block_size
+            ):
                 continue
-            longest = min(longest, pool.capacity * self.block_size)
+            longest = min(longest, pool.num_assured * self.block_size)
         return longest
 
     # --- the rule of the window ----------------------------------------------------------------
@@ -275,7 +313,10 @@ class HybridCache:
         """
         everybody = [*self.holdings.values(), *self.frozen, *self.exposed]
         listed = ((p, self._listed(p, everybody), self._listed(p, self.frozen)) for p in self.pools)
-        if wrong := [each for p, every, cold in listed for each in p.differences(every, cold)]:
+        wrong = [each for p, every, cold in listed for each in p.differences(every, cold)]
+        if self.arena is not None:
+            wrong += self.arena.differences()
+        if wrong:
             raise IntegrityError("cache: " + "; ".join(wrong))
 
     def _listed(self, pool: Pool, holdings: Iterable[Holding]) -> Counter[int]:

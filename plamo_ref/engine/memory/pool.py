@@ -35,7 +35,7 @@ class Pool:
         """Forget all owners: every place is free again."""
         self._held = [0] * self.size  # owners who are not frozen
         self._frozen = [0] * self.size  # those who are
-        self._num_evictable = 0
+        self._num_held = self._num_evictable = 0
         # Last in, first out: a place that was used a moment ago is likelier to be in a cache.
         self._free = list(range(self.size - 1, NULL_PLACE, -1))
 
@@ -45,7 +45,7 @@ class Pool:
 
     @property
     def num_used(self) -> int:
-        return self.capacity - len(self._free)
+        return self._num_held + self._num_evictable
 
     @property
     def num_evictable(self) -> int:
@@ -60,11 +60,17 @@ class Pool:
     @property
     def num_held(self) -> int:
         """Places that somebody holds who is not frozen."""
-        return self.num_used - self._num_evictable
+        return self._num_held
 
     @property
     def capacity(self) -> int:
+        """Places that there can be at most."""
         return self.size - 1
+
+    @property
+    def num_assured(self) -> int:
+        """Places that one who is alone can have, whatever came before."""
+        return self.capacity
 
     def take(self, count: int) -> list[int]:
         """Hand out `count` places.
@@ -72,11 +78,12 @@ class Pool:
         Raises:
             PoolError: fewer are free; nothing was taken.
         """
-        if count > len(self._free):
-            raise PoolError(f"{self.name}: {count} wanted, {len(self._free)} free")
-        places = [self._free.pop() for _ in range(count)]
+        if count > self.num_free:
+            raise PoolError(f"{self.name}: {count} wanted, {self.num_free} free")
+        places = self._pick(count)
         for place in places:
             self._held[place] = 1
+        self._warm(places)
         return places
 
     # A long prompt has hundreds of places, and all of them come by here several times in its life:
@@ -85,32 +92,34 @@ class Pool:
     def give_back(self, places: Iterable[int]) -> None:
         """Drop one owner of each place; those without owners are free again."""
         held, frozen, size = self._held, self._frozen, self.size
+        cold, free = list[int](), list[int]()
         for place in places:
             owners = held[place] if 0 < place < size else 0
             if not owners:
                 raise self._has_none(place, "was given back")
             held[place] = owners - 1
-            if owners > 1:
-                continue
-            if frozen[place]:
-                self._num_evictable += 1
-            else:
-                self._free.append(place)
+            if owners == 1:
+                (cold if frozen[place] else free).append(place)
+        self._num_evictable += len(cold)
+        self._cool(cold + free)
+        self._drop(free)
 
     def share(self, places: Iterable[int]) -> None:
         """Add an owner to each place."""
-        held, frozen, size = self._held, self._frozen, self.size
+        held, frozen, size, cold = self._held, self._frozen, self.size, list[int]()
         for place in places:
             owners = held[place] if 0 < place < size else 0
             if not owners:
                 if not 0 < place < size or not frozen[place]:
                     raise self._has_none(place, "is to be shared")
-                self._num_evictable -= 1
+                cold.append(place)
             held[place] = owners + 1
+        self._num_evictable -= len(cold)
+        self._warm(cold)
 
     def freeze(self, places: Iterable[int]) -> None:
         """One owner of each place will give it up when somebody wants it."""
-        held, frozen, size = self._held, self._frozen, self.size
+        held, frozen, size, cold = self._held, self._frozen, self.size, list[int]()
         for place in places:
             owners = held[place] if 0 < place < size else 0
             if not owners:
@@ -118,22 +127,41 @@ class Pool:
             held[place] = owners - 1
             frozen[place] += 1
             if owners == 1:
-                self._num_evictable += 1
+                cold.append(place)
+        self._num_evictable += len(cold)
+        self._cool(cold)
 
     def give_up(self, places: Iterable[int]) -> None:
         """Drop one frozen owner of each place; those without owners are free again."""
-        held, frozen, size = self._held, self._frozen, self.size
+        held, frozen, size, free = self._held, self._frozen, self.size, list[int]()
         for place in places:
             owners = frozen[place] if 0 < place < size else 0
             if not owners:
                 raise self._has_none(place, "is to be given up")
             frozen[place] = owners - 1
             if owners == 1 and not held[place]:
-                self._num_evictable -= 1
-                self._free.append(place)
+                free.append(place)
+        self._num_evictable -= len(free)
+        self._drop(free)
 
     def _has_none(self, place: int, what: str) -> PoolError:
         return PoolError(f"{self.name}: place {place} {what} but has no owner")
+
+    def _pick(self, count: int) -> list[int]:
+        """So many of the free places, which are free no more."""
+        return [self._free.pop() for _ in range(count)]
+
+    def _drop(self, places: list[int]) -> None:
+        """These are free again."""
+        self._free += places
+
+    def _warm(self, places: list[int]) -> None:
+        """These are held now, and were not."""
+        self._num_held += len(places)
+
+    def _cool(self, places: list[int]) -> None:
+        """These were held, and are not any more."""
+        self._num_held -= len(places)
 
     def is_evictable(self, place: int) -> bool:
         return not self._held[place] and self._frozen[place] > 0
@@ -143,9 +171,9 @@ class Pool:
         held, frozen = self._held, self._frozen
         return any(held[place] + frozen[place] == 1 for place in reversed(places))
 
-    def num_leaving(self, places: Iterable[int]) -> int:
-        """How many of these would be free or evictable, if one owner who is not frozen went."""
-        return sum(self._held[place] == 1 for place in places)
+    def leaving(self, places: Iterable[int]) -> list[int]:
+        """Those of these that would be free or evictable, if one owner who is not frozen went."""
+        return [place for place in places if self._held[place] == 1]
 
     def owners(self) -> list[int]:
         """Number of owners of each place, a copy."""
@@ -163,18 +191,34 @@ class Pool:
         Args:
             listed, frozen: how often holdings, and how often frozen ones, list each place.
         """
-        free, wrong = Counter(self._free), list[str]()
+        free, wrong = Counter(self.free_places()), list[str]()
         for place, owners in islice(enumerate(self.owners()), 1, None):
             count = f"{self.name} {place} has {owners} owners"
             if owners != listed[place]:
                 wrong.append(f"{count}, tables list it {listed[place]} times")
-            if free[place] != (owners == 0):
+            if free[place] != (owners == 0 and self._exists(place)):
                 wrong.append(f"{count}, the free list has it {free[place]} times")
             if self._frozen[place] != frozen[place]:
                 said = self._frozen[place]
                 wrong.append(f"{count}, {said} of them frozen, should be {frozen[place]}")
         if self._num_evictable != sum(map(self.is_evictable, range(1, self.size))):
             wrong.append(f"{self.name}: {self._num_evictable} are said to be evictable")
+        if self._num_held != sum(map(bool, self._held)):
+            wrong.append(f"{self.name}: {self._num_held} are said to be held")
         if listed[0] or free[0]:
             wrong.append(f"{self.name} 0, the null place, is in use")
         return wrong
+
+    def _exists(self, place: int) -> bool:
+        """Whether it can be somebody's, as things are."""
+        return True
+
+
+class Rooms:
+    """Each pool for itself: what one kind of place does not need is of no use to the others."""
+
+    def short_of(self, needs: Sequence[tuple[Pool, int]]) -> Pool | None:
+        """For which pool something frozen has to go so that all of these can be taken; None: they
+        can be, or nothing frozen is in the way."""
+        short = (p for p, count in needs if p.num_free < count and p.num_evictable)
+        return next(short, None)
