@@ -11,9 +11,10 @@ Invariant: a page is of one pool or of none; a pool with more pages than it alwa
 empty one; what `fits` says can be taken can be taken, once all that is frozen has gone.
 """
 
+from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 
 from plamo_ref.engine.memory.pages import PageUse
 from plamo_ref.engine.memory.pool import Pool, Rooms
@@ -26,6 +27,12 @@ class Arena(Rooms):
         self.num_pages = num_pages
         self.pools: list[PagedPool] = []
         self.pages = list(range(num_pages - 1, 0, -1))  # of no pool
+
+    def clear(self) -> None:
+        """No page is of any pool; each pool has to be cleared now."""
+        self.pages = list(range(self.num_pages - 1, 0, -1))
+        for pool in self.pools:
+            pool.pages.clear()
 
     def short_of(self, needs: Sequence[tuple[Pool, int]]) -> Pool | None:
         counts = {id(pool): count for pool, count in needs}
@@ -47,6 +54,18 @@ class Arena(Rooms):
             claim = claimed.get(id(pool))
             pages += pool.pages_for(Claim(pool, 0) if claim is None else claim)
         return pages < self.num_pages
+
+    def most(self, claims: Sequence["Claim"], wanted: int, blocks_of: Callable[[int], int]) -> int:
+        """How many of `wanted` tokens there are pages for. `blocks_of`: blocks by new tokens."""
+
+        def is_too_much(tokens: int) -> bool:
+            blocks = blocks_of(tokens)
+            grown = (replace(c, count=max(0, c.count + blocks)) if c.grows else c for c in claims)
+            return not self.fits(grown)
+
+        if not is_too_much(wanted):
+            return wanted
+        return bisect_left(range(1, wanted), True, key=is_too_much)
 
     def room_for(self, pool: "PagedPool") -> int:
         """Pages that it can have, with all that others can do without."""
@@ -209,10 +228,12 @@ class PagedPool(Pool):
 
 @dataclass(frozen=True)
 class Claim:
-    """What somebody wants of a pool: so many new places; `leaving` ones are given back before
-    (see `Pool.leaving`), `shared` ones get one more owner."""
+    """What somebody wants of a pool: so many new places, or, if it grows, so many besides the
+    blocks of his tokens; `leaving` ones are given back before (see `Pool.leaving`), `shared` ones
+    get one more owner."""
 
     pool: Pool
     count: int
     leaving: Sequence[int] = ()
     shared: Sequence[int] = ()
+    grows: bool = False

@@ -16,10 +16,8 @@ whoever runs the next step makes them first, so there are no tensors here.
 """
 
 import math
-from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
 
 from plamo_ref.config import LayerKind
 from plamo_ref.engine.config import EngineError
@@ -80,8 +78,7 @@ class HybridCache:
                 return 0
             claims.append(Claim(self.slots, 1))
         for kind, pool in self.blocks.items():
-            available, shared = pool.num_available, list[int]()
-            leaving = list[int]()
+            available, shared, leaving = pool.num_available, list[int](), list[int]()
             if holding is not None:
                 end, table = holding.tables[kind].end, holding.tables[kind]
                 # Blocks that `allocate` will free first, because they have left the window, count.
@@ -96,27 +93,10 @@ class HybridCache:
             else:
                 end = 0
             wanted = min(wanted, (end + available) * self.block_size - computed)
-            claims.append(Claim(pool, end, leaving, shared))
-        if self.arena is not None and wanted > 0:
-            return self._fit_together(self.arena, claims, computed, wanted)
+            claims.append(Claim(pool, -end, leaving, shared, grows=True))
+        if self.arena is not None and wanted > 0:  # pages are for all of them together
+            return self.arena.most(claims, wanted, lambda n: self._num_blocks(computed + n))
         return max(0, wanted)
-
-    def _fit_together(
-        self, arena: Arena, claims: Sequence[Claim], computed: int, wanted: int
-    ) -> int:
-        """How many new tokens, of `wanted`, all these pools have pages for. A claim on blocks says
-        how many there are already."""
-
-        def is_too_much(tokens: int) -> bool:
-            end = self._num_blocks(computed + tokens)
-            return not arena.fits(
-                c if c.pool is self.slots else replace(c, count=max(0, end - c.count))
-                for c in claims
-            )
-
-        if not is_too_much(wanted):
-            return wanted
-        return bisect_left(range(1, wanted), True, key=is_too_much)
 
     def allocate(
         self, request_id: str, computed: int, new: int, source: Holding | None = None
@@ -170,10 +150,7 @@ class HybridCache:
             if self._is_partial(position):
                 table.blocks.append(self._block_of(kind, source, position))
             self.blocks[kind].share(table.blocks)
-        slot = None
-        if self.slots is not None:
-            self._make_room([(self.slots, 1)])
-            (slot,) = self.slots.take(1)
+        slot = self._take_slot([])
         if stands_there and source.slot is not None and slot is not None:
             self.copies.append(Copy("mamba", source.slot, slot))
         holding = Holding(tables, slot)
@@ -219,10 +196,7 @@ class HybridCache:
             for kind, table in tables.items():
                 self.blocks[kind].share(table.blocks)
         needs = [(self.blocks[kind], end - table.end) for kind, table in tables.items()]
-        slot = None
-        self._make_room([*needs, *([] if self.slots is None else [(self.slots, 1)])])
-        if self.slots is not None:
-            (slot,) = self.slots.take(1)
+        slot = self._take_slot(needs)
         if source is not None and slot is not None and source.slot is not None:
             self.copies.append(Copy("mamba", source.slot, slot))
         if source is not None and self._is_partial(computed):
@@ -242,6 +216,11 @@ class HybridCache:
         """The block in which the token at `position` is."""
         table = holding.tables[kind]
         return table.blocks[position // self.block_size - table.first]
+
+    def _take_slot(self, needs: Sequence[tuple[Pool, int]]) -> int | None:
+        """A slot, if there are any, once there is room for what else is needed."""
+        self._make_room([*needs, *([] if self.slots is None else [(self.slots, 1)])])
+        return None if self.slots is None else self.slots.take(1)[0]
 
     def _make_room(self, needs: Sequence[tuple[Pool, int]]) -> None:
         """Let what is frozen go, until so many places of each pool are free, as far as it does."""
@@ -264,6 +243,8 @@ class HybridCache:
         self.frozen.clear()
         self.exposed.clear()
         self.copies.clear()
+        if self.arena is not None:
+            self.arena.clear()
         for pool in self.pools:
             pool.clear()
 
@@ -273,11 +254,9 @@ class HybridCache:
         for kind, pool in self.blocks.items():
             window = self.groups[kind].window
             # W + 1 keys, wherever they start in a block; a window that fits goes on for ever.
-            if window is not None and pool.num_assured >= self._num_blocks(
-                window + self.block_size
-            ):
-                continue
-            longest = min(longest, pool.num_assured * self.block_size)
+            enough = math.inf if window is None else self._num_blocks(window + self.block_size)
+            if pool.num_assured < enough:
+                longest = min(longest, pool.num_assured * self.block_size)
         return longest
 
     # --- the rule of the window ----------------------------------------------------------------
@@ -312,10 +291,11 @@ class HybridCache:
             IntegrityError: with each place that is wrong, and how.
         """
         everybody = [*self.holdings.values(), *self.frozen, *self.exposed]
-        listed = ((p, self._listed(p, everybody), self._listed(p, self.frozen)) for p in self.pools)
-        wrong = [each for p, every, cold in listed for each in p.differences(every, cold)]
-        if self.arena is not None:
-            wrong += self.arena.differences()
+        wrong = [] if self.arena is None else self.arena.differences()
+        for pool in self.pools:
+            wrong += pool.differences(
+                self._listed(pool, everybody), self._listed(pool, self.frozen)
+            )
         if wrong:
             raise IntegrityError("cache: " + "; ".join(wrong))
 
