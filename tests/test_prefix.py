@@ -37,7 +37,7 @@ from plamo_ref.engine.request import Request
 from plamo_ref.engine.scheduling.scheduler import Schedule
 from plamo_ref.engine.tokens import LogitsError
 from plamo_ref.intake.prompts import PromptError
-from plamo_ref.proof.audits import audit, check_nothing_kept
+from plamo_ref.proof.audits import audit, check_covers, check_nothing_kept
 from plamo_ref.proof.interrupts import interrupted
 from plamo_ref.remote.stats import prefix_stats
 from plamo_ref.sampling import GuidedError
@@ -149,7 +149,7 @@ class Life(RuleBasedStateMachine):
             self.prefix.begin(request, computed)
             request.status = "running"
             compute(self.prefix, request, fits)
-            self.prefix.cache.check_covers(request.request_id, request.num_computed_tokens)
+            check_covers(self.prefix.cache, request.request_id, request.num_computed_tokens)
 
     @precondition(lambda self: self.running)
     @rule(which=st.integers(0, 9), token=st.integers(0, 1), tokens=st.integers(1, 5))
@@ -164,7 +164,7 @@ class Life(RuleBasedStateMachine):
         fits = self.prefix.cache.fit(request.request_id, computed, wanted)
         if fits:
             compute(self.prefix, request, fits)
-            self.prefix.cache.check_covers(request.request_id, request.num_computed_tokens)
+            check_covers(self.prefix.cache, request.request_id, request.num_computed_tokens)
 
     @precondition(lambda self: self.running)
     @rule(which=st.integers(0, 9), ends=st.booleans())

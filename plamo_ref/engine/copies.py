@@ -5,10 +5,6 @@ The books only note a copy; it is made at the start of the next step. Places may
 meanwhile, even several times: whoever took one over comes later in the list or in the step, so the
 copies of one room are made in the order in which they were noted.
 
-With one arena a page may have changed its kind, so what touches a page as another kind is made
-later, too. A newcomer may even have got its slot where the block is that it copies: then all that
-it copies is read before any of it is written.
-
 Invariant: after `copy_places` everything is as if newcomers had made their copies one by one.
 """
 
@@ -20,6 +16,7 @@ from torch import Tensor
 
 from plamo_ref.batch import LayerCache, MambaCache
 from plamo_ref.config import LayerKind
+from plamo_ref.engine.page_copies import apart
 
 
 class Copy(NamedTuple):
@@ -40,7 +37,7 @@ def copy_places(
 
     Args:
         caches, kinds: of each layer; they need not have all kinds.
-        pitch: numbers of a page, by kind, if pages change their kind.
+        pitch: numbers of a page, by kind, if pages change their kind (see page_copies.py).
     """
     for part, is_tangled in apart(copies, pitch) if pitch else [(list(copies), False)]:
         moves = _moves(caches, kinds, part)
@@ -58,40 +55,6 @@ def _moves(
             places = _on(_tensors(of_kind[0])[0].device, together)  # [2, n]
             for tensor in (each for cache in of_kind for each in _tensors(cache)):
                 yield tensor, places[1], tensor[places[0]]
-
-
-def apart(
-    copies: Sequence[Copy], pitch: Mapping[LayerKind, int]
-) -> Iterator[tuple[list[Copy], bool]]:
-    """Cut a list where a page is touched as another kind than before; whether a part is that of one
-    newcomer in which even that happens."""
-    part, touched = list[Copy](), dict[int, LayerKind]()
-    for branch in _branches(copies):
-        pages = [(c.kind, place // pitch[c.kind]) for c in branch for place in c[1:]]
-        as_what = {page: kind for kind, page in pages}
-        is_tangled = any(as_what[page] != kind for kind, page in pages)
-        if part and (is_tangled or any(touched.get(p, kind) != kind for kind, p in pages)):
-            yield part, False
-            part, touched = [], {}
-        if is_tangled:
-            yield branch, True
-        else:
-            part += branch
-            touched |= as_what
-    if part:
-        yield part, False
-
-
-def _branches(copies: Sequence[Copy]) -> Iterator[list[Copy]]:
-    """What was noted at once: one of each kind at most, always in the same order of kinds."""
-    branch = list[Copy]()
-    for copy in copies:
-        if branch and any(copy.kind == other.kind for other in branch):
-            yield branch
-            branch = []
-        branch.append(copy)
-    if branch:
-        yield branch
 
 
 def at_once(copies: Sequence[Copy]) -> Iterator[list[Copy]]:

@@ -13,10 +13,11 @@ empty one; what `fits` says can be taken can be taken, once all that is frozen h
 
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import NamedTuple
 
-from plamo_ref.engine.memory.pages import PageUse
+from plamo_ref.config import LayerKind
+from plamo_ref.engine.memory.pages import Pages, PageUse
 from plamo_ref.engine.memory.pool import Pool, Rooms
 
 
@@ -60,7 +61,7 @@ class Arena(Rooms):
 
         def is_too_much(tokens: int) -> bool:
             blocks = blocks_of(tokens)
-            grown = (replace(c, count=max(0, c.count + blocks)) if c.grows else c for c in claims)
+            grown = (c._replace(new=max(0, c.new + blocks)) if c.grows else c for c in claims)
             return not self.fits(grown)
 
         if not is_too_much(wanted):
@@ -139,7 +140,7 @@ class PagedPool(Pool):
             cold = [place for place in claim.shared if not self._held[place]]
             held += len(cold)
             pages += len({page for place in cold if not self._held_in[page := place // pitch]})
-        return max(self.least, pages, -(-(held + claim.count) // self.use.count))
+        return max(self.least, pages, -(-(held + claim.new) // self.use.count))
 
     def free_places(self) -> list[int]:
         """Those that could be taken at once: of its pages, and of pages that are of no pool."""
@@ -226,14 +227,25 @@ class PagedPool(Pool):
         return wrong
 
 
-@dataclass(frozen=True)
-class Claim:
+class Claim(NamedTuple):
     """What somebody wants of a pool: so many new places, or, if it grows, so many besides the
     blocks of his tokens; `leaving` ones are given back before (see `Pool.leaving`), `shared` ones
     get one more owner."""
 
     pool: Pool
-    count: int
+    new: int
     leaving: Sequence[int] = ()
     shared: Sequence[int] = ()
     grows: bool = False
+
+
+def paged_pools(
+    pages: Pages, place_bytes: Mapping[LayerKind, int]
+) -> tuple[Arena, dict[LayerKind, Pool]]:
+    """An empty arena, and the pool of each kind."""
+    arena, pools = Arena(pages.num_pages), dict[LayerKind, Pool]()
+    for kind, use in pages.shape.uses.items():
+        name = "state slot" if kind == "mamba" else f"{kind} block"
+        least, assured = pages.least[kind], pages.assured[kind]
+        pools[kind] = PagedPool(name, arena, use, least, assured, place_bytes[kind])
+    return arena, pools

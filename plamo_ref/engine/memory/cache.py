@@ -74,15 +74,15 @@ class HybridCache:
         """
         holding, claims = self.holdings.get(request_id), list[Claim]()
         if holding is None and self.slots is not None:
+            claims.append(Claim(self.slots, 1))
             if not self.slots.num_available:
                 return 0
-            claims.append(Claim(self.slots, 1))
         for kind, pool in self.blocks.items():
-            available, shared, leaving = pool.num_available, list[int](), list[int]()
+            available, end, shared, leaving = pool.num_available, 0, list[int](), list[int]()
             if holding is not None:
                 end, table = holding.tables[kind].end, holding.tables[kind]
                 # Blocks that `allocate` will free first, because they have left the window, count.
-                passed = max(0, self._first_needed(kind, computed) - table.first)
+                passed = max(0, self.first_needed(kind, computed) - table.first)
                 leaving = pool.leaving(table.blocks[:passed])
                 available += len(leaving)
             elif source is not None:
@@ -90,10 +90,9 @@ class HybridCache:
                 shared = self._full_blocks(kind, source, computed).blocks
                 # What is shared cannot be evicted any more.
                 available -= sum(map(pool.is_evictable, shared))
-            else:
-                end = 0
             wanted = min(wanted, (end + available) * self.block_size - computed)
-            claims.append(Claim(pool, -end, leaving, shared, grows=True))
+            if self.arena is not None:
+                claims.append(Claim(pool, -end, leaving, shared, grows=True))
         if self.arena is not None and wanted > 0:  # pages are for all of them together
             return self.arena.most(claims, wanted, lambda n: self._num_blocks(computed + n))
         return max(0, wanted)
@@ -113,20 +112,21 @@ class HybridCache:
             self.holdings[request_id] = self._branch(source, computed, end)
         holding = self.holdings[request_id]
         for kind, table in holding.tables.items():
-            self._drop_before(kind, table, self._first_needed(kind, computed))
+            self._drop_before(kind, table, self.first_needed(kind, computed))
         missing = {kind: end - table.end for kind, table in holding.tables.items()}
         self._make_room([(self.blocks[kind], n) for kind, n in missing.items() if n > 0])
         for kind, table in holding.tables.items():
             if missing[kind] > 0:
                 table.blocks += self.blocks[kind].take(missing[kind])
-        windows = [(table, self.groups[kind].window) for kind, table in holding.tables.items()]
-        ends = (table.calm_until(self.block_size, window) for table, window in windows)
+        tables, size = holding.tables.items(), self.block_size
+        ends = (table.calm_until(size, self.groups[kind].window) for kind, table in tables)
         holding.calm_until = min(ends, default=FAR)
 
     def release(self, request_id: str) -> None:
         """Give back everything; a request that holds nothing is fine."""
         if (holding := self.holdings.pop(request_id, None)) is not None:
-            self._give_back(holding)
+            for pool, places in self._places(holding):
+                pool.give_back(places)
 
     # --- frozen moments ------------------------------------------------------------------------
 
@@ -134,7 +134,7 @@ class HybridCache:
         """What a request has, as it is at `computed`, is nobody's now and waits to be used."""
         holding = self.holdings.pop(request_id)
         for kind, table in holding.tables.items():
-            self._drop_before(kind, table, self._first_needed(kind, computed))
+            self._drop_before(kind, table, self.first_needed(kind, computed))
         return self._keep(holding)
 
     def expose(self, request_id: str, position: int, stands_there: bool) -> Holding | None:
@@ -171,7 +171,7 @@ class HybridCache:
     def serves(self, holding: Holding, position: int) -> bool:
         """Whether one can begin at `position` with a frozen holding that stands there or later."""
         tables = holding.tables.items()
-        reaches = all(table.first <= self._first_needed(kind, position) for kind, table in tables)
+        reaches = all(table.first <= self.first_needed(kind, position) for kind, table in tables)
         return self.slots is None and reaches
 
     def frees(self, holding: Holding, pool: Pool) -> bool:
@@ -208,7 +208,7 @@ class HybridCache:
 
     def _full_blocks(self, kind: LayerKind, holding: Holding, computed: int) -> BlockTable:
         """Those of the blocks seen from `computed` on into which nobody writes any more."""
-        table, first = holding.tables[kind], self._first_needed(kind, computed)
+        table, first = holding.tables[kind], self.first_needed(kind, computed)
         full = computed // self.block_size
         return BlockTable(first, table.blocks[first - table.first : full - table.first])
 
@@ -226,10 +226,6 @@ class HybridCache:
         """Let what is frozen go, until so many places of each pool are free, as far as it does."""
         while self.evict is not None and (pool := self._rooms.short_of(needs)) is not None:
             self.evict(pool)
-
-    def _give_back(self, holding: Holding) -> None:
-        for pool, places in self._places(holding):
-            pool.give_back(places)
 
     def _places(self, holding: Holding) -> Iterable[tuple[Pool, list[int]]]:
         for kind, table in holding.tables.items():
@@ -261,7 +257,7 @@ class HybridCache:
 
     # --- the rule of the window ----------------------------------------------------------------
 
-    def _first_needed(self, kind: LayerKind, computed: int) -> int:
+    def first_needed(self, kind: LayerKind, computed: int) -> int:
         """First logical block that the token at position `computed`, or a later one, can see."""
         window = self.groups[kind].window
         return 0 if window is None else max(0, computed - window) // self.block_size
@@ -300,20 +296,5 @@ class HybridCache:
             raise IntegrityError("cache: " + "; ".join(wrong))
 
     def _listed(self, pool: Pool, holdings: Iterable[Holding]) -> Counter[int]:
-        """How often a pool's places are listed."""
         owned = (each for holding in holdings for each in self._places(holding))
         return Counter(place for owner, places in owned if owner is pool for place in places)
-
-    def check_covers(self, request_id: str, computed: int) -> None:
-        """Check that what the next token of a request can see is still there.
-
-        Raises:
-            IntegrityError: a block is missing or lies outside its table.
-        """
-        for kind, table in self.holdings[request_id].tables.items():
-            needed = self._first_needed(kind, computed)
-            if table.first > needed or table.end * self.block_size < computed:
-                raise IntegrityError(
-                    f"request {request_id}, group {kind}: blocks {table.first} to {table.end - 1} "
-                    f"do not cover tokens from block {needed} to token {computed - 1}"
-                )

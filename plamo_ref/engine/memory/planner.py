@@ -8,18 +8,19 @@ Built in notebooks/06_hybrid_cache_manager.ipynb.
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 
 import torch
 
 from plamo_ref.config import LayerKind, Plamo2Config
 from plamo_ref.engine.config import EngineConfig, EngineError
-from plamo_ref.engine.memory.arena import Arena, PagedPool
+from plamo_ref.engine.memory.arena import paged_pools
 from plamo_ref.engine.memory.cache import HybridCache
 from plamo_ref.engine.memory.holding import AttentionGroup, attention_groups
-from plamo_ref.engine.memory.pages import Pages, PageShape, page_shape
-from plamo_ref.engine.memory.plan_text import paged_reasons, reasons, refusal
+from plamo_ref.engine.memory.paged_plan import as_pages
+from plamo_ref.engine.memory.pages import Pages
+from plamo_ref.engine.memory.plan_text import reasons, refusal
 from plamo_ref.engine.memory.pool import Pool
 
 CPU_CACHE_BYTES = 1 << 30  # without memory_bytes on a machine without a GPU
@@ -52,28 +53,15 @@ class MemoryPlan:
     def new_cache(self) -> HybridCache:
         """An empty cache of this size."""
         if self.pages is not None:
-            return paged_cache(self)
+            arena, pools = paged_pools(self.pages, {**self.block_bytes, "mamba": self.slot_bytes})
+            states = pools.pop("mamba", None)
+            return HybridCache(self.groups, pools, states, self.block_size, arena)
         blocks = {
             kind: Pool(f"{kind} block", n, self.block_bytes[kind])
             for kind, n in self.num_blocks.items()
         }
         slots = Pool("state slot", self.num_slots, self.slot_bytes) if self.num_slots else None
         return HybridCache(self.groups, blocks, slots, self.block_size)
-
-
-def paged_cache(plan: MemoryPlan) -> HybridCache:
-    """An empty cache of a plan with pages."""
-    pages = plan.pages
-    assert pages is not None
-    arena = Arena(pages.num_pages)
-
-    def pool(kind: LayerKind, name: str, place_bytes: int) -> PagedPool:
-        use, least = pages.shape.uses[kind], pages.least[kind]
-        return PagedPool(name, arena, use, least, pages.assured[kind], place_bytes)
-
-    blocks = {kind: pool(kind, f"{kind} block", plan.block_bytes[kind]) for kind in plan.num_blocks}
-    slots = pool("mamba", "state slot", plan.slot_bytes) if plan.num_slots else None
-    return HybridCache(plan.groups, blocks, slots, plan.block_size, arena)
 
 
 @dataclass(frozen=True)
@@ -177,50 +165,7 @@ def plan_memory(
         budget=budget,
         reasons=reasons(config, engine, (seats, kept), needs, num_blocks, budget - used),
     )
-    if not engine.one_arena:
-        return plan
-    shape = page_shape(config, needs.size, dtype.itemsize, state_dtype.itemsize)
-    if engine.pipeline_parallel_size > 1:
-        shape = "the stages of a pipeline have different layers"
-    return as_pages(plan, engine, needs, shape)
-
-
-def as_pages(
-    plan: MemoryPlan, engine: EngineConfig, needs: Needs, shape: PageShape | str
-) -> MemoryPlan:
-    """One arena of the same bytes; the plan as it is, if there cannot be one, and why.
-
-    Each kind always keeps what one request needs that is alone, and with full attention and no
-    `max_model_len` as many tokens as the two rooms would have. A seat needs a slot and a block of
-    each group, to begin with: what it will need is not put aside, but taken when it is needed.
-    """
-    if isinstance(shape, str):
-        return replace(plan, reasons=(*plan.reasons, f"two rooms, not one arena: {shape}"))
-    alone: Blocks = dict.fromkeys(plan.num_blocks, needs.span)
-    if "full" in alone:
-        alone["full"] = needs.full_span if engine.max_model_len else plan.num_blocks["full"] - 1
-    if plan.num_slots:
-        alone["mamba"] = 1
-    num_pages, uses = plan.budget // shape.page_bytes, shape.uses
-    least = {kind: -(-count // uses[kind].count) for kind, count in alone.items()}
-    if (spare := num_pages - 1 - sum(least.values())) < 0:
-        why = f"a request alone needs {sum(least.values())} pages of {shape.page_bytes:,} bytes"
-        return replace(plan, reasons=(*plan.reasons, f"two rooms, not one arena: {why}"))
-    pages = Pages(shape, num_pages, least, alone)
-    seats = plan.max_num_seqs
-    while seats < engine.max_num_seqs:  # of those that the two rooms have no window for
-        firsts = (max(least[kind], -(-(seats + 1) // uses[kind].count)) for kind in least)
-        if sum(firsts) >= num_pages:
-            break
-        seats += 1
-    return replace(
-        plan,
-        num_blocks={kind: 1 + pages.most(kind) for kind in plan.num_blocks},
-        num_slots=plan.num_slots and 1 + pages.most("mamba"),
-        max_num_seqs=seats,
-        pages=pages,
-        reasons=paged_reasons(engine, pages, seats, spare, plan.budget),
-    )
+    return as_pages(plan, config, engine, needs, (dtype, state_dtype)) if engine.one_arena else plan
 
 
 def _divide(engine: EngineConfig, needs: Needs, spare: int) -> tuple[int, int, Blocks]:
