@@ -18,7 +18,7 @@ from plamo_ref.engine.config import EngineError
 from plamo_ref.engine.memory.pages import Pages
 
 
-class _Columns:
+class Columns:
     """Columns of equal size, and the views that are dealt out of them."""
 
     def __init__(self, count: int, num_bytes: int, device: torch.device) -> None:
@@ -61,9 +61,9 @@ def paged_caches(
     state = (heads, size, config.mamba_d_state)
     past = (config.mamba_inner_size, config.mamba_d_conv - 1)
     block = (block_size, config.num_key_value_heads, size)
-    columns = _Columns(shape.columns, pages.num_pages * shape.column_bytes, device)
+    columns = Columns(shape.columns, pages.num_pages * shape.column_bytes, device)
     num_beside = len(config.layers_of("mamba")) and shape.columns
-    beside = _Columns(num_beside, pages.num_pages * shape.beside_bytes // shape.columns, device)
+    beside = Columns(num_beside, pages.num_pages * shape.beside_bytes // shape.columns, device)
     for kind, use in shape.uses.items():
         place, its = (state, state_dtype) if kind == "mamba" else (block, dtype)
         if torch.Size(place).numel() * its.itemsize * use.pitch != shape.column_bytes:

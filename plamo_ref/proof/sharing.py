@@ -62,7 +62,7 @@ def _pages(pick: Pick, plan: MemoryPlan, config: Plamo2Config) -> Pages | None:
     if plan.num_slots:
         alone["mamba"] = 1
     least = {kind: math.ceil(count / shape.uses[kind].count) for kind, count in alone.items()}
-    return Pages(shape, 1 + sum(least.values()) + pick(0, (2, 8)[pick(0, 1)]), least, alone)
+    return Pages(shape, 1 + sum(least.values()) + pick(0, (0, 4)[pick(0, 1)]), least, alone)
 
 
 def in_one_arena(plan: MemoryPlan, pages: Pages) -> MemoryPlan:

@@ -42,7 +42,7 @@ class Arena(Rooms):
             missing = counts.get(id(pool), 0) - pool.num_open
             if missing > 0:
                 short, wanted = pool, wanted + -(-missing // pool.use.count)
-        if wanted <= len(self.pages) or short is None:
+        if wanted <= len(self.pages) or not any(pool.num_evictable for pool in self.pools):
             return None
         return short if self.fits([Claim(p, counts.get(id(p), 0)) for p in self.pools]) else None
 

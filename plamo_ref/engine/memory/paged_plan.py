@@ -32,8 +32,8 @@ def as_pages(
     each group, to begin with: what it will need is not put aside, but taken when it is needed.
     """
     shape = page_shape(config, needs.size, *(dtype.itemsize for dtype in dtypes))
-    if engine.pipeline_parallel_size > 1:
-        shape = "the stages of a pipeline have different layers"
+    if engine.num_ranks > 1:
+        shape = "several processes share the model, and their parts may be of different shapes"
     if isinstance(shape, str):
         return replace(plan, reasons=(*plan.reasons, f"two rooms, not one arena: {shape}"))
     alone: dict[LayerKind, int] = dict.fromkeys(plan.num_blocks, needs.span)
