@@ -3,10 +3,11 @@
     python benchmarks/arena.py [--gib 6 12 24] [--json FILE]
 
 The shape is the 8B's, the core is the real one, its runner computes nothing and only keeps the time
-(see plamo_ref/bench/simulator.py): a step takes 8 ms and 50 µs for each token. Three hours of a day
+(see plamo_ref/bench/simulator.py): a step takes 8 ms and 50 µs for each token. Four hours of a day
 follow each other in one engine: questions about long documents, which want blocks; a crowd of
-short chats, which wants states, to run and to keep; and documents again. Clients ask again when
-they have their answer. Each hour begins with what the one before has left.
+short chats, which wants states, to run and to keep; documents again; and strangers with long
+prompts and answers, of which nothing can be found. Clients ask again when they have their answer.
+Each hour begins with what the one before has left.
 
 Invariant: both memories get the very same texts, and all of them are answered.
 """
@@ -73,7 +74,18 @@ def chats(seed: int) -> list[Client]:
     return clients
 
 
-HOURS = {"documents": (documents, 1), "chats": (chats, 100_000), "documents again": (documents, 7)}
+def strangers(seed: int) -> list[Client]:
+    """160 clients, each with one prompt of 1,500 tokens and an answer of 600: who is let in early,
+    because there is a page for him, may have to go before his end."""
+    return [Client([ids(seed + i, 1500, VOCAB)], 600, is_chat=False) for i in range(160)]
+
+
+HOURS = {
+    "documents": (documents, 1),
+    "chats": (chats, 100_000),
+    "documents again": (documents, 7),
+    "long strangers": (strangers, 900_000),
+}
 
 
 def answer(core: EngineCore, clients: list[Client]) -> Iterator[None]:
