@@ -17,8 +17,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 from torch import Tensor
 
+from plamo_ref import LLM, SamplingParams
 from plamo_ref.batch import AttentionCache, MambaCache
 from plamo_ref.bench.shapes import SHAPES
+from plamo_ref.bench.simulator import Trace, replay
 from plamo_ref.config import Plamo2Config
 from plamo_ref.engine.config import EngineConfig, EngineError
 from plamo_ref.engine.copies import Copy, copy_places
@@ -325,3 +327,46 @@ def test_what_is_allocated_is_what_was_planned(name):
         caches += [len(tensor) > ends[kind] for tensor in vars(cache).values()]
     assert all(caches), "the last place of the last page is there"
     assert plan.total_bytes <= 400_000
+
+
+# --- the engine -----------------------------------------------------------------------------------
+
+
+def test_memory_flows_to_short_prompts_and_back_to_long_ones():
+    """Two rooms put a window aside for every seat, whoever sits there."""
+    trace = Trace.of(*[(2000, 8)] * 4, *[(100, 8, 30)] * 60, *[(2000, 8, 90)] * 4)
+    settings = {"max_num_seqs": 60, "max_num_batched_tokens": 4096, "max_model_len": 4096}
+    steps = {}
+    for one_arena in (False, True):
+        engine = EngineConfig(one_arena=one_arena, overlap=False, **settings)
+        dtypes = {"dtype": torch.bfloat16, "state_dtype": torch.float32}
+        plan = plan_memory(PUBLISHED["8b"], engine, 3 * GIB, **dtypes)
+        records = replay(trace, engine, plan)
+        most = max(len(record.scheduled) for record in records)
+        steps[one_arena] = (len(records), most, plan.max_num_seqs)
+    assert steps[False][1] == steps[False][2] < 32
+    assert steps[True][1:] == (60, 60)
+    assert steps[True][0] < steps[False][0]
+
+
+def test_an_engine_says_the_same_in_one_arena():
+    said = {}
+    params = SamplingParams(temperature=0, max_tokens=12, ignore_eos=True)
+    chat = [[7 + i] * 40 + [100 + i] for i in range(6)]
+    for one_arena in (False, True):
+        llm = LLM(
+            "tiny",
+            device="cpu",
+            dtype="float64",
+            memory_bytes=64 << 20,
+            one_arena=one_arena,
+            enable_prefix_caching=True,
+        )
+        first = llm.generate(chat, params, use_tqdm=False)
+        more = [[*c, *o.outputs[0].token_ids, 9, 9] for c, o in zip(chat, first, strict=True)]
+        second = llm.generate(more, params, use_tqdm=False)
+        said[one_arena] = [o.outputs[0].token_ids for o in (*first, *second)]
+        assert [o.num_cached_tokens for o in second] == [52] * 6
+        assert (llm.plan.pages is not None) == one_arena
+        llm.core.cache.check_integrity()
+    assert said[True] == said[False]

@@ -21,6 +21,7 @@ from plamo_ref.batch import AttentionCache
 from plamo_ref.engine import core as core_module
 from plamo_ref.engine.copies import Copy, at_once, copy_places
 from plamo_ref.engine.core import EngineCore
+from plamo_ref.engine.memory.arena import Arena, PagedPool
 from plamo_ref.engine.memory.cache import HybridCache
 from plamo_ref.engine.memory.eviction import (
     LOOKED_AT,
@@ -30,6 +31,7 @@ from plamo_ref.engine.memory.eviction import (
     is_superseded,
 )
 from plamo_ref.engine.memory.holding import AttentionGroup
+from plamo_ref.engine.memory.pages import PageUse
 from plamo_ref.engine.memory.pool import Pool
 from plamo_ref.engine.memory.prefix import PrefixCache
 from plamo_ref.engine.memory.radix import Node
@@ -260,6 +262,21 @@ def check_branch(node: Node, live: list[Request]) -> int:
     return kept
 
 
+class LifeInOneArena(Life):
+    """Pages of one slot, or three blocks; those that are not kept change their kind."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        arena, pools = Arena(11), {}
+        for kind, count, least in ((SLIDING, 3, 1), (FULL, 3, 2), ("slot", 1, 1)):
+            use = PageUse(count, 1, count, 1)
+            pools[kind] = PagedPool(kind, arena, use, least, least * count)
+        slots = pools.pop("slot")
+        cache = HybridCache(self.prefix.cache.groups.values(), pools, slots, 2, arena)
+        self.prefix = PrefixCache(cache)
+        self.prefix.most_gone = 2
+
+
 class LifeWithoutMamba(Life):
     """What is kept later on serves as well, as far as the window reaches back."""
 
@@ -286,7 +303,8 @@ class LifeOfFullAttention(LifeWithoutMamba):
 
 LIVES = settings(max_examples=60, stateful_step_count=30)
 TestLife, TestLifeWithoutMamba = Life.TestCase, LifeWithoutMamba.TestCase
-TestLifeOfFullAttention = LifeOfFullAttention.TestCase
+TestLifeOfFullAttention, TestLifeInOneArena = LifeOfFullAttention.TestCase, LifeInOneArena.TestCase
+TestLifeInOneArena.settings = LIVES
 TestLife.settings = TestLifeWithoutMamba.settings = TestLifeOfFullAttention.settings = LIVES
 
 
