@@ -24,7 +24,7 @@ def _give_away_in_use(drop: Any, pool: PagedPool, places: list[int]) -> None:
     drop(pool, places)
     pages = {place // pool.use.pitch for place in places} & pool.pages.keys()
     for page in pages if len(pool.pages) > pool.least else ():
-        pool.num_open -= len(pool._open.pop(page))
+        pool._num_open -= len(pool._open.pop(page))
         del pool.pages[page]
         pool.arena.pages.append(page)
 

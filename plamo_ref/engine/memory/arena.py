@@ -36,6 +36,8 @@ class Arena(Rooms):
             pool.pages.clear()
 
     def short_of(self, needs: Sequence[tuple[Pool, int]]) -> Pool | None:
+        if all(count <= pool.num_open for pool, count in needs):
+            return None  # most of the time: a block for a token
         counts = {id(pool): count for pool, count in needs}
         wanted, short = 0, None
         for pool in self.pools:
@@ -64,6 +66,9 @@ class Arena(Rooms):
             grown = (c._replace(new=max(0, c.new + blocks)) if c.grows else c for c in claims)
             return not self.fits(grown)
 
+        blocks = blocks_of(wanted)
+        if all(c.new + c.grows * blocks <= c.pool.num_open for c in claims):
+            return wanted  # no page is needed
         if not is_too_much(wanted):
             return wanted
         return bisect_left(range(1, wanted), True, key=is_too_much)
@@ -106,15 +111,19 @@ class PagedPool(Pool):
         self.pages.clear()
         self._free = []  # not used here
         self._open: dict[int, list[int]] = {}  # free places by page; the newest page comes last
-        self.num_open = 0  # of these places
+        self._num_open = 0  # of these places
         self._held_in = [0] * self.arena.num_pages  # how many places of a page are
         self.num_held_pages = 0  # pages with any
         for _ in range(self.least):
             self._turn()
 
     @property
+    def num_open(self) -> int:
+        return self._num_open
+
+    @property
     def num_free(self) -> int:
-        return self.num_open + len(self.arena.pages) * self.use.count
+        return self._num_open + len(self.arena.pages) * self.use.count
 
     @property
     def num_available(self) -> int:
@@ -154,7 +163,7 @@ class PagedPool(Pool):
         page = self.arena.pages.pop()
         self.pages[page] = None
         self._open[page] = self.use.places(page)[::-1]
-        self.num_open += self.use.count
+        self._num_open += self.use.count
 
     def _pick(self, count: int) -> list[int]:
         picked = list[int]()
@@ -167,7 +176,7 @@ class PagedPool(Pool):
             del free[-missing:]
             if not free:
                 del self._open[page]
-        self.num_open -= count
+        self._num_open -= count
         return picked
 
     def _drop(self, places: list[int]) -> None:
@@ -178,9 +187,9 @@ class PagedPool(Pool):
             free.append(place)
             if len(free) == whole and len(self.pages) > self.least:
                 del self._open[page], self.pages[page]
-                self.num_open -= whole
+                self._num_open -= whole
                 self.arena.pages.append(page)
-        self.num_open += len(places)
+        self._num_open += len(places)
 
     def _warm(self, places: list[int]) -> None:
         super()._warm(places)
@@ -218,8 +227,8 @@ class PagedPool(Pool):
                 wrong.append(f"page {page}: {free} {self.name}s are free, {used[page]} used")
             if not used[page] and len(self.pages) > self.least:
                 wrong.append(f"page {page} is empty, and still of {self.name}")
-        if self.num_open != sum(map(len, self._open.values())):
-            wrong.append(f"{self.name}: {self.num_open} are said to be free in its pages")
+        if self._num_open != sum(map(len, self._open.values())):
+            wrong.append(f"{self.name}: {self._num_open} are said to be free in its pages")
         if held != Counter(dict(enumerate(self._held_in))) or self.num_held_pages != len(held):
             wrong.append(f"{self.name}: {self.num_held_pages} pages are said to be held")
         if len(self.pages) < self.least:

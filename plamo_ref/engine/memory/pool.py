@@ -44,6 +44,11 @@ class Pool:
         return len(self._free)
 
     @property
+    def num_open(self) -> int:
+        """Free places that are this pool's and no other's."""
+        return self.num_free
+
+    @property
     def num_used(self) -> int:
         return self._num_held + self._num_evictable
 
