@@ -46,6 +46,7 @@ OTHER: dict[str, tuple[list[str], Any]] = {
     "graph_tokens": (["--graph-tokens", "0"], 0),
     "precompile": (["--no-precompile"], False),
     "enable_prefix_caching": (["--enable-prefix-caching"], True),
+    "one_arena": (["--one-arena"], True),
     "photographs": (["--no-photographs"], False),
     "photograph_interval": (["--photograph-interval", "99"], 99),
 }

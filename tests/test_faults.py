@@ -16,6 +16,7 @@ from plamo_ref.engine.memory.pool import PoolError
 from plamo_ref.errors import PlamoRefError
 from plamo_ref.proof.audits import ScheduleError
 from plamo_ref.proof.faults import FAULTS, fault
+from plamo_ref.proof.faults_arena import ARENA_FAULTS
 from plamo_ref.proof.faults_prefix import PREFIX_FAULTS
 from plamo_ref.proof.faults_text import TEXT_FAULTS, TextError, check_text
 from plamo_ref.proof.lab import Scenario, draw_scenario
@@ -23,7 +24,7 @@ from plamo_ref.proof.law import LawError, run_scenario
 from plamo_ref.proof.planting import Fault
 from plamo_ref.proof.sharing import draw_sharing_scenario
 
-HYBRID = "mamba, sliding and full"
+HYBRID, COLUMNS = "mamba, sliding and full", "mamba and sliding"
 SCENARIOS = 60
 ERRORS = {
     "audit": (IntegrityError, PoolError),
@@ -43,12 +44,14 @@ def sharing_scenario(seed: int) -> Scenario:
 
 
 def first_failure(
-    *errors: type[Exception], drawn: Callable[[int], Scenario] = scenario
+    *errors: type[Exception],
+    drawn: Callable[[int], Scenario] = scenario,
+    name: str = HYBRID,
 ) -> Scenario | None:
     """The first scenario that ends in one of `errors`."""
     for seed in range(SCENARIOS):
         try:
-            run_scenario(drawn(seed), pair(HYBRID))
+            run_scenario(drawn(seed), pair(name))
         except errors:
             return drawn(seed)
         except (PlamoRefError, LookupError, RuntimeError, ValueError, AssertionError):
@@ -78,6 +81,24 @@ def test_a_fault_of_prefix_caching_is_caught(planted: Fault):
     run_scenario(caught, pair(HYBRID))
 
 
+@cache
+def arena_scenario(seed: int) -> Scenario:
+    """One with an arena, in which keys and values share a column."""
+    while True:
+        drawn = draw_sharing_scenario(random.Random(seed).randint, CONFIGS[COLUMNS])
+        if drawn.plan.pages is not None:
+            return drawn
+        seed += SCENARIOS
+
+
+@pytest.mark.parametrize("planted", ARENA_FAULTS, ids=lambda each: each.name)
+def test_a_fault_of_the_arena_is_caught(planted: Fault):
+    with planted.planted():
+        caught = first_failure(*ERRORS[planted.caught_by], drawn=arena_scenario, name=COLUMNS)
+    assert caught is not None, f"{planted.caught_by}: {SCENARIOS} scenarios did not notice"
+    run_scenario(caught, pair(COLUMNS))
+
+
 TOKENIZER = LLM("tiny", device="cpu", memory_bytes=2**22).tokenizer
 TEXT = "吾輩は猫である。名前はまだ無い。It was the best of times. STOP it was the worst."
 
@@ -97,7 +118,7 @@ def test_a_fault_of_text_is_caught(planted: Fault):
 
 
 def test_each_fault_has_a_name_and_a_sentence():
-    every = (*FAULTS, *PREFIX_FAULTS, *TEXT_FAULTS)
+    every = (*FAULTS, *PREFIX_FAULTS, *ARENA_FAULTS, *TEXT_FAULTS)
     assert len({each.name for each in every}) == len(every) >= 30
     assert all(each.story.endswith(".") and each.story[0].isupper() for each in every)
     assert fault("block leaked").caught_by == "audit"

@@ -116,6 +116,7 @@ SETTINGS = {
             "max_num_batched_tokens": st.integers(1, 300),
             "max_model_len": st.none() | st.integers(1, 400),
             "enable_prefix_caching": st.booleans(),
+            "one_arena": st.booleans(),
         }
     ),
 }

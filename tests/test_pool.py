@@ -3,6 +3,8 @@
 Invariant tested: a place is free or owned, never both, and place 0 is neither.
 """
 
+from collections import Counter
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -14,47 +16,89 @@ from plamo_ref.errors import PlamoRefError
 
 
 class PoolAndItsModel(RuleBasedStateMachine):
-    """Whatever is taken and given back, the pool and a set of taken places agree."""
+    """Whatever is taken, shared, frozen and given back, the pool and two lists of owners agree."""
 
     @initialize(size=st.integers(2, 9))
     def start(self, size: int) -> None:
         self.pool, self.size = Pool("block", size), size
-        self.taken: set[int] = set()
+        self.held: list[int] = []  # a place for each owner
+        self.frozen: list[int] = []
 
     @rule(count=st.integers(0, 9))
     def take(self, count: int) -> None:
-        free = self.size - 1 - len(self.taken)
+        taken = {*self.held, *self.frozen}
+        free = self.size - 1 - len(taken)
         if count > free:
             with pytest.raises(PoolError, match=f"block: {count} wanted, {free} free"):
                 self.pool.take(count)
             return
         places = self.pool.take(count)
         assert len(places) == len(set(places)) == count
-        assert not self.taken & set(places)
+        assert not taken & set(places)
         assert all(0 < place < self.size for place in places)
-        self.taken |= set(places)
+        self.held += places
 
-    @precondition(lambda self: self.taken)
+    def some_of(self, data: st.DataObject, places: list[int]) -> list[int]:
+        return data.draw(st.lists(st.sampled_from(sorted(set(places))), unique=True))
+
+    @precondition(lambda self: self.held)
     @rule(data=st.data())
     def give_back(self, data: st.DataObject) -> None:
-        places = data.draw(st.lists(st.sampled_from(sorted(self.taken)), unique=True))
+        places = self.some_of(data, self.held)
         self.pool.give_back(places)
-        self.taken -= set(places)
+        for place in places:
+            self.held.remove(place)
+
+    @precondition(lambda self: self.held or self.frozen)
+    @rule(data=st.data())
+    def share(self, data: st.DataObject) -> None:
+        places = self.some_of(data, self.held + self.frozen)
+        self.pool.share(places)
+        self.held += places
+
+    @precondition(lambda self: self.held)
+    @rule(data=st.data())
+    def freeze(self, data: st.DataObject) -> None:
+        places = self.some_of(data, self.held)
+        self.pool.freeze(places)
+        self.frozen += places
+        for place in places:
+            self.held.remove(place)
+
+    @precondition(lambda self: self.frozen)
+    @rule(data=st.data())
+    def give_up(self, data: st.DataObject) -> None:
+        places = self.some_of(data, self.frozen)
+        self.pool.give_up(places)
+        for place in places:
+            self.frozen.remove(place)
 
     @rule(place=st.integers(-3, 12))
-    def give_back_what_nobody_has(self, place: int) -> None:
-        if place not in self.taken:
-            with pytest.raises(PoolError, match=f"place {place} was given back but has no owner"):
-                self.pool.give_back([place])
+    def nothing_can_be_done_with_what_nobody_has(self, place: int) -> None:
+        pool, everybody = self.pool, self.held + self.frozen
+        moves = {"was given back": (pool.give_back, self.held)}
+        moves["is to be frozen"] = pool.freeze, self.held
+        moves["is to be given up"] = pool.give_up, self.frozen
+        moves["is to be shared"] = pool.share, everybody
+        for what, (move, owners) in moves.items():
+            if place not in owners:
+                with pytest.raises(PoolError, match=f"place {place} {what} but has no owner"):
+                    move([place])
 
     @invariant()
     def agree(self) -> None:
-        assert self.pool.capacity == self.size - 1
-        assert self.pool.num_used == len(self.taken)
-        assert self.pool.num_free == self.size - 1 - len(self.taken)
-        assert self.pool.owners() == [int(place in self.taken) for place in range(self.size)]
-        everything = sorted(self.pool.free_places() + sorted(self.taken))
-        assert everything == list(range(1, self.size))
+        pool, everybody = self.pool, self.held + self.frozen
+        taken, cold = set(everybody), set(self.frozen) - set(self.held)
+        assert pool.capacity == self.size - 1
+        assert pool.num_used == len(taken)
+        assert pool.num_free == self.size - 1 - len(taken)
+        assert (pool.num_evictable, pool.num_held) == (len(cold), len(set(self.held)))
+        assert {place for place in range(self.size) if pool.is_evictable(place)} == cold
+        assert pool.owners() == [everybody.count(place) for place in range(self.size)]
+        assert pool.leaving(sorted(taken)) == sorted(p for p in taken if self.held.count(p) == 1)
+        assert all(pool.is_alone([place]) == (everybody.count(place) == 1) for place in taken)
+        assert sorted([*pool.free_places(), *taken]) == list(range(1, self.size))
+        assert not pool.differences(Counter(everybody), Counter(self.frozen))
 
 
 TestPoolAndItsModel = PoolAndItsModel.TestCase

@@ -21,9 +21,17 @@ from plamo_ref.batch import AttentionCache
 from plamo_ref.engine import core as core_module
 from plamo_ref.engine.copies import Copy, at_once, copy_places
 from plamo_ref.engine.core import EngineCore
+from plamo_ref.engine.memory.arena import Arena, PagedPool
 from plamo_ref.engine.memory.cache import HybridCache
-from plamo_ref.engine.memory.eviction import LeastRecentlyUsed, SupersededFirst, is_superseded
+from plamo_ref.engine.memory.eviction import (
+    LOOKED_AT,
+    Checkpoint,
+    LeastRecentlyUsed,
+    SupersededFirst,
+    is_superseded,
+)
 from plamo_ref.engine.memory.holding import AttentionGroup
+from plamo_ref.engine.memory.pages import PageUse
 from plamo_ref.engine.memory.pool import Pool
 from plamo_ref.engine.memory.prefix import PrefixCache
 from plamo_ref.engine.memory.radix import Node
@@ -31,7 +39,7 @@ from plamo_ref.engine.request import Request
 from plamo_ref.engine.scheduling.scheduler import Schedule
 from plamo_ref.engine.tokens import LogitsError
 from plamo_ref.intake.prompts import PromptError
-from plamo_ref.proof.audits import audit, check_nothing_kept
+from plamo_ref.proof.audits import audit, check_covers, check_nothing_kept
 from plamo_ref.proof.interrupts import interrupted
 from plamo_ref.remote.stats import prefix_stats
 from plamo_ref.sampling import GuidedError
@@ -143,7 +151,7 @@ class Life(RuleBasedStateMachine):
             self.prefix.begin(request, computed)
             request.status = "running"
             compute(self.prefix, request, fits)
-            self.prefix.cache.check_covers(request.request_id, request.num_computed_tokens)
+            check_covers(self.prefix.cache, request.request_id, request.num_computed_tokens)
 
     @precondition(lambda self: self.running)
     @rule(which=st.integers(0, 9), token=st.integers(0, 1), tokens=st.integers(1, 5))
@@ -158,7 +166,7 @@ class Life(RuleBasedStateMachine):
         fits = self.prefix.cache.fit(request.request_id, computed, wanted)
         if fits:
             compute(self.prefix, request, fits)
-            self.prefix.cache.check_covers(request.request_id, request.num_computed_tokens)
+            check_covers(self.prefix.cache, request.request_id, request.num_computed_tokens)
 
     @precondition(lambda self: self.running)
     @rule(which=st.integers(0, 9), ends=st.booleans())
@@ -193,6 +201,12 @@ class Life(RuleBasedStateMachine):
         assert position == (0 if found is None else found.position)
 
     @invariant()
+    def who_waits_waits_for_somebody_on_the_way(self):
+        for request in self.waiting:
+            plain = waits_plainly(self.prefix, request, self.running)
+            assert self.prefix.waits(request, self.running) == plain
+
+    @invariant()
     def the_books_are_in_order(self):
         cache = self.prefix.cache
         cache.check_integrity()
@@ -208,6 +222,18 @@ class Life(RuleBasedStateMachine):
         for salt, root in self.prefix.roots.items():
             assert root.children or root.num_live
             check_branch(root, [r for r in live if r.params.cache_salt == salt])
+
+
+def waits_plainly(prefix: PrefixCache, request: Request, running: list[Request]) -> bool:
+    """Whether anybody will come by a moment that is wanted, and better than what is there."""
+    first = prefix.least + prefix.find(request)[0]
+    nodes = [n for n in prefix._paths[request].path() if first <= n.position < request.num_tokens]
+    return any(
+        prefix._is_wanted(node) and node in prefix._paths[other].path()
+        for other in running
+        for node in nodes
+        if node.position >= other.num_computed_tokens
+    )
 
 
 def check_branch(node: Node, live: list[Request]) -> int:
@@ -236,6 +262,21 @@ def check_branch(node: Node, live: list[Request]) -> int:
     return kept
 
 
+class LifeInOneArena(Life):
+    """Pages of one slot, or three blocks; those that are not kept change their kind."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        arena, pools = Arena(11), {}
+        for kind, count, least in ((SLIDING, 3, 1), (FULL, 3, 2), ("slot", 1, 1)):
+            use = PageUse(count, 1, count, 1)
+            pools[kind] = PagedPool(kind, arena, use, least, least * count)
+        slots = pools.pop("slot")
+        cache = HybridCache(self.prefix.cache.groups.values(), pools, slots, 2, arena)
+        self.prefix = PrefixCache(cache)
+        self.prefix.most_gone = 2
+
+
 class LifeWithoutMamba(Life):
     """What is kept later on serves as well, as far as the window reaches back."""
 
@@ -262,7 +303,8 @@ class LifeOfFullAttention(LifeWithoutMamba):
 
 LIVES = settings(max_examples=60, stateful_step_count=30)
 TestLife, TestLifeWithoutMamba = Life.TestCase, LifeWithoutMamba.TestCase
-TestLifeOfFullAttention = LifeOfFullAttention.TestCase
+TestLifeOfFullAttention, TestLifeInOneArena = LifeOfFullAttention.TestCase, LifeInOneArena.TestCase
+TestLifeInOneArena.settings = LIVES
 TestLife.settings = TestLifeWithoutMamba.settings = TestLifeOfFullAttention.settings = LIVES
 
 
@@ -451,6 +493,40 @@ def test_more_is_found_than_by_plain_lru(draw_work, slots):
             request = answer(prefix, str(number), prompt, output, *borders)
             found[eviction] += request.num_cached_tokens or 0
     assert found[SupersededFirst] > found[LeastRecentlyUsed]
+
+
+class PlainOrder(SupersededFirst):
+    """The same rule without a heap: look at everything, every time."""
+
+    def least(self, pool: Pool) -> Checkpoint:
+        for each in list(self.superseded)[:LOOKED_AT]:
+            if self._cache.frees(each.holding, pool):
+                return each
+        looked_at: list[object] = []
+        while len(looked_at) < min(LOOKED_AT, len(self._entries)):
+            entry = min(each for each in self._entries.values() if each not in looked_at)
+            if self._number(entry[2]) > entry[0]:
+                self._push(entry[2])
+                continue
+            if self._cache.frees(entry[2].holding, pool):
+                self._last = entry[0]
+                return entry[2]
+            looked_at.append(entry)
+        return next(iter([*self.superseded, *self.kept]))
+
+
+@pytest.mark.parametrize(("blocks", "slots"), [(2000, 8), (2000, 20), (150, 40), (80, 30)])
+@pytest.mark.parametrize("draw_work", [chats_of, questions_of])
+def test_the_quick_order_is_the_plain_one(draw_work, blocks, slots):
+    work, gone = draw_work(random.Random(2)), {}
+    for eviction in (SupersededFirst, PlainOrder):
+        prefix = new_prefix(blocks=blocks, slots=slots, eviction=eviction)
+        gone[eviction] = went = []
+        for number, (prompt, output) in enumerate(work):
+            answer(prefix, str(number), prompt, output)
+            went.append([text(kept.node) for kept in prefix.kept])
+        assert prefix.counts.evicted > len(work) // 4
+    assert gone[SupersededFirst] == gone[PlainOrder]
 
 
 # --- the engine -----------------------------------------------------------------------------------

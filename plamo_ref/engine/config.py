@@ -115,6 +115,9 @@ class EngineConfig:
     enable_prefix_caching: bool = knob(
         False, "Keep what was computed of prompts and answers, for whoever begins alike."
     )
+    one_arena: bool = knob(
+        False, "Memory flows between states and keys as the traffic needs it; off: two rooms."
+    )
     photographs: bool = knob(
         True, "Keep states from the middle of a prompt without cutting it there."
     )
@@ -252,6 +255,7 @@ _KINDS: Mapping[str, Kind] = {
     "graph_tokens": Whole("0 (record decode steps only) or more"),
     "precompile": Flag(),
     "enable_prefix_caching": NoneFor(Flag(), EngineConfig.enable_prefix_caching),
+    "one_arena": NoneFor(Flag(), EngineConfig.one_arena),
     "photographs": Flag(),
     "photograph_interval": Whole("0 (none) or more"),
     "record": Flag(),

@@ -5,10 +5,10 @@ The books only note a copy; it is made at the start of the next step. Places may
 meanwhile, even several times: whoever took one over comes later in the list or in the step, so the
 copies of one room are made in the order in which they were noted.
 
-Invariant: after `copy_places` everything is as if the copies had been made one by one.
+Invariant: after `copy_places` everything is as if newcomers had made their copies one by one.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from plamo_ref.batch import LayerCache, MambaCache
 from plamo_ref.config import LayerKind
+from plamo_ref.engine.page_copies import apart
 
 
 class Copy(NamedTuple):
@@ -27,19 +28,33 @@ class Copy(NamedTuple):
 
 
 def copy_places(
-    caches: Sequence[LayerCache], kinds: Sequence[LayerKind], copies: Sequence[Copy]
+    caches: Sequence[LayerCache],
+    kinds: Sequence[LayerKind],
+    copies: Sequence[Copy],
+    pitch: Mapping[LayerKind, int] | None = None,
 ) -> None:
     """Launch the copies; nothing here waits for the device.
 
     Args:
         caches, kinds: of each layer; they need not have all kinds.
+        pitch: numbers of a page, by kind, if pages change their kind (see page_copies.py).
     """
+    for part, is_tangled in apart(copies, pitch) if pitch else [(list(copies), False)]:
+        moves = _moves(caches, kinds, part)
+        for tensor, targets, content in list(moves) if is_tangled else moves:
+            tensor[targets] = content
+
+
+def _moves(
+    caches: Sequence[LayerCache], kinds: Sequence[LayerKind], copies: Sequence[Copy]
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Tensors, into which places of them goes what; read as late as it can be."""
     for kind in dict.fromkeys(copy.kind for copy in copies):
         of_kind = [cache for cache, its in zip(caches, kinds, strict=True) if its == kind]
         for together in at_once([copy for copy in copies if copy.kind == kind and of_kind]):
             places = _on(_tensors(of_kind[0])[0].device, together)  # [2, n]
             for tensor in (each for cache in of_kind for each in _tensors(cache)):
-                tensor[places[1]] = tensor[places[0]]
+                yield tensor, places[1], tensor[places[0]]
 
 
 def at_once(copies: Sequence[Copy]) -> Iterator[list[Copy]]:

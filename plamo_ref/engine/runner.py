@@ -13,6 +13,7 @@ from plamo_ref.batch import AttentionCache, ForwardBatch, LayerCache, MambaCache
 from plamo_ref.engine.batching import Rows
 from plamo_ref.engine.copies import Copy, copy_places
 from plamo_ref.engine.memory.planner import MemoryPlan
+from plamo_ref.engine.page_views import paged_caches
 from plamo_ref.model import Plamo2Model
 
 
@@ -34,6 +35,7 @@ class ModelRunner:
     def __init__(self, model: Plamo2Model, plan: MemoryPlan, state_dtype: torch.dtype) -> None:
         self.model = model
         self.caches = new_caches(model, plan, state_dtype)
+        self._pitch = {} if plan.pages is None else plan.pages.pitch
         self.recordings: Recordings | None = None  # whoever builds the engine may bring some
 
     @property
@@ -48,7 +50,7 @@ class ModelRunner:
     @torch.inference_mode()
     def copy(self, copies: list[Copy]) -> None:
         """Copy places of the caches, before the next step; what is copied leaves the list."""
-        copy_places(self.caches, self.model.config.layer_kinds, copies)
+        copy_places(self.caches, self.model.config.layer_kinds, copies, self._pitch)
         copies.clear()
 
     @torch.inference_mode()
@@ -74,6 +76,8 @@ def new_caches(
 ) -> Sequence[LayerCache]:
     """The memory of each layer, filled with zeros."""
     config, weight = model.config, model.embedding
+    if plan.pages is not None:
+        return paged_caches(config, plan.pages, plan.block_size, weight, state_dtype)
     heads, size = config.mamba_num_heads, config.hidden_size_per_head
     caches: list[LayerCache] = []
     for kind in config.layer_kinds:

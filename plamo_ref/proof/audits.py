@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 
 from plamo_ref.engine.core import EngineCore
-from plamo_ref.engine.memory.cache import IntegrityError
+from plamo_ref.engine.memory.cache import HybridCache, IntegrityError
 from plamo_ref.engine.record import ScheduledTokens, StepRecord
 from plamo_ref.errors import PlamoRefError
 
@@ -37,10 +37,25 @@ def audit(core: EngineCore, scheduled: Sequence[ScheduledTokens] = ()) -> None:
             f"{len(cache.frozen & filed)} are both"
         )
     for request in running.values():
-        cache.check_covers(request.request_id, request.num_computed_tokens)
+        check_covers(cache, request.request_id, request.num_computed_tokens)
     for share in scheduled:
         if share.request_id in running:
             _audit_tables(core, share)
+
+
+def check_covers(cache: HybridCache, request_id: str, computed: int) -> None:
+    """Check that what the next token of a request can see is still there.
+
+    Raises:
+        IntegrityError: a block is missing or lies outside its table.
+    """
+    for kind, table in cache.holdings[request_id].tables.items():
+        needed = cache.first_needed(kind, computed)
+        if table.first > needed or table.end * cache.block_size < computed:
+            raise IntegrityError(
+                f"request {request_id}, group {kind}: blocks {table.first} to {table.end - 1} "
+                f"do not cover tokens from block {needed} to token {computed - 1}"
+            )
 
 
 def _audit_tables(core: EngineCore, share: ScheduledTokens) -> None:

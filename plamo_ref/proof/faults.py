@@ -3,9 +3,11 @@
 Invariant: on some small scenario, `law.run_scenario` ends with the error of the check in
 `caught_by` while a fault is planted, and without an error when it is not. Behind the engine there
 are tokens no more, but text: for TEXT_FAULTS the same holds of `faults_text.check_text`.
-PREFIX_FAULTS need scenarios whose prompts begin alike (sharing.py).
+PREFIX_FAULTS need scenarios whose prompts begin alike, ARENA_FAULTS those of them that have an
+arena (sharing.py).
 """
 
+from plamo_ref.proof.faults_arena import ARENA_FAULTS
 from plamo_ref.proof.faults_batch import BATCH_FAULTS
 from plamo_ref.proof.faults_compute import COMPUTE_FAULTS
 from plamo_ref.proof.faults_memory import MEMORY_FAULTS
@@ -30,4 +32,6 @@ def fault(name: str) -> Fault:
     Raises:
         KeyError: there is no such fault.
     """
-    return {each.name: each for each in (*FAULTS, *PREFIX_FAULTS, *TEXT_FAULTS)}[name]
+    return {each.name: each for each in (*FAULTS, *PREFIX_FAULTS, *ARENA_FAULTS, *TEXT_FAULTS)}[
+        name
+    ]

@@ -134,7 +134,7 @@ MEMORY_FAULTS = (
         "Blocks are freed as if a query saw W keys; in PLaMo 2 it sees W and its own.",
         "audit",
         together(
-            patch(HybridCache, "_first_needed", _window_moved(1)),
+            patch(HybridCache, "first_needed", _window_moved(1)),
             patch(BlockTable, "calm_until", _calm_ends_early),
         ),
     ),
@@ -142,13 +142,13 @@ MEMORY_FAULTS = (
         "window freed one token late",
         "A block stays for one token longer than anybody can see it.",
         "audit",
-        patch(HybridCache, "_first_needed", _window_moved(-1)),
+        patch(HybridCache, "first_needed", _window_moved(-1)),
     ),
     Fault(
         "window never freed",
         "Blocks that left the window stay until the request ends, as if attention were full.",
         "audit",
-        patch(HybridCache, "_first_needed", _window_never_ends),
+        patch(HybridCache, "first_needed", _window_never_ends),
     ),
     Fault(
         "block table not cleared",

@@ -20,8 +20,10 @@ from plamo_ref.engine.scheduling.scheduler import Queues
 from plamo_ref.proof.planting import Fault, patch, patch_batch, together
 
 
-def _alias_slot(branch: Any, cache: HybridCache, source: Holding | None, computed: int) -> Holding:
-    holding: Holding = branch(cache, source, computed)
+def _alias_slot(
+    branch: Any, cache: HybridCache, source: Holding | None, computed: int, end: int
+) -> Holding:
+    holding: Holding = branch(cache, source, computed, end)
     slot = holding.slot
     if source is None or source.slot is None or slot is None or cache.slots is None:
         return holding
@@ -38,9 +40,9 @@ def _in_use(cache: HybridCache) -> set[int | None]:
 
 
 def _share_partial(
-    branch: Any, cache: HybridCache, source: Holding | None, computed: int
+    branch: Any, cache: HybridCache, source: Holding | None, computed: int, end: int
 ) -> Holding:
-    holding: Holding = branch(cache, source, computed)
+    holding: Holding = branch(cache, source, computed, end)
     if source is None or not computed % cache.block_size:
         return holding
     for kind, table in holding.tables.items():
@@ -115,8 +117,7 @@ def _no_place_is_pinned(frozen: Any, cache: HybridCache, request_id: str, comput
     """Freeze, and go on owning: what was given away is released as well."""
     holding: Holding = frozen(cache, request_id, computed)
     if holding.slot is not None and cache.slots is not None:
-        cache.slots.thaw([holding.slot])
-        cache.slots.give_back([holding.slot])
+        cache.slots.give_up([holding.slot])
     return holding
 
 

@@ -12,7 +12,9 @@ import math
 from collections.abc import Iterable
 from dataclasses import replace
 
-from plamo_ref.config import Plamo2Config
+from plamo_ref.config import LayerKind, Plamo2Config
+from plamo_ref.engine.memory.pages import Pages, page_shape
+from plamo_ref.engine.memory.planner import MemoryPlan
 from plamo_ref.engine.record import StepRecord
 from plamo_ref.engine.request import Request
 from plamo_ref.proof.lab import Pick, Scenario, ScenarioRequest, draw_scenario
@@ -29,13 +31,15 @@ def draw_sharing_scenario(pick: Pick, config: Plamo2Config) -> Scenario:
     for number in range(1, len(requests)):
         base = pick(0, number - 1)
         requests[number] = _share(pick, requests[number], requests[base], base)
-    plan = scenario.plan
+    plan, pages = scenario.plan, _pages(pick, scenario.plan, config)
     longer = math.ceil(pick(0, 40) / plan.block_size)
     plan = replace(
         plan,
         num_blocks={kind: count + longer for kind, count in plan.num_blocks.items()},
         num_slots=plan.num_slots and plan.num_slots + pick(0, 5),
     )
+    if pages is not None and pick(0, 1):
+        plan = in_one_arena(plan, pages)
     engine = replace(scenario.engine, enable_prefix_caching=pick(0, 5) > 0)
     # An interrupt makes the engine forget all that it kept, so not too many of them.
     interruptions = scenario.interruptions if pick(0, 2) == 0 else {}
@@ -46,6 +50,28 @@ def draw_sharing_scenario(pick: Pick, config: Plamo2Config) -> Scenario:
         plan=plan,
         engine=engine,
         interruptions=interruptions,
+    )
+
+
+def _pages(pick: Pick, plan: MemoryPlan, config: Plamo2Config) -> Pages | None:
+    """So few pages that requests have to go for others; None: there can be no arena."""
+    shape = page_shape(config, plan.block_size, 8, 8)
+    if isinstance(shape, str):
+        return None
+    alone: dict[LayerKind, int] = {kind: n - 1 for kind, n in plan.num_blocks.items()}
+    if plan.num_slots:
+        alone["mamba"] = 1
+    least = {kind: math.ceil(count / shape.uses[kind].count) for kind, count in alone.items()}
+    return Pages(shape, 1 + sum(least.values()) + pick(0, (0, 4)[pick(0, 1)]), least, alone)
+
+
+def in_one_arena(plan: MemoryPlan, pages: Pages) -> MemoryPlan:
+    """A plan with pages for its two rooms."""
+    return replace(
+        plan,
+        pages=pages,
+        num_blocks={kind: 1 + pages.most(kind) for kind in plan.num_blocks},
+        num_slots=plan.num_slots and 1 + pages.most("mamba"),
     )
 
 

@@ -12,10 +12,12 @@ import torch
 from plamo_ref.batch import ForwardBatch, Room
 from plamo_ref.engine.build import new_core
 from plamo_ref.engine.config import EngineConfig
+from plamo_ref.engine.memory.pages import Pages, PageShape, page_shape
 from plamo_ref.engine.runner import ModelRunner
 from plamo_ref.kernels.choice import TORCH, triton_table
 from plamo_ref.kernels.table import Kernels
 from plamo_ref.proof.lab import lab_config, lab_plan, least_blocks, random_pair
+from plamo_ref.proof.sharing import in_one_arena
 from plamo_ref.sampling import SamplingParams
 
 CONFIG = lab_config(hidden_size_per_head=16, num_key_value_heads=1)
@@ -50,6 +52,13 @@ def run(
         slots=2 + bool(engine),
         max_num_seqs=2,
     )
+    if engine.get("one_arena"):
+        shape = page_shape(CONFIG, 4, 4, 4)
+        assert isinstance(shape, PageShape)
+        kinds = ("mamba", "sliding_window", "full")
+        least = dict(zip(kinds, (1, 1, 2), strict=True))
+        assured = {kind: shape.uses[kind].count * least[kind] for kind in kinds}
+        plan = in_one_arena(plan, Pages(shape, 8, least, assured))
     budget = {"max_num_batched_tokens": 7} | engine
     settings = EngineConfig(dtype="float32", device="cpu", block_size=4, max_num_seqs=2, **budget)
     core = new_core(runner(model, plan, torch.float32), plan, settings)
@@ -93,8 +102,9 @@ def test_room_left_over_in_a_step_changes_nothing(on_triton):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
 
 
-def test_who_begins_at_a_photograph_says_what_it_would_have_said(nan_in_new_memory):
-    """A prompt, and one that leaves it in the middle of a block."""
+@pytest.mark.parametrize("one_arena", [False, True])
+def test_who_begins_at_a_photograph_says_what_it_would_have_said(one_arena, nan_in_new_memory):
+    """A prompt, and one that leaves it in the middle of a block; memory without an owner is NaN."""
     taken = []
 
     class Watched(RoomyRunner):
@@ -105,6 +115,7 @@ def test_who_begins_at_a_photograph_says_what_it_would_have_said(nan_in_new_memo
     prompts, most = (PROMPTS[0], (*PROMPTS[0][:6], 1, 2)), 2
     expected, _ = run(TORCH, prompts=prompts, most=most)
     settings = {"max_num_batched_tokens": 16, "enable_prefix_caching": True}
+    settings |= {"one_arena": one_arena}
     got, _ = run(triton_table(), Watched, prompts, most, **settings)
     assert got == expected
     assert taken == [1, 0, 0], "where the second parts from the first, and it begins there"

@@ -1,4 +1,4 @@
-"""Tables of what one client costs the others: interrupts, hostile requests, dear wishes.
+"""Tables of what one client costs the others: interrupts, hostile requests, dear wishes, memory.
 
 Invariant: as in tables.py, by which these are listed.
 """
@@ -64,5 +64,25 @@ def penalties(rows: Sequence[Row]) -> list[Table]:
             Column("floor, µs", "floor_us", "{:,.0f}"),
             Column("first step, ms", "first_ms", "{:.1f}"),
             Column("the plain twin, ms", "plain_ms", "{:,.0f}"),
+        )
+    ]
+
+
+def arena(rows: Sequence[Row]) -> list[Table]:
+    """The same hours in both memories, one below the other."""
+    hours = {r["hour"]: n for n, r in reversed(list(enumerate(rows)))}
+    shown = sorted(rows, key=lambda r: (hours[r["hour"]], r["gib"]))
+    return [
+        table(
+            "Hours of a day, on a simulated clock",
+            shown,
+            Column("hour", "hour"),
+            Column("GiB", "gib"),
+            Column("memory", "memory"),
+            Column("s", "seconds", "{:.1f}"),
+            Column("at the same time, at most", "most_running"),
+            Column("preempted", "preempted"),
+            Column("prompt tokens", "prompt_tokens", "{:,}"),
+            Column("% of them found", "percent_hit", "{:.1f}"),
         )
     ]

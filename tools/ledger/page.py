@@ -111,6 +111,13 @@ SECTIONS = (
         ("gpu_prefix_8b", "prefix"),
     ),
     Section(
+        "One arena",
+        "The same bytes as two rooms, states in one and keys in the other, and as pages that are "
+        "either. The 8B shape, the real scheduler and books; the model is a stub and the clock a "
+        "formula, so this says who ran and what was found, and nothing about a device.",
+        ("arena",),
+    ),
+    Section(
         "On a CPU",
         "The embedded model, on a small machine: what batching, a scheduler and the host cost.",
         ("throughput", "mixed", "scheduler", "load_1b", "tokenizer", "masks"),

@@ -5,7 +5,7 @@ Invariant: every record that the ledger shows has its function here, by the reco
 
 from collections.abc import Callable, Mapping, Sequence
 
-from tools.ledger.neighbours import hostile, interrupts, penalties
+from tools.ledger.neighbours import arena, hostile, interrupts, penalties
 from tools.ledger.peer import peer_tables
 from tools.ledger.records import Row
 from tools.ledger.table import Column, Table, percent, shape_of, table
@@ -278,6 +278,7 @@ TABLES: Mapping[str, Callable[[Sequence[Row]], list[Table]]] = {
     "hostile": hostile,
     "penalties": penalties,
     "gpu_penalties": penalties,
+    "arena": arena,
     "prefix": _prefix,
     "gpu_prefix_8b": _prefix,
 }

@@ -1,8 +1,8 @@
 """Who owns which block and which slot: the memory of all requests, without a single tensor.
 
 Two kinds of room stand side by side under one byte budget (see planner.py): KV blocks of a few
-tokens for each attention group, and state slots for Mamba. A request has one block table in each
-attention group and one slot.
+tokens for each attention group, and state slots for Mamba; or they are pages of one arena (see
+arena.py). A request has one block table in each attention group and one slot.
 
 Invariant (`check_integrity` audits it): a block or slot has exactly as many owners as holdings that
 list it; free + used = all; a table holds a contiguous range of logical blocks that covers every
@@ -17,13 +17,14 @@ whoever runs the next step makes them first, so there are no tensors here.
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from plamo_ref.config import LayerKind
 from plamo_ref.engine.config import EngineError
 from plamo_ref.engine.copies import Copy
+from plamo_ref.engine.memory.arena import Arena, Claim
 from plamo_ref.engine.memory.holding import FAR, AttentionGroup, BlockTable, Holding
-from plamo_ref.engine.memory.pool import Pool
+from plamo_ref.engine.memory.pool import Pool, Rooms
 from plamo_ref.engine.memory.table_rows import TableRows
 
 
@@ -43,7 +44,9 @@ class HybridCache:
         blocks: Mapping[LayerKind, Pool],
         slots: Pool | None,
         block_size: int,
+        arena: Arena | None = None,
     ) -> None:
+        self.arena, self._rooms = arena, arena or Rooms()
         self.groups = {group.kind: group for group in groups}
         self.blocks, self.slots, self.block_size = dict(blocks), slots, block_size
         self.holdings: dict[str, Holding] = {}
@@ -67,27 +70,29 @@ class HybridCache:
 
         A newcomer may branch off `source`, which stands at `computed`.
         """
-        holding = self.holdings.get(request_id)
-        if holding is None and self.slots is not None and not self.slots.num_available:
-            return 0
+        holding, claims = self.holdings.get(request_id), list[Claim]()
+        if holding is None and self.slots is not None:
+            claims.append(Claim(self.slots, 1))
+            if not self.slots.num_available:
+                return 0
         for kind, pool in self.blocks.items():
-            available = pool.num_available
+            available, end, shared, leaving = pool.num_available, 0, list[int](), list[int]()
             if holding is not None:
                 end, table = holding.tables[kind].end, holding.tables[kind]
                 # Blocks that `allocate` will free first, because they have left the window, count.
-                leaving = max(0, self._first_needed(kind, computed) - table.first)
-                available += pool.num_leaving(table.blocks[:leaving])
+                passed = max(0, self.first_needed(kind, computed) - table.first)
+                leaving = pool.leaving(table.blocks[:passed])
+                available += len(leaving)
             elif source is not None:
-                end = self._num_blocks(computed)
+                end = computed // self.block_size  # a copy of what is partly filled takes a block
                 shared = self._full_blocks(kind, source, computed).blocks
-                # What is shared cannot be evicted any more, and the copy takes a block.
-                available -= sum(map(pool.is_evictable, shared)) + self._is_partial(computed)
-            else:
-                end = 0
-            room = end * self.block_size - computed  # in the blocks it has already
-            if available < 0:
-                return 0
-            wanted = min(wanted, room + available * self.block_size)
+                # What is shared cannot be evicted any more.
+                available -= sum(map(pool.is_evictable, shared))
+            wanted = min(wanted, (end + available) * self.block_size - computed)
+            if self.arena is not None:
+                claims.append(Claim(pool, -end, leaving, shared, grows=True))
+        if self.arena is not None and wanted > 0:  # pages are for all of them together
+            return self.arena.most(claims, wanted, lambda n: self._num_blocks(computed + n))
         return max(0, wanted)
 
     def allocate(
@@ -100,22 +105,26 @@ class HybridCache:
         Raises:
             PoolError: there is not enough room.
         """
+        end = self._num_blocks(computed + new)
         if request_id not in self.holdings:
-            self.holdings[request_id] = self._branch(source, computed)
+            self.holdings[request_id] = self._branch(source, computed, end)
         holding = self.holdings[request_id]
         for kind, table in holding.tables.items():
-            self._drop_before(kind, table, self._first_needed(kind, computed))
-            missing = self._num_blocks(computed + new) - table.end
-            if missing > 0:
-                table.blocks += self._take(self.blocks[kind], missing)
-        windows = [(table, self.groups[kind].window) for kind, table in holding.tables.items()]
-        ends = (table.calm_until(self.block_size, window) for table, window in windows)
+            self._drop_before(kind, table, self.first_needed(kind, computed))
+        missing = {kind: end - table.end for kind, table in holding.tables.items()}
+        self._make_room([(self.blocks[kind], n) for kind, n in missing.items() if n > 0])
+        for kind, table in holding.tables.items():
+            if missing[kind] > 0:
+                table.blocks += self.blocks[kind].take(missing[kind])
+        tables, size = holding.tables.items(), self.block_size
+        ends = (table.calm_until(size, self.groups[kind].window) for kind, table in tables)
         holding.calm_until = min(ends, default=FAR)
 
     def release(self, request_id: str) -> None:
         """Give back everything; a request that holds nothing is fine."""
         if (holding := self.holdings.pop(request_id, None)) is not None:
-            self._give_back(holding)
+            for pool, places in self._places(holding):
+                pool.give_back(places)
 
     # --- frozen moments ------------------------------------------------------------------------
 
@@ -123,7 +132,7 @@ class HybridCache:
         """What a request has, as it is at `computed`, is nobody's now and waits to be used."""
         holding = self.holdings.pop(request_id)
         for kind, table in holding.tables.items():
-            self._drop_before(kind, table, self._first_needed(kind, computed))
+            self._drop_before(kind, table, self.first_needed(kind, computed))
         return self._keep(holding)
 
     def expose(self, request_id: str, position: int, stands_there: bool) -> Holding | None:
@@ -139,7 +148,7 @@ class HybridCache:
             if self._is_partial(position):
                 table.blocks.append(self._block_of(kind, source, position))
             self.blocks[kind].share(table.blocks)
-        slot = None if self.slots is None else self._take(self.slots, 1)[0]
+        slot = self._take_slot([])
         if stands_there and source.slot is not None and slot is not None:
             self.copies.append(Copy("mamba", source.slot, slot))
         holding = Holding(tables, slot)
@@ -155,18 +164,17 @@ class HybridCache:
         """Free a frozen holding, wherever nobody else has a part in it."""
         self.frozen.remove(holding)
         for pool, places in self._places(holding):
-            pool.thaw(places)
-        self._give_back(holding)
+            pool.give_up(places)
 
     def serves(self, holding: Holding, position: int) -> bool:
         """Whether one can begin at `position` with a frozen holding that stands there or later."""
         tables = holding.tables.items()
-        reaches = all(table.first <= self._first_needed(kind, position) for kind, table in tables)
+        reaches = all(table.first <= self.first_needed(kind, position) for kind, table in tables)
         return self.slots is None and reaches
 
     def frees(self, holding: Holding, pool: Pool) -> bool:
-        """Whether a place of `pool` would be free without this holding."""
-        if pool is self.slots:
+        """Whether a place of `pool` would be free without this holding, or perhaps a page."""
+        if pool is self.slots or (self.arena is not None and self.slots is not None):
             return holding.slot is not None  # slots are never shared
         tables = (holding.tables[kind] for kind, owner in self.blocks.items() if owner is pool)
         return any(pool.is_alone(table.blocks) for table in tables)
@@ -177,26 +185,28 @@ class HybridCache:
             pool.freeze(places)
         return holding
 
-    def _branch(self, source: Holding | None, computed: int) -> Holding:
-        """A holding that stands at `computed`, as `source` does, and can go on by itself."""
+    def _branch(self, source: Holding | None, computed: int, end: int) -> Holding:
+        """A holding that stands at `computed`, as `source` does, and can go on by itself, to a last
+        block before number `end`."""
         tables = {kind: BlockTable() for kind in self.groups}
         if source is not None:  # first, so that nothing of it is evicted on the way
             tables = {kind: self._full_blocks(kind, source, computed) for kind in self.groups}
             for kind, table in tables.items():
                 self.blocks[kind].share(table.blocks)
-        slot = None if self.slots is None else self._take(self.slots, 1)[0]
+        needs = [(self.blocks[kind], end - table.end) for kind, table in tables.items()]
+        slot = self._take_slot(needs)
         if source is not None and slot is not None and source.slot is not None:
             self.copies.append(Copy("mamba", source.slot, slot))
         if source is not None and self._is_partial(computed):
             for kind, table in tables.items():
                 last = self._block_of(kind, source, computed)
-                table.blocks += self._take(self.blocks[kind], 1)
+                table.blocks += self.blocks[kind].take(1)
                 self.copies.append(Copy(kind, last, table.blocks[-1]))
         return Holding(tables, slot)
 
     def _full_blocks(self, kind: LayerKind, holding: Holding, computed: int) -> BlockTable:
         """Those of the blocks seen from `computed` on into which nobody writes any more."""
-        table, first = holding.tables[kind], self._first_needed(kind, computed)
+        table, first = holding.tables[kind], self.first_needed(kind, computed)
         full = computed // self.block_size
         return BlockTable(first, table.blocks[first - table.first : full - table.first])
 
@@ -205,15 +215,15 @@ class HybridCache:
         table = holding.tables[kind]
         return table.blocks[position // self.block_size - table.first]
 
-    def _take(self, pool: Pool, count: int) -> list[int]:
-        """Take places; what is frozen makes room."""
-        while self.evict is not None and pool.num_free < count and pool.num_evictable:
-            self.evict(pool)
-        return pool.take(count)
+    def _take_slot(self, needs: Sequence[tuple[Pool, int]]) -> int | None:
+        """A slot, if there are any, once there is room for what else is needed."""
+        self._make_room([*needs, *([] if self.slots is None else [(self.slots, 1)])])
+        return None if self.slots is None else self.slots.take(1)[0]
 
-    def _give_back(self, holding: Holding) -> None:
-        for pool, places in self._places(holding):
-            pool.give_back(places)
+    def _make_room(self, needs: Sequence[tuple[Pool, int]]) -> None:
+        """Let what is frozen go, until so many places of each pool are free, as far as it does."""
+        while self.evict is not None and (pool := self._rooms.short_of(needs)) is not None:
+            self.evict(pool)
 
     def _places(self, holding: Holding) -> Iterable[tuple[Pool, list[int]]]:
         for kind, table in holding.tables.items():
@@ -227,6 +237,8 @@ class HybridCache:
         self.frozen.clear()
         self.exposed.clear()
         self.copies.clear()
+        if self.arena is not None:
+            self.arena.clear()
         for pool in self.pools:
             pool.clear()
 
@@ -236,14 +248,14 @@ class HybridCache:
         for kind, pool in self.blocks.items():
             window = self.groups[kind].window
             # W + 1 keys, wherever they start in a block; a window that fits goes on for ever.
-            if window is not None and pool.capacity >= self._num_blocks(window + self.block_size):
-                continue
-            longest = min(longest, pool.capacity * self.block_size)
+            enough = math.inf if window is None else self._num_blocks(window + self.block_size)
+            if pool.num_assured < enough:
+                longest = min(longest, pool.num_assured * self.block_size)
         return longest
 
     # --- the rule of the window ----------------------------------------------------------------
 
-    def _first_needed(self, kind: LayerKind, computed: int) -> int:
+    def first_needed(self, kind: LayerKind, computed: int) -> int:
         """First logical block that the token at position `computed`, or a later one, can see."""
         window = self.groups[kind].window
         return 0 if window is None else max(0, computed - window) // self.block_size
@@ -273,25 +285,14 @@ class HybridCache:
             IntegrityError: with each place that is wrong, and how.
         """
         everybody = [*self.holdings.values(), *self.frozen, *self.exposed]
-        listed = ((p, self._listed(p, everybody), self._listed(p, self.frozen)) for p in self.pools)
-        if wrong := [each for p, every, cold in listed for each in p.differences(every, cold)]:
+        wrong = [] if self.arena is None else self.arena.differences()
+        for pool in self.pools:
+            wrong += pool.differences(
+                self._listed(pool, everybody), self._listed(pool, self.frozen)
+            )
+        if wrong:
             raise IntegrityError("cache: " + "; ".join(wrong))
 
     def _listed(self, pool: Pool, holdings: Iterable[Holding]) -> Counter[int]:
-        """How often a pool's places are listed."""
         owned = (each for holding in holdings for each in self._places(holding))
         return Counter(place for owner, places in owned if owner is pool for place in places)
-
-    def check_covers(self, request_id: str, computed: int) -> None:
-        """Check that what the next token of a request can see is still there.
-
-        Raises:
-            IntegrityError: a block is missing or lies outside its table.
-        """
-        for kind, table in self.holdings[request_id].tables.items():
-            needed = self._first_needed(kind, computed)
-            if table.first > needed or table.end * self.block_size < computed:
-                raise IntegrityError(
-                    f"request {request_id}, group {kind}: blocks {table.first} to {table.end - 1} "
-                    f"do not cover tokens from block {needed} to token {computed - 1}"
-                )

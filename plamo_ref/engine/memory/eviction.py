@@ -78,8 +78,8 @@ class LeastRecentlyUsed:
         """Whether something can go that nobody will miss."""
         return False
 
-    def review(self, path: Iterable[Node[Checkpoint]]) -> None:
-        """Something has changed below these nodes, the lowest of which comes first."""
+    def review(self, node: Node[Checkpoint]) -> None:
+        """Something has changed here, and so below every node on the way to the root."""
 
     def least(self, pool: Pool) -> Checkpoint:
         """The one to go, of those without which a place of this pool would be free.
@@ -127,8 +127,8 @@ class SupersededFirst(LeastRecentlyUsed):
         for known in (self.superseded, self._bases, self._entries, self._lowest):
             known.clear()
 
-    def review(self, path: Iterable[Node[Checkpoint]]) -> None:
-        kept = [node.kept for node in path if node.kept is not None]
+    def review(self, node: Node[Checkpoint]) -> None:
+        kept = [each.kept for each in node.path() if each.kept is not None]
         for checkpoint in reversed(kept):  # earlier moments go before later ones
             if is_superseded(checkpoint.node):
                 self.superseded.setdefault(checkpoint)
@@ -178,8 +178,7 @@ def is_superseded(node: Node[Checkpoint]) -> bool:
     """Whether all who come by here will find a later moment, kept by then at the latest."""
     if node.num_marks or node.is_border or node.num_live > node.num_begun:
         return False
-    going_on = node.continuations()
-    return len(going_on) == 1
+    return node.num_ways == 1
 
 
 def own_bytes(saved: int, cache: HybridCache) -> int:

@@ -11,6 +11,7 @@ from plamo_ref.config import LayerKind, Plamo2Config
 from plamo_ref.engine.config import EngineConfig
 
 if TYPE_CHECKING:
+    from plamo_ref.engine.memory.pages import Pages
     from plamo_ref.engine.memory.planner import Needs
 
 
@@ -72,3 +73,24 @@ def reasons(
     else:
         lines.append("no full-attention layer: a request's memory does not grow with its length")
     return (*lines, f"{left:,} bytes unused")
+
+
+def paged_reasons(
+    engine: EngineConfig, pages: "Pages", seats: int, spare: int, budget: int
+) -> tuple[str, ...]:
+    """A plan of one arena in sentences."""
+    shape, least = pages.shape, pages.least
+    names = {"mamba": "state slots", "full": "full-attention blocks"}
+    ways = [f"{use.count:,} {names.get(k, 'windowed blocks')}" for k, use in shape.uses.items()]
+    kept = [f"{least[k]:,} for {names.get(k, 'windowed blocks')}" for k in shape.uses]
+    limit = "max_num_seqs" if seats == engine.max_num_seqs else "memory"
+    left = budget - pages.num_pages * shape.page_bytes
+    return (
+        f"one arena of {pages.num_pages:,} pages, {shape.page_bytes:,} bytes each: a page is "
+        f"{' or '.join(ways)}, in {shape.columns} columns of {shape.column_bytes:,} bytes",
+        f"{sum(least.values()):,} pages never change: one request alone must always fit "
+        f"({', '.join(kept)}); {spare:,} go where the traffic needs them",
+        f"{seats} seats, limited by {limit}: each begins with a place of each kind, and takes more "
+        "as it grows",
+        f"{left:,} bytes unused",
+    )

@@ -15,8 +15,11 @@ import torch
 
 from plamo_ref.config import LayerKind, Plamo2Config
 from plamo_ref.engine.config import EngineConfig, EngineError
+from plamo_ref.engine.memory.arena import paged_pools
 from plamo_ref.engine.memory.cache import HybridCache
 from plamo_ref.engine.memory.holding import AttentionGroup, attention_groups
+from plamo_ref.engine.memory.paged_plan import as_pages
+from plamo_ref.engine.memory.pages import Pages
 from plamo_ref.engine.memory.plan_text import reasons, refusal
 from plamo_ref.engine.memory.pool import Pool
 
@@ -37,14 +40,22 @@ class MemoryPlan:
     max_num_seqs: int
     budget: int
     reasons: tuple[str, ...] = ()
+    # One arena, instead of two rooms: then the numbers above are the most there can be of each.
+    pages: Pages | None = None
 
     @property
     def total_bytes(self) -> int:
+        if self.pages is not None:
+            return self.pages.num_pages * self.pages.shape.page_bytes
         blocks = sum(self.num_blocks[kind] * self.block_bytes[kind] for kind in self.num_blocks)
         return blocks + self.num_slots * self.slot_bytes
 
     def new_cache(self) -> HybridCache:
         """An empty cache of this size."""
+        if self.pages is not None:
+            arena, pools = paged_pools(self.pages, {**self.block_bytes, "mamba": self.slot_bytes})
+            states = pools.pop("mamba", None)
+            return HybridCache(self.groups, pools, states, self.block_size, arena)
         blocks = {
             kind: Pool(f"{kind} block", n, self.block_bytes[kind])
             for kind, n in self.num_blocks.items()
@@ -143,7 +154,7 @@ def plan_memory(
     used = num_slots * needs.slot_bytes + sum(
         num_blocks[kind] * needs.block_bytes[kind] for kind in num_blocks
     )
-    return MemoryPlan(
+    plan = MemoryPlan(
         groups=attention_groups(config),
         num_blocks=num_blocks,
         block_bytes=needs.block_bytes,
@@ -154,6 +165,7 @@ def plan_memory(
         budget=budget,
         reasons=reasons(config, engine, (seats, kept), needs, num_blocks, budget - used),
     )
+    return as_pages(plan, config, engine, needs, (dtype, state_dtype)) if engine.one_arena else plan
 
 
 def _divide(engine: EngineConfig, needs: Needs, spare: int) -> tuple[int, int, Blocks]:

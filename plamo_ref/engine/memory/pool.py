@@ -8,7 +8,8 @@ Built in notebooks/05_paged_attention.ipynb.
 """
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from itertools import islice
 
 from plamo_ref.engine.config import EngineError
 
@@ -32,9 +33,9 @@ class Pool:
 
     def clear(self) -> None:
         """Forget all owners: every place is free again."""
-        self._owners = [0] * self.size
-        self._frozen = [0] * self.size  # how many of the owners are
-        self._num_evictable = 0
+        self._held = [0] * self.size  # owners who are not frozen
+        self._frozen = [0] * self.size  # those who are
+        self._num_held = self._num_evictable = 0
         # Last in, first out: a place that was used a moment ago is likelier to be in a cache.
         self._free = list(range(self.size - 1, NULL_PLACE, -1))
 
@@ -43,8 +44,13 @@ class Pool:
         return len(self._free)
 
     @property
+    def num_open(self) -> int:
+        """Free places that are this pool's and no other's."""
+        return self.num_free
+
+    @property
     def num_used(self) -> int:
-        return self.capacity - len(self._free)
+        return self._num_held + self._num_evictable
 
     @property
     def num_evictable(self) -> int:
@@ -59,11 +65,17 @@ class Pool:
     @property
     def num_held(self) -> int:
         """Places that somebody holds who is not frozen."""
-        return self.num_used - self._num_evictable
+        return self._num_held
 
     @property
     def capacity(self) -> int:
+        """Places that there can be at most."""
         return self.size - 1
+
+    @property
+    def num_assured(self) -> int:
+        """Places that one who is alone can have, whatever came before."""
+        return self.capacity
 
     def take(self, count: int) -> list[int]:
         """Hand out `count` places.
@@ -71,59 +83,106 @@ class Pool:
         Raises:
             PoolError: fewer are free; nothing was taken.
         """
-        if count > len(self._free):
-            raise PoolError(f"{self.name}: {count} wanted, {len(self._free)} free")
-        places = [self._free.pop() for _ in range(count)]
+        if count > self.num_free:
+            raise PoolError(f"{self.name}: {count} wanted, {self.num_free} free")
+        places = self._pick(count)
         for place in places:
-            self._owners[place] = 1
+            self._held[place] = 1
+        self._warm(places)
         return places
+
+    # A long prompt has hundreds of places, and all of them come by here several times in its life:
+    # so each of these is a loop of its own, which calls nothing.
 
     def give_back(self, places: Iterable[int]) -> None:
         """Drop one owner of each place; those without owners are free again."""
-        self._change(places, "was given back", owners=-1)
+        held, frozen, size = self._held, self._frozen, self.size
+        cold, free = list[int](), list[int]()
+        for place in places:
+            owners = held[place] if 0 < place < size else 0
+            if not owners:
+                raise self._has_none(place, "was given back")
+            held[place] = owners - 1
+            if owners == 1:
+                (cold if frozen[place] else free).append(place)
+        self._num_evictable += len(cold)
+        self._cool(cold + free)
+        self._drop(free)
 
     def share(self, places: Iterable[int]) -> None:
         """Add an owner to each place."""
-        self._change(places, "is to be shared", owners=1)
+        held, frozen, size, cold = self._held, self._frozen, self.size, list[int]()
+        for place in places:
+            owners = held[place] if 0 < place < size else 0
+            if not owners:
+                if not 0 < place < size or not frozen[place]:
+                    raise self._has_none(place, "is to be shared")
+                cold.append(place)
+            held[place] = owners + 1
+        self._num_evictable -= len(cold)
+        self._warm(cold)
 
     def freeze(self, places: Iterable[int]) -> None:
         """One owner of each place will give it up when somebody wants it."""
-        self._change(places, "is to be frozen", frozen=1)
-
-    def thaw(self, places: Iterable[int]) -> None:
-        """One frozen owner of each place is one like any other again."""
-        self._change(places, "is to be thawed", frozen=-1)
-
-    def _change(
-        self, places: Iterable[int], what: str, *, owners: int = 0, frozen: int = 0
-    ) -> None:
-        # A long prompt has hundreds of places, so one loop does all, and calls nothing.
+        held, frozen, size, cold = self._held, self._frozen, self.size, list[int]()
         for place in places:
-            if not NULL_PLACE < place < self.size or self._owners[place] == 0:
-                raise PoolError(f"{self.name}: place {place} {what} but has no owner")
-            was_evictable = self._owners[place] == self._frozen[place]
-            self._owners[place] += owners
-            self._frozen[place] += frozen
-            if self._owners[place] == 0:
-                self._num_evictable -= was_evictable
-                self._free.append(place)
-            elif was_evictable != (self._owners[place] == self._frozen[place]):
-                self._num_evictable += -1 if was_evictable else 1
+            owners = held[place] if 0 < place < size else 0
+            if not owners:
+                raise self._has_none(place, "is to be frozen")
+            held[place] = owners - 1
+            frozen[place] += 1
+            if owners == 1:
+                cold.append(place)
+        self._num_evictable += len(cold)
+        self._cool(cold)
+
+    def give_up(self, places: Iterable[int]) -> None:
+        """Drop one frozen owner of each place; those without owners are free again."""
+        held, frozen, size, free = self._held, self._frozen, self.size, list[int]()
+        for place in places:
+            owners = frozen[place] if 0 < place < size else 0
+            if not owners:
+                raise self._has_none(place, "is to be given up")
+            frozen[place] = owners - 1
+            if owners == 1 and not held[place]:
+                free.append(place)
+        self._num_evictable -= len(free)
+        self._drop(free)
+
+    def _has_none(self, place: int, what: str) -> PoolError:
+        return PoolError(f"{self.name}: place {place} {what} but has no owner")
+
+    def _pick(self, count: int) -> list[int]:
+        """So many of the free places, which are free no more."""
+        return [self._free.pop() for _ in range(count)]
+
+    def _drop(self, places: list[int]) -> None:
+        """These are free again."""
+        self._free += places
+
+    def _warm(self, places: list[int]) -> None:
+        """These are held now, and were not."""
+        self._num_held += len(places)
+
+    def _cool(self, places: list[int]) -> None:
+        """These were held, and are not any more."""
+        self._num_held -= len(places)
 
     def is_evictable(self, place: int) -> bool:
-        return 0 < self._owners[place] == self._frozen[place]
+        return not self._held[place] and self._frozen[place] > 0
 
-    def is_alone(self, places: Iterable[int]) -> bool:
-        """Whether one of these has a single owner."""
-        return any(self._owners[place] == 1 for place in places)
+    def is_alone(self, places: Sequence[int]) -> bool:
+        """Whether one of these has a single owner; it is the likelier the later it comes."""
+        held, frozen = self._held, self._frozen
+        return any(held[place] + frozen[place] == 1 for place in reversed(places))
 
-    def num_leaving(self, places: Iterable[int]) -> int:
-        """How many of these would be free or evictable, if one owner who is not frozen went."""
-        return sum(self._owners[place] - self._frozen[place] == 1 for place in places)
+    def leaving(self, places: Iterable[int]) -> list[int]:
+        """Those of these that would be free or evictable, if one owner who is not frozen went."""
+        return [place for place in places if self._held[place] == 1]
 
     def owners(self) -> list[int]:
         """Number of owners of each place, a copy."""
-        return list(self._owners)
+        return [held + frozen for held, frozen in zip(self._held, self._frozen, strict=True)]
 
     def free_places(self) -> list[int]:
         """The free places, a copy."""
@@ -137,18 +196,34 @@ class Pool:
         Args:
             listed, frozen: how often holdings, and how often frozen ones, list each place.
         """
-        free, wrong = Counter(self._free), list[str]()
-        for place in range(1, self.size):
-            count = f"{self.name} {place} has {self._owners[place]} owners"
-            if self._owners[place] != listed[place]:
+        free, wrong = Counter(self.free_places()), list[str]()
+        for place, owners in islice(enumerate(self.owners()), 1, None):
+            count = f"{self.name} {place} has {owners} owners"
+            if owners != listed[place]:
                 wrong.append(f"{count}, tables list it {listed[place]} times")
-            if free[place] != (self._owners[place] == 0):
+            if free[place] != (owners == 0 and self._exists(place)):
                 wrong.append(f"{count}, the free list has it {free[place]} times")
             if self._frozen[place] != frozen[place]:
                 said = self._frozen[place]
                 wrong.append(f"{count}, {said} of them frozen, should be {frozen[place]}")
         if self._num_evictable != sum(map(self.is_evictable, range(1, self.size))):
             wrong.append(f"{self.name}: {self._num_evictable} are said to be evictable")
+        if self._num_held != sum(map(bool, self._held)):
+            wrong.append(f"{self.name}: {self._num_held} are said to be held")
         if listed[0] or free[0]:
             wrong.append(f"{self.name} 0, the null place, is in use")
         return wrong
+
+    def _exists(self, place: int) -> bool:
+        """Whether it can be somebody's, as things are."""
+        return True
+
+
+class Rooms:
+    """Each pool for itself: what one kind of place does not need is of no use to the others."""
+
+    def short_of(self, needs: Sequence[tuple[Pool, int]]) -> Pool | None:
+        """For which pool something frozen has to go so that all of these can be taken; None: they
+        can be, or nothing frozen is in the way."""
+        short = (p for p, count in needs if p.num_free < count and p.num_evictable)
+        return next(short, None)

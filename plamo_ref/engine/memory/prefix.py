@@ -76,7 +76,7 @@ class PrefixCache:
             path.is_border |= end == marks[0] != marks[-1]
         path.count(live=1)
         self._paths[request] = path
-        self.order.review(path.path())
+        self.order.review(path)
 
     def rest(self, request: Request) -> None:
         """The request waits again."""
@@ -84,7 +84,7 @@ class PrefixCache:
         if path is not None and request in self._begun:
             del self._begun[request]
             path.count(begun=-1)
-            self.order.review(path.path())
+            self.order.review(path)
 
     def leave(self, request: Request) -> None:
         """The request has ended; what is kept of it stays."""
@@ -97,7 +97,7 @@ class PrefixCache:
         for node in nodes:
             node.num_marks -= 1
         path.count(live=-1)
-        self.order.review(path.path())
+        self.order.review(path)
         for node in reversed(nodes):  # from above: none is cut off before its turn
             self._prune(node)
 
@@ -148,15 +148,13 @@ class PrefixCache:
         path = self._paths.get(request)
         if path is None:
             return False
-        first = self.least + self.find(request)[0]
-        wanted = {
-            node
-            for node in path.path()
-            if first <= node.position <= request.num_reusable_tokens
-            and node.num_live > 1
-            and self._is_wanted(node)
-        }
-        others = [other for other in running if other in self._paths] if wanted else []
+        last, first = request.num_reusable_tokens, self.least + self.find(request)[0]
+        ahead = (node for node in path.path() if node.num_begun and first <= node.position <= last)
+        wanted = {node for node in ahead if self._is_wanted(node)}
+        if not wanted:
+            return False
+        last = max(node.position for node in wanted)
+        others = (r for r in running if r.num_computed_tokens <= last and r in self._paths)
         return any(
             node in wanted and node.position >= other.num_computed_tokens
             for other in others
@@ -170,7 +168,7 @@ class PrefixCache:
         if path is not None:
             self._begun[request] = position
             path.count(begun=1)
-            self.order.review(path.path())
+            self.order.review(path)
         if request.num_cached_tokens is None:  # else it has begun before
             request.num_cached_tokens, request.cache_miss = position, why
             if self.enabled:
@@ -216,7 +214,8 @@ class PrefixCache:
             next_one = (request.num_computed_tokens // step + 1) * step
             for position in range(next_one, min(end, path.position), step):
                 if slots.num_free or self.order.has_superseded:
-                    yield insert(self._root(request), request.prompt_ids[:position])
+                    start = next(node for node in path.path() if node.position <= position)
+                    yield insert(start, request.prompt_ids[start.position : position])
 
     def develop(self, photographs: Iterable[Photograph]) -> None:
         """They are taken; those of a request that came to an error are not kept."""
@@ -263,7 +262,7 @@ class PrefixCache:
         self._gone.pop(node, None)
         node.count(kept=1)
         self.order.use(node.kept)
-        self.order.review(node.path())
+        self.order.review(node)
 
     # --- eviction ------------------------------------------------------------------------------
 
@@ -278,7 +277,7 @@ class PrefixCache:
         self.cache.let_go(checkpoint.holding)
         node.kept, node.was_kept = None, True
         node.count(kept=-1)
-        self.order.review(node.path())
+        self.order.review(node)
         self._gone[node] = None
         self._forget(self.most_gone)
 

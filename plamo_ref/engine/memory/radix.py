@@ -12,7 +12,6 @@ joined.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
@@ -43,20 +42,28 @@ class Node(Generic[T]):
 
     def count(self, *, live: int = 0, begun: int = 0, kept: int = 0) -> None:
         """There are so many more in this branch, and in those that it is part of."""
-        for node in self.path():
+        node: Node[T] | None = self
+        while node is not None:
             node.num_live += live
             node.num_begun += begun
             node.num_kept += kept
+            node = node.parent
 
-    def continuations(self, most: int = 2) -> list["Node[T]"]:
-        """Children behind which anybody lives or anything is kept, so many of them at most."""
-        wanted = (child for child in self.children.values() if child.num_live or child.num_kept)
-        return list(islice(wanted, most))
+    @property
+    def num_ways(self) -> int:
+        """Children behind which anybody lives or anything is kept; 2 if they are more."""
+        ways = 0
+        for child in self.children.values():
+            if child.num_live or child.num_kept:
+                ways += 1
+                if ways == 2:
+                    break
+        return ways
 
     @property
     def is_junction(self) -> bool:
         """Whether at least two texts that still matter part here."""
-        return len(self.continuations()) > 1
+        return self.num_ways > 1
 
 
 def descend(node: Node[T], tokens: Sequence[int]) -> tuple[Node[T], int]:

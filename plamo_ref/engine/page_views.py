@@ -1,0 +1,80 @@
+"""The memory of the layers as views of pages: see memory/pages.py for how they lie.
+
+Each view is a dense tensor, as the kernels want it. It begins where its part of page 0 does, and
+its places are numbered from there; numbers that no page hands out lie in the parts of others.
+
+Invariant: a view is a storage of its own over the same bytes, so torch knows nothing of the others.
+That is right for whoever compiles a layer: at any time a page is of one kind.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from plamo_ref.batch import AttentionCache, LayerCache, MambaCache
+from plamo_ref.config import LayerKind, Plamo2Config
+from plamo_ref.engine.config import EngineError
+from plamo_ref.engine.memory.pages import Pages
+
+
+class Columns:
+    """Columns of equal size, and the views that are dealt out of them."""
+
+    def __init__(self, count: int, num_bytes: int, device: torch.device) -> None:
+        self._columns = [
+            torch.zeros(num_bytes, dtype=torch.uint8, device=device) for _ in range(count)
+        ]
+        self._dealt: dict[LayerKind, int] = {}
+
+    def view(
+        self, kind: LayerKind, parts: int, apart: int, shape: Sequence[int], dtype: torch.dtype
+    ) -> Tensor:
+        """The next tensor of a kind, of which a column has so many, `apart` places behind each
+        other. `shape`: of a place."""
+        number = self._dealt.get(kind, 0)
+        self._dealt[kind] = number + 1
+        column = self._columns[number // parts].view(dtype)
+        rows = column.view(-1, *shape)
+        first = number % parts * apart
+        part = rows[first : len(rows) - (parts - 1) * apart + first]
+        return part if part.device.type == "meta" else torch.from_dlpack(part)
+
+
+def paged_caches(
+    config: Plamo2Config,
+    pages: Pages,
+    block_size: int,
+    weight: Tensor,
+    state_dtype: torch.dtype,
+) -> Sequence[LayerCache]:
+    """The memory of each layer, filled with zeros.
+
+    Args:
+        weight: of the model: its dtype and device are those of keys, values and convolutions.
+
+    Raises:
+        EngineError: the pages were made for a model of another shape.
+    """
+    shape, device, dtype = pages.shape, weight.device, weight.dtype
+    heads, size = config.mamba_num_heads, config.hidden_size_per_head
+    state = (heads, size, config.mamba_d_state)
+    past = (config.mamba_inner_size, config.mamba_d_conv - 1)
+    block = (block_size, config.num_key_value_heads, size)
+    columns = Columns(shape.columns, pages.num_pages * shape.column_bytes, device)
+    num_beside = len(config.layers_of("mamba")) and shape.columns
+    beside = Columns(num_beside, pages.num_pages * shape.beside_bytes // shape.columns, device)
+    for kind, use in shape.uses.items():
+        place, its = (state, state_dtype) if kind == "mamba" else (block, dtype)
+        if torch.Size(place).numel() * its.itemsize * use.pitch != shape.column_bytes:
+            raise EngineError(f"pages of {shape.column_bytes:,} bytes do not fit {kind} places")
+    caches: list[LayerCache] = []
+    for kind in config.layer_kinds:
+        use = shape.uses[kind]
+        if kind == "mamba":
+            conv = beside.view(kind, use.parts, 1, past, dtype)
+            caches.append(MambaCache(conv, columns.view(kind, use.parts, 1, state, state_dtype)))
+        else:
+            both = [columns.view(kind, use.parts, use.count, block, dtype) for _ in range(2)]
+            caches.append(AttentionCache(*both))
+    return tuple(caches)
