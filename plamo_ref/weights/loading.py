@@ -5,7 +5,8 @@ what can be folded into a weight (norm offsets, -exp(A_log)) is folded here and 
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,11 +17,14 @@ from plamo_ref.kernels.ssm.twin import ScanParams
 from plamo_ref.kernels.table import Kernels
 from plamo_ref.linear import Linear
 from plamo_ref.model import Attention, Layer, Mamba, Plamo2Model
+from plamo_ref.quantization.quantize import stored
+from plamo_ref.quantization.schemes import SCHEMES
 from plamo_ref.weights.checkpoint import Checkpoint
 
 PRE_OFFSET, POST_MIXER_OFFSET, POST_MLP_OFFSET = 1.0, 1 / 5, 1 / 5**1.5
 
-Reader = Callable[[str], Tensor]  # a tensor's name → the tensor, cast and on its device
+# A tensor's name → the tensor, cast and on its device; of a product also a `QuantizedWeight`.
+Reader = Callable[[str], Any]
 
 
 def load_model(
@@ -30,10 +34,16 @@ def load_model(
     dtype: torch.dtype,
     device: torch.device,
     progress: bool = False,
+    quantization: str | None = None,
 ) -> Plamo2Model:
-    """Read a checkpoint into a `Plamo2Model`."""
-    tensors = dict(checkpoint.tensors(dtype=dtype, device=device, progress=progress))
-    return build_model(checkpoint.config, tensors.__getitem__, ops)
+    """Read a checkpoint into a `Plamo2Model`, whose products are quantized as they come."""
+    scheme = SCHEMES[quantization] if quantization else None
+    config = replace(checkpoint.config, quantization=quantization)
+    weights: dict[str, Any] = {}
+    for name, tensor in checkpoint.tensors(dtype=dtype, device=device, progress=progress):
+        weights[name] = stored(tensor, name, scheme)
+        del tensor  # before the next one is read
+    return build_model(config, weights.__getitem__, ops)
 
 
 @dataclass(frozen=True)
@@ -41,9 +51,16 @@ class StoredWeights:
     """A loader of a checkpoint's model."""
 
     checkpoint: Checkpoint
+    quantization: str | None = None
+
+    @property
+    def config(self) -> Plamo2Config:
+        """Of the model that is loaded."""
+        return replace(self.checkpoint.config, quantization=self.quantization)
 
     def __call__(self, ops: Kernels, dtype: torch.dtype, device: torch.device) -> Plamo2Model:
-        return load_model(self.checkpoint, ops, dtype=dtype, device=device)
+        place = {"dtype": dtype, "device": device}
+        return load_model(self.checkpoint, ops, **place, quantization=self.quantization)  # type: ignore[arg-type]
 
 
 def build_model(config: Plamo2Config, read: Reader, ops: Kernels) -> Plamo2Model:

@@ -10,11 +10,19 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from plamo_ref.bench.kernels.dense_cases import linear_cases, norm_cases, selection_cases
+from plamo_ref.bench.kernels.dense_cases import (
+    linear_cases,
+    norm_cases,
+    quantized_cases,
+    selection_cases,
+)
 from plamo_ref.bench.kernels.parts import SMALL, Case, Maker, Shape
 from plamo_ref.kernels.rope.twin import rope_tables
 from plamo_ref.kernels.sample.twin import kept_weights
 from plamo_ref.kernels.ssm.twin import ScanInputs, ScanParams
+
+# Of SMALL's shapes: each scheme once, the others in tests of their own.
+FEW_SCHEMES = (("fp8",), ("int8",), ("int4",), ("fp8_weight_only",), ("int4",))
 
 
 def qk_case(make: Maker, shape: Shape, tokens: int, parts: int = 0) -> Case:
@@ -237,6 +245,7 @@ def small_cases(device: torch.device, dtype: torch.dtype) -> Iterator[Case]:
         cases = [
             *norm_cases(make, shape, 3),
             *linear_cases(make, shape, 1 if index else 19),
+            *quantized_cases(make, shape, 1 if index else 19, FEW_SCHEMES[index]),
             *selection_cases(make, shape, 3),
             rope_case(make, shape, 3),
             qk_case(make, shape, 3),
@@ -267,6 +276,7 @@ def model_cases(device: torch.device, dtype: torch.dtype, shape: Shape) -> Itera
     for tokens in (1, 128, 2048):
         yield from norm_cases(make, shape, tokens)
         yield from linear_cases(make, shape, tokens)
+        yield from quantized_cases(make, shape, tokens)
         yield from selection_cases(make, shape, tokens)
         yield rope_case(make, shape, tokens)
         yield qk_case(make, shape, tokens)
