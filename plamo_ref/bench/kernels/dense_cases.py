@@ -12,6 +12,9 @@ from plamo_ref.kernels.ssm.selection import SelectionParams
 from plamo_ref.quantization.quantize import quantize
 from plamo_ref.quantization.schemes import SCHEMES
 
+# Of SMALL's shapes: each scheme once, the others in tests of their own.
+FEW = ("fp8", "int8", "int4", "fp8_weight_only", "int4")
+
 
 def norm_cases(make: Maker, shape: Shape, tokens: int) -> Iterator[Case]:
     item, size = make.dtype.itemsize, shape.hidden
