@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from plamo_ref.intake.config_values import ConfigError, check_layer_types, check_values, fields_of
 from plamo_ref.intake.json_files import read_object
+from plamo_ref.intake.quantization_config import scheme_of
 from plamo_ref.quantization.schemes import stored_bytes
 
 __all__ = ["ConfigError", "LayerKind", "Plamo2Config"]
@@ -86,6 +87,7 @@ class Plamo2Config:
             config = cls(**given)
         except ConfigError as error:
             raise ConfigError(str(error).replace("config.json", where, 1)) from None
+        config = replace(config, quantization=scheme_of(data.get("quantization_config"), where))
         check_layer_types(data.get("layer_types"), config.layer_kinds, where)
         positions = max(MIN_MAX_POSITION, config.max_position_embeddings)
         return replace(config, max_position_embeddings=positions)

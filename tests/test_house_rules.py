@@ -36,7 +36,7 @@ MAY_IMPORT = {
     },  # whole-batch operations take the batch
     "linear": {"kernels", "quantization"},
     "model": {"config", "batch", "kernels", "linear"},
-    "intake": {"errors", "config", "sampling", "grammar"},
+    "intake": {"errors", "config", "sampling", "grammar", "quantization"},
     "text": {"errors", "intake", "sampling"},
     "grammar": {"errors", "text"},
     "chat": {"errors", "intake", "sampling", "text"},

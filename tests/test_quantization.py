@@ -169,6 +169,7 @@ class Watched:
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self.config, self.most, self._checkpoint = checkpoint.config, 0, checkpoint
+        self.packed = checkpoint.packed
         self._alive: dict[int, int] = {}
 
     def tensors(self, **how):

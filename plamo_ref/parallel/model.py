@@ -27,7 +27,7 @@ from plamo_ref.quantization.schemes import SCHEMES, is_quantized
 from plamo_ref.quantization.weight import Activations, QuantizedWeight, Weight
 from plamo_ref.weights.checkpoint import READERS
 from plamo_ref.weights.device import read_ahead
-from plamo_ref.weights.loading import Reader, StoredWeights, build_model
+from plamo_ref.weights.loading import Reader, StoredWeights, as_packed, build_model
 from plamo_ref.weights.random import random_reader
 
 Part = TypeVar("Part", bound=Attention | Mamba | Layer)
@@ -88,6 +88,17 @@ def load_stored(
         if is_quantized(name, config.tensor_shapes[name], scheme):
             return checkpoint.read(name)
         return own_part(config, name, group, lambda index: checkpoint.read_slice(name, index))
+
+    if checkpoint.packed:
+        whole = as_packed(checkpoint, dtype, device)
+
+        def packed(name: str) -> Weight:
+            weight = whole(name)
+            if isinstance(weight, QuantizedWeight):
+                return own_rows_or_columns(config, name, group, weight)
+            return own_part(config, name, group, weight.__getitem__).clone()
+
+        return assemble(config, packed, group, ops)
 
     def kept(name: str, tensor: Tensor) -> Weight:
         if is_quantized(name, config.tensor_shapes[name], scheme):
