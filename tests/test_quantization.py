@@ -5,12 +5,14 @@ never in memory twice; every way to the same model computes the same.
 """
 
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
 import torch
 
 from plamo_ref import LLM, SamplingParams
+from plamo_ref.batch import Room
 from plamo_ref.bench.shapes import SHAPES
 from plamo_ref.engine.config import EngineConfig, EngineError
 from plamo_ref.engine.fast.dry_run import dry_run
@@ -20,7 +22,7 @@ from plamo_ref.intake.hub import find
 from plamo_ref.kernels.choice import TORCH
 from plamo_ref.kernels.linear.quantized import quantize_tokens
 from plamo_ref.linear import Linear
-from plamo_ref.parallel.model import load_random, load_stored, own_rows_or_columns
+from plamo_ref.parallel.model import AddedLinear, load_random, load_stored, own_rows_or_columns
 from plamo_ref.proof.lab import lab_config
 from plamo_ref.proof.ranks import Meeting, ThreadGroup
 from plamo_ref.quantization.quantize import dequantize, pack, quantize, unpack
@@ -237,12 +239,14 @@ def test_an_engine_computes_what_the_dequantized_model_computes(name, tmp_path):
     assert got.outputs[0].token_ids == truth.outputs[0].token_ids
 
 
-def test_dummy_weights_are_quantized_too_and_their_kernels_are_foreseen():
+def test_dummy_weights_are_quantized_too_and_their_kernels_are_foreseen(monkeypatch):
     engine = EngineConfig(load_format="dummy", quantization="int4", max_num_seqs=2)
     source = open_source(find("tiny"), *engine.source)
     assert source.config.quantization == "int4"
     model = source.load(TORCH, torch.bfloat16, CPU)
     assert isinstance(model.layers[0].down_proj.weight, QuantizedWeight)
+    one = Room(1, 0, 0, (("sliding_window", 1), ("full", 1)))
+    monkeypatch.setattr("plamo_ref.engine.fast.dry_run.rooms", lambda *_: [one])
     small = EngineConfig(max_num_seqs=1, max_num_batched_tokens=2, quantization="fp8")
     seen = []
 
@@ -297,6 +301,25 @@ def test_a_rank_of_a_stored_model_has_the_scales_of_whole_rows():
     assert torch.equal(
         torch.cat(parts, 1), dequantize(whole.layers[1].down_proj.weight, torch.float64)
     )
+
+
+@pytest.mark.parametrize("name", SCHEMES)
+def test_ranks_that_share_the_columns_compute_what_one_process_does(name):
+    """Activations too: a token's scale is that of its whole row, of which a rank sees a half."""
+    weight = quantize(noise(40, 256), SCHEMES[name])
+    x = noise(5, 256, seed=4)
+    x[2, 200] = 50  # the largest number of a row is on one rank alone
+    truth, meeting = Linear(weight, TORCH)(x), Meeting(2)
+
+    def rank(number: int) -> torch.Tensor:
+        columns = slice(number * 128, number * 128 + 128)
+        own = weight.part((slice(None), columns))
+        linear = AddedLinear(own, TORCH, ThreadGroup(meeting, number))
+        return torch.stack((linear(x[:, columns]), linear.parts(x[:, columns])[0]))
+
+    with ThreadPoolExecutor(2) as pool:
+        for found in pool.map(rank, range(2)):
+            torch.testing.assert_close(found, truth.expand(2, -1, -1), rtol=1e-10, atol=1e-10)
 
 
 def test_a_cut_through_a_group_is_refused():
