@@ -160,6 +160,8 @@ def test_a_smaller_model_leaves_more_seats():
     config = replace(SHAPES["8b"], quantization="int4")
     int4 = plan_device(config, engine, memory, torch.bfloat16)
     assert int4.max_num_seqs > 2 * bf16.max_num_seqs
+    assert any("products as int4 (quantization)" in reason for reason in int4.reasons)
+    assert not any("quantization" in reason for reason in bf16.reasons)
     assert 0.26 < config.weight_bytes() / SHAPES["8b"].weight_bytes() < 0.4
 
 
