@@ -93,7 +93,7 @@ def weight_bytes_per_step(config: Plamo2Config, itemsize: int = 2) -> int:
     All of them; an untied embedding table is looked up by rows, which is nothing beside the rest.
     """
     unread = 0 if config.tie_word_embeddings else config.vocab_size * config.hidden_size
-    return (config.num_parameters - unread) * itemsize
+    return config.weight_bytes(itemsize) - unread * itemsize
 
 
 def decode_bytes(config: Plamo2Config, length: int, itemsize: int = 2, batch: int = 1) -> int:

@@ -13,6 +13,8 @@ from typing import Any, Literal
 
 from plamo_ref.intake.config_values import ConfigError, check_layer_types, check_values, fields_of
 from plamo_ref.intake.json_files import read_object
+from plamo_ref.intake.quantization_config import scheme_of
+from plamo_ref.quantization.schemes import stored_bytes
 
 __all__ = ["ConfigError", "LayerKind", "Plamo2Config"]
 
@@ -55,6 +57,7 @@ class Plamo2Config:
     bos_token_id: int | None = 1
     eos_token_id: int | tuple[int, ...] | None = 2  # a list of them: each ends a text
     pad_token_id: int | None = None
+    quantization: str | None = None  # the scheme by which products are stored on the device
 
     def __post_init__(self) -> None:
         check_values(self)
@@ -78,11 +81,13 @@ class Plamo2Config:
         """
         if not isinstance(data, Mapping):
             raise ConfigError(f"{where}: expected a JSON object, found {type(data).__name__}")
-        given = fields_of(data, [f.name for f in fields(cls)], where)
+        names = [f.name for f in fields(cls) if f.name != "quantization"]
+        given = fields_of(data, names, where)
         try:
             config = cls(**given)
         except ConfigError as error:
             raise ConfigError(str(error).replace("config.json", where, 1)) from None
+        config = replace(config, quantization=scheme_of(data.get("quantization_config"), where))
         check_layer_types(data.get("layer_types"), config.layer_kinds, where)
         positions = max(MIN_MAX_POSITION, config.max_position_embeddings)
         return replace(config, max_position_embeddings=positions)
@@ -100,6 +105,7 @@ class Plamo2Config:
     def to_dict(self) -> dict[str, Any]:
         """The config.json of this model, with the names other engines look for."""
         data = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+        del data["quantization"]
         if self.model_max_length is None:
             del data["model_max_length"]
         return data | {
@@ -212,6 +218,11 @@ class Plamo2Config:
     @cached_property
     def num_parameters(self) -> int:
         return sum(math.prod(shape) for shape in self.tensor_shapes.values())
+
+    def weight_bytes(self, itemsize: int = 2) -> int:
+        """Bytes of all weights on the device; `itemsize` of those that are not quantized."""
+        shapes = self.tensor_shapes.items()
+        return sum(stored_bytes(n, shape, itemsize, self.quantization) for n, shape in shapes)
 
     def kv_bytes_per_token(self, kind: LayerKind, itemsize: int = 2) -> int:
         """Bytes of keys and values that one token adds to all layers of attention group `kind`."""

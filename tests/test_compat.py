@@ -77,7 +77,7 @@ def test_what_changes_nothing_is_accepted_with_one_line(caplog):
         ({"data_parallel_size": True}, "start several servers"),
         ({"tensor_parallel_size": 0}, "tensor_parallel_size must be 1 or more"),
         ({"tensor_parallel_size": True}, "tensor_parallel_size must be an integer, 1 or more"),
-        ({"quantization": "awq"}, "weights are used as they are"),
+        ({"quantization": "awq"}, 'quantization must be "fp8", .*"int4"'),
         ({"tokenizer": "other/model"}, "tokenizer is the checkpoint's own"),
         ({"enable_lora": True}, "merge them into the checkpoint"),
         ({"compilation_config": 3}, "compile_sizes"),
@@ -267,7 +267,7 @@ def served(monkeypatch, *options: str) -> tuple[AsyncLLM | None, str, int]:
 
 def test_serve_takes_vllms_options_after_it_has_said_where_it_listens(monkeypatch):
     options = "--trust-remote-code --tensor-parallel-size 1 --tokenizer tiny --enforce-eager"
-    llm, said, code = served(monkeypatch, *options.split(), "--quantization", "None")
+    llm, said, code = served(monkeypatch, *options.split())
     assert code == 0
     first, notice = said.splitlines()
     assert first == "listening on here"
@@ -279,7 +279,10 @@ def test_serve_takes_vllms_options_after_it_has_said_where_it_listens(monkeypatc
 
 @pytest.mark.parametrize(
     ("option", "value", "cure"),
-    [("data-parallel-size", "2", "start several servers"), ("quantization", "awq", "as they are")],
+    [
+        ("data-parallel-size", "2", "start several servers"),
+        ("kv-cache-dtype", "fp8", "dtype of the act"),
+    ],
 )
 def test_serve_names_what_it_cannot_have(monkeypatch, option, value, cure):
     _, said, code = served(monkeypatch, f"--{option}", value)

@@ -21,6 +21,7 @@ FIELDS = {field.name: field for field in dataclasses.fields(EngineConfig)}
 # What nobody would get by leaving the option out, and what is written for it.
 OTHER: dict[str, tuple[list[str], Any]] = {
     "load_format": (["--load-format", "dummy"], "dummy"),
+    "quantization": (["--quantization", "int8"], "int8"),
     "dtype": (["--dtype", "float64"], "float64"),
     "device": (["--device", "cuda:1"], "cuda:1"),
     "tensor_parallel_size": (["--tensor-parallel-size", "2"], 2),

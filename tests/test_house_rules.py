@@ -17,25 +17,31 @@ MAX_FUNCTION, MAX_TRITON = 50, 120  # lines; a Triton kernel is one function, an
 
 # Which shelves a shelf may import, besides itself. A shelf is a module or folder of the package.
 TEXT_TO_TEXT = {
-    *("errors", "config", "batch", "budget", "linear", "model"),
+    *("errors", "config", "batch", "budget", "linear", "model", "quantization"),
     *("intake", "text", "weights", "sampling", "grammar", "chat", "kernels"),
     *("engine", "engine.memory", "engine.scheduling"),
 }
 OVER_THE_ENGINE = TEXT_TO_TEXT | {"reference"}
 MAY_IMPORT = {
     "errors": set(),
-    "config": {"errors", "intake"},
+    "quantization": set(),
+    "config": {"errors", "intake", "quantization"},
     "batch": {"config"},
     "budget": {"config"},
-    "kernels": {"errors", "config", "batch"},  # whole-batch operations take the batch
-    "linear": {"kernels"},
+    "kernels": {
+        "errors",
+        "config",
+        "batch",
+        "quantization",
+    },  # whole-batch operations take the batch
+    "linear": {"kernels", "quantization"},
     "model": {"config", "batch", "kernels", "linear"},
-    "intake": {"errors", "config", "sampling", "grammar"},
+    "intake": {"errors", "config", "sampling", "grammar", "quantization"},
     "text": {"errors", "intake", "sampling"},
     "grammar": {"errors", "text"},
     "chat": {"errors", "intake", "sampling", "text"},
     "sampling": {"errors", "intake", "grammar", "kernels"},
-    "weights": {"errors", "config", "intake", "kernels", "linear", "model"},
+    "weights": {"errors", "config", "intake", "kernels", "linear", "model", "quantization"},
     # `test_book.py` says who: build.py alone
     "engine": TEXT_TO_TEXT | {"engine.fast", "parallel"},
     "engine.memory": {"errors", "config", "engine"},

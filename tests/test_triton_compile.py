@@ -21,10 +21,14 @@ from torch import Tensor
 
 from plamo_ref.bench.kernels.parts import MODELS, Shape
 from plamo_ref.kernels.choice import triton_table
+from plamo_ref.kernels.linear.triton_dequantize import dequantize
 from plamo_ref.kernels.sample.twin import KNOBS
 from plamo_ref.kernels.ssm.selection import SelectionParams
 from plamo_ref.kernels.ssm.twin import ScanInputs, ScanParams
 from plamo_ref.kernels.table import Kernels
+from plamo_ref.quantization.quantize import quantize
+from plamo_ref.quantization.schemes import SCHEMES
+from plamo_ref.quantization.weight import FP8, QuantizedTokens
 
 triton = pytest.importorskip("triton")
 if os.environ.get("TRITON_INTERPRET") == "1":
@@ -70,6 +74,8 @@ def calls(table: Kernels, shape: Shape, dtype: torch.dtype) -> Iterator[Callable
             yield lambda t=t: table.linear(x(t, hidden), x(2 * channels, hidden))
             yield lambda t=t: table.linear(x(t, hidden), x(shape.vocabulary, hidden))
             yield lambda t=t: table.linear_parts(x(t, channels), x(hidden // 16 + 128, channels))
+            if dtype == BF16:
+                yield from quantized_calls(table, shape, t)
         params = SelectionParams(
             x(shape.state), x(shape.state), x(256), x(shape.mamba_heads, 256), eps=1e-6
         )
@@ -115,6 +121,27 @@ def calls(table: Kernels, shape: Shape, dtype: torch.dtype) -> Iterator[Callable
             yield lambda t=tokens, s=states: table.scan_prefill(*scan(shape, t, dtype), s, *where)
 
 
+def quantized_calls(table: Kernels, shape: Shape, tokens: int) -> Iterator[Callable[[], Any]]:
+    """Products with a weight of each kind, and what stands around them."""
+    hidden, gate_up = shape.hidden, empty(2 * shape.intermediate, shape.hidden)
+    x = empty(tokens, hidden)
+    if tokens > 128:
+        yield lambda: table.quantize_tokens(x)
+    for scheme in ("fp8", "fp8_weight_only", "int8", "int4"):
+        weight = quantize(gate_up, SCHEMES[scheme])
+        given = x
+        if weight.quantized_activations:
+            given = QuantizedTokens(
+                empty(tokens, hidden, dtype=FP8), empty(tokens, dtype=F32), BF16
+            )
+        if tokens in (8, 128):
+            yield lambda g=given, w=weight: table.quantized_linear_parts(g, w)
+        if tokens <= 128:
+            yield lambda g=given, w=weight: table.quantized_linear_swiglu(g, w)
+        else:
+            yield lambda w=weight: dequantize(w, BF16)
+
+
 def scan(shape: Shape, tokens: int, dtype: torch.dtype) -> tuple[ScanInputs, ScanParams]:
     heads, size = shape.mamba_heads, shape.size
     gate = empty(tokens, heads, 2, size, dtype=dtype)[:, :, 0]
@@ -146,6 +173,9 @@ def launches(shape: Shape, dtype: torch.dtype, capability: int = 90) -> tuple[La
         patch.setattr(
             "plamo_ref.kernels.ssm.triton_plan.before_hopper", lambda device: capability < 90
         )
+        patch.setattr(
+            "plamo_ref.kernels.linear.triton_numbers.knows_fp8", lambda device: capability >= 89
+        )
         for module in modules:
             if hasattr(module, "launch"):
                 patch.setattr(module, "launch", record)
@@ -158,6 +188,8 @@ TYPES = {
     BF16: "*bf16",
     torch.int32: "*i32",
     F32: "*fp32",
+    FP8: "*fp8e4nv",
+    torch.int8: "*i8",
     torch.int64: "*i64",
     torch.uint8: "*u8",
     torch.float64: "*fp64",
@@ -265,6 +297,9 @@ REGISTERS = {
     "rms_norm_kernel": 48,
     "add_norm_kernel": 64,
     "linear_kernel": 200,
+    "quantized_linear_kernel": 255,
+    "quantize_tokens_kernel": 48,
+    "dequantize_kernel": 64,
     "selection_kernel": 216,
     "swiglu_kernel": 40,
     "qk_norm_rope_kernel": 56,
@@ -301,6 +336,8 @@ def test_published_shapes_compile_without_spills(shape, capability, compiler):
             assert used.spills <= 12, where  # with one stage there are none, and it is 8 % slower
         elif (name, capability, triton.__version__[:3]) == ("prefill_kernel", 80, "3.6"):
             assert used.spills <= 12, where  # this pair of versions alone; 3.7 on: none
+        elif (name, capability) == ("quantized_linear_kernel", 80) and launch.constants["SWIGLU"]:
+            assert used.spills <= 64, where  # two accumulators and a weight in registers
         else:
             assert (used.spills, used.stack) == (0, 0), where
         assert used.registers <= REGISTERS[name], where
@@ -339,6 +376,8 @@ def test_float32_compiles_with_few_spills(compiler):
         ("add_norm_kernel", 90, "ld.global.v4"),  # 16 bytes at a time
         ("state_update_kernel", 90, "ld.global.v4"),
         ("swiglu_kernel", 90, "ld.global.v4"),
+        ("quantized_linear_kernel", 90, "wgmma.mma_async"),
+        ("quantize_tokens_kernel", 90, "ld.global.v4"),
     ],
 )
 def test_kernels_use_the_instructions_they_are_written_for(
@@ -360,6 +399,23 @@ def test_keys_travel_while_earlier_ones_are_multiplied(kernel, capability, compi
             ptx = compiler(launch, capability).ptx
             waits = [int(n) for n in re.findall(r"cp\.async\.wait_group\s+(\d+)", ptx)]
             assert max(waits) >= 2, f"waits that leave {waits} copies under way"
+
+
+def test_a_quantized_weight_becomes_numbers_in_registers(compiler):
+    """Its bytes are in shared memory once, as they came: nothing is written there by a program,
+    and int4 becomes bfloat16 in groups of four."""
+    seen = set()
+    for launch in launches(MODELS[0], BF16):
+        if (
+            launch.kernel.__name__ == "quantized_linear_kernel"
+            and launch.constants["BLOCK_T"] == 16
+        ):
+            ptx, kind = compiler(launch, 90).ptx, launch.constants["FORMAT"]
+            assert "st.shared" not in ptx
+            assert ("prmt.b32" in ptx) == (kind != "fp8")
+            assert ("e4m3" in ptx) == (kind == "fp8")
+            seen.add((kind, launch.constants["IN_FP8"]))
+    assert seen == {("fp8", True), ("fp8", False), ("int8", False), ("int4", False)}
 
 
 def test_a_spill_would_be_noticed(compiler):

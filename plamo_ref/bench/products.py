@@ -1,7 +1,8 @@
 """The products with the weights alone: what a step costs in which nothing else happens.
 
-Invariant: every projection of the model once, with the library's own product; for a few tokens on
-a GPU in one recorded graph, so that no launch is waited for. It is a comparison, not a floor: an
+Invariant: every projection of the model once, with the library's own product, or the engine's if
+the weight is quantized; for a few tokens on a GPU in one recorded graph, so that no launch is
+waited for. It is a comparison, not a floor: an
 engine whose own products are faster than the library's can be below it.
 """
 
@@ -10,15 +11,15 @@ from dataclasses import fields
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 
 from plamo_ref.bench.kernels.ceilings import median_seconds
 from plamo_ref.kernels.ssm.selection import SelectionParams
 from plamo_ref.linear import Linear
 from plamo_ref.model import Plamo2Model
+from plamo_ref.quantization.weight import QuantizedWeight, Weight
 
 
-def projections(model: Plamo2Model) -> Iterator[Tensor]:
+def projections(model: Plamo2Model) -> Iterator[Weight]:
     """The weights [out, in] of all layers, in the order of a step, without the last one."""
     for layer in model.layers:
         for part in (layer.mixer, layer):
@@ -31,13 +32,17 @@ def projections(model: Plamo2Model) -> Iterator[Tensor]:
 def time_products(model: Plamo2Model, tokens: int, *, head: bool) -> float:
     """Seconds for the products of a step with so many tokens; `head`: logits of each of them."""
     weights = list(projections(model)) + ([model.lm_head.weight] if head else [])
-    device, dtype = weights[0].device, weights[0].dtype
+    device, dtype = model.embedding.device, model.embedding.dtype
     widths = {weight.shape[1] for weight in weights}
     inputs = {n: torch.randn(tokens, n, device=device).to(dtype) for n in widths}
 
     def step() -> None:
         for weight in weights:
-            F.linear(inputs[weight.shape[1]], weight)
+            x = inputs[weight.shape[1]]
+            if isinstance(weight, QuantizedWeight):
+                Linear(weight, model.ops)(x)
+            else:
+                F.linear(x, weight)
 
     if device.type != "cuda" or not head:
         return median_seconds(step, device)

@@ -4,6 +4,7 @@ Invariant: random weights have the shape, dtype and memory of real ones; only th
 """
 
 import gc
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -36,9 +37,9 @@ def open_model(
 ) -> tuple[Plamo2Config, ModelLoader]:
     """A checkpoint, or, with `shape`, one of SHAPES with random weights; not yet loaded."""
     if shape is not None:
-        config = SHAPES[shape]
+        config = replace(SHAPES[shape], quantization=engine.quantization)
         return config, RandomWeights(config)
-    source = open_source(find(model), engine.load_format)
+    source = open_source(find(model), *engine.source)
     return source.config, source.load
 
 

@@ -24,7 +24,7 @@ HELP = "/reset forgets the conversation, /quit or Ctrl-D ends it, Ctrl-C stops a
 @click.command()
 @options.model_options
 @options.sampling_options
-@engine_options("dtype", "device")
+@engine_options("dtype", "quantization", "device")
 @click.option(
     "--chat-template",
     metavar="NAME|FILE",
@@ -36,6 +36,7 @@ def chat(
     revision: str | None,
     offline: bool,
     dtype: str,
+    quantization: str | None,
     device: str,
     chat_template: str | None,
     system: str | None,
@@ -48,7 +49,8 @@ def chat(
 
     params = options.sampling_params(sampling)
     folder = find(model, revision=revision, offline=offline)
-    llm = LLM(model, revision=revision, offline=offline, dtype=dtype, device=device)
+    engine: dict[str, Any] = {"dtype": dtype, "quantization": quantization, "device": device}
+    llm = LLM(model, revision=revision, offline=offline, **engine)
     template = load_template(folder, chat_template, llm.tokenizer)
     if template is None:
         raise click.UsageError(

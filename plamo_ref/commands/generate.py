@@ -17,7 +17,7 @@ from plamo_ref.commands._engine_options import engine_options
 @options.model_options
 @click.option("--prompt", required=True, metavar="TEXT", help="The text; - reads it from stdin.")
 @options.sampling_options
-@engine_options("dtype", "device")
+@engine_options("dtype", "quantization", "device")
 @click.option("--echo", is_flag=True, help="Print the prompt before its continuation.")
 @click.option("--stats", is_flag=True, help="Print token counts and speeds on stderr.")
 def generate(
@@ -26,6 +26,7 @@ def generate(
     offline: bool,
     prompt: str,
     dtype: str,
+    quantization: str | None,
     device: str,
     echo: bool,
     stats: bool,
@@ -37,7 +38,8 @@ def generate(
     text = options.read_prompt(prompt)
     params = options.sampling_params(sampling)
     started = time.perf_counter()
-    llm = LLM(model, revision=revision, offline=offline, dtype=dtype, device=device)
+    engine: dict[str, Any] = {"dtype": dtype, "quantization": quantization, "device": device}
+    llm = LLM(model, revision=revision, offline=offline, **engine)
     prompt_ids = llm.tokenizer.encode(text)
     loaded = time.perf_counter()
     if echo:

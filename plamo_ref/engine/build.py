@@ -16,7 +16,7 @@ from plamo_ref.engine.config import EngineConfig, EngineError
 from plamo_ref.engine.core import EngineCore
 from plamo_ref.engine.memory.planner import MemoryPlan, cache_budget, plan_memory
 from plamo_ref.engine.runner import ModelRunner
-from plamo_ref.kernels.choice import can_overlap, select
+from plamo_ref.kernels.choice import can_overlap, check_scheme, select
 from plamo_ref.kernels.table import Kernels
 from plamo_ref.model import Plamo2Model
 
@@ -52,6 +52,7 @@ def build_runner(
     dtype = engine.resolve_dtype(device)
     state_dtype = engine.resolve_state_dtype(dtype)
     ops = select(engine.kernels, device=device, dtype=dtype, pdl=engine.pdl and can_overlap(device))
+    check_scheme(model.quantization, ops, device)
     compiled: Future[None] | None = None
     if engine.precompile and ops.name == "triton" and device.type == "cuda":
         from plamo_ref.engine.fast.dry_run import dry_run

@@ -27,6 +27,7 @@ from plamo_ref.intake.values import (
 )
 from plamo_ref.intake.vllm_names import ENGINE, speaks_vllm
 from plamo_ref.kernels.names import KernelChoice
+from plamo_ref.quantization.schemes import SCHEMES
 
 if TYPE_CHECKING:
     import torch
@@ -56,6 +57,9 @@ class EngineConfig:
         "auto",
         "Of weights and activations; auto: bfloat16 on a GPU, else float32.",
         choices=("auto", *DTYPES),
+    )
+    quantization: str | None = knob(
+        None, "Store products in fewer bytes; default: as the folder does.", choices=tuple(SCHEMES)
     )
     device: str = knob("auto", "cpu, cuda, cuda:1 …; auto: a GPU if there is one.")
     tensor_parallel_size: int = knob(1, "Processes, each with a GPU, that share the model's heads.")
@@ -149,6 +153,11 @@ class EngineConfig:
         """Processes that share the model."""
         return self.tensor_parallel_size * self.pipeline_parallel_size
 
+    @property
+    def source(self) -> tuple[str, str, str | None]:
+        """What `open_source` takes besides a folder."""
+        return self.load_format, self.generation_config, self.quantization
+
     @classmethod
     def of(cls, config: "EngineConfig | None", fields: Mapping[str, Any]) -> "EngineConfig":
         """Settings that are given as one object, or one by one.
@@ -231,6 +240,7 @@ _NO_HALF = " (float16 overflows in this model; a GPU without bfloat16, as the T4
 _KINDS: Mapping[str, Kind] = {
     "load_format": OneOf(("auto", "dummy"), other_names={"safetensors": "auto"}),
     "dtype": _Torchs(OneOf(_DTYPES, _NO_HALF, {"float": "float32"})),
+    "quantization": NoneFor(OneOf(tuple(SCHEMES))),
     "device": _Torchs(Text("'auto', 'cpu', 'cuda' or 'cuda:1'")),
     "tensor_parallel_size": NoneFor(_POSITIVE, EngineConfig.tensor_parallel_size),
     "pipeline_parallel_size": NoneFor(_POSITIVE, EngineConfig.pipeline_parallel_size),

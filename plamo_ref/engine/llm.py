@@ -71,7 +71,7 @@ class LLM:
         self.config = EngineConfig.of(config, engine)
         where = {"revision": revision, "cache_dir": cache_dir, "offline": offline}
         self._folder = folder = find_checked(EngineError, model=model, **where)
-        source = open_source(folder, self.config.load_format, self.config.generation_config)
+        source = open_source(folder, *self.config.source)
         self.model_config = source.config
         self.tokenizer = load_tokenizer(folder, source.config.vocab_size)
         self.stop_token_ids = source.stop_token_ids

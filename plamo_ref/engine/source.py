@@ -4,7 +4,7 @@ Invariant: whatever the weights are, the shape and the ids that end a text are t
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +29,15 @@ class ModelSource:
 
 
 def open_source(
-    folder: str | Path, load_format: str = "auto", generation_config: str = "auto"
+    folder: str | Path,
+    load_format: str = "auto",
+    generation_config: str = "auto",
+    quantization: str | None = None,
 ) -> ModelSource:
     """The model of `folder`. With `load_format="dummy"` it is what config.json says, and no more.
+
+    Args:
+        quantization: a scheme by which products are stored when they have been read.
 
     Raises:
         CheckpointError, ConfigError: the folder holds no PLaMo 2.
@@ -39,9 +45,11 @@ def open_source(
     folder = Path(folder)
     if load_format == "dummy":
         config = Plamo2Config.from_file(folder / CONFIG_FILE)
+        config = replace(config, quantization=quantization)
         load: ModelLoader = RandomWeights(config)
     else:
         checkpoint = Checkpoint.open(folder)
-        config, load = checkpoint.config, StoredWeights(checkpoint)
+        load = StoredWeights(checkpoint, quantization)
+        config = load.config
     told = GenerationFile.chosen(folder, config, load_format, generation_config)
     return ModelSource(folder, config, told.stop_token_ids, told.sampling, load)

@@ -45,6 +45,15 @@ class TensorEntry:
     file: Path
     shape: tuple[int, ...]
     code: str  # dtype as safetensors spells it: "F32"
+    name: str = ""  # in that file
+
+
+@dataclass(frozen=True)
+class PackedEntry:
+    """The tensors that stand for a quantized weight."""
+
+    values: TensorEntry
+    scale: TensorEntry
 
 
 def read_index(folder: Path) -> dict[str, str] | None:
@@ -86,11 +95,35 @@ def read_headers(folder: Path, index: Mapping[str, str] | None) -> dict[str, Ten
                     fail(path, name, f"it in {told}", "it here")
                 if told == file:
                     part = header.get_slice(name)
-                    found[name] = TensorEntry(path, tuple(part.get_shape()), part.get_dtype())
+                    found[name] = TensorEntry(path, tuple(part.get_shape()), part.get_dtype(), name)
     for name, file in (index or {}).items():
         if name not in found:
             fail(folder / file, name, f"the tensor, which {INDEX_FILE} puts here", "nothing")
     return found
+
+
+def take_packed(
+    found: dict[str, TensorEntry], shapes: Mapping[str, tuple[int, ...]]
+) -> dict[str, PackedEntry]:
+    """Put one entry, as of a plain weight, in the place of those that stand for a quantized one.
+
+    Raises:
+        CheckpointError: weights with a zero point or another order of columns.
+    """
+    packed = {}
+    for name in [n for n in shapes if f"{n}_scale" in found]:
+        for strange in ("zero_point", "g_idx"):
+            if f"{name}_{strange}" in found:
+                file = found[f"{name}_{strange}"].file
+                fail(file, f"{name}_{strange}", "a symmetric weight in its own order", "this")
+        scale, values = found.pop(f"{name}_scale"), found.pop(f"{name}_packed", None)
+        found.pop(f"{name}_shape", None)
+        values = found.get(name) if values is None else values
+        if values is None:
+            fail(scale.file, name, f"it or {name}_packed beside its scale", "neither")
+        packed[name] = PackedEntry(values, scale)
+        found[name] = TensorEntry(values.file, shapes[name], "BF16", name)
+    return packed
 
 
 def check_entries(listing: Path, found: Mapping[str, TensorEntry], config: Plamo2Config) -> None:

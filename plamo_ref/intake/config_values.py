@@ -87,7 +87,6 @@ FOREIGN: Mapping[str, Foreign] = {
     "final_logit_softcapping": _CAP,
     "time_step_limit": Foreign((), "PLaMo 2 does not clamp the time step"),
     "quantization": _QUANTIZED,
-    "quantization_config": _QUANTIZED,
 }
 
 ROPE_KEYS = ("rope_parameters", "rope_scaling")

@@ -61,7 +61,6 @@ _ONE_MODEL = "an engine has one copy of a model; for several, start several serv
 _NO_LORA = "adapters are not supported: merge them into the checkpoint"
 _TEXT_ONLY = "this engine is for text only"
 _NO_SPECULATION = "there is no speculative decoding"
-_WEIGHTS = "weights are used as they are; dtype and state_dtype say in what to compute"
 _DTYPE = "keys and values have the dtype of the activations"
 _NOT_SHARED = "tokens themselves are compared: enable_prefix_caching is the setting"
 _OWN = "the tokenizer is the checkpoint's own, whose files are in its folder"
@@ -81,7 +80,6 @@ ENGINE: Mapping[str, Rule] = {
     "enable_expert_parallel": only(False, cure=_ONE_MODEL),
     "distributed_executor_backend": only("mp", "uni", cure="ranks are processes of one machine"),
     "disable_custom_all_reduce": ignored("there is none"),
-    "quantization": missing(_WEIGHTS),
     "kv_cache_dtype": only("auto", cure=_DTYPE),
     "calculate_kv_scales": only(False, cure=_DTYPE),
     "tokenizer": missing(_OWN),

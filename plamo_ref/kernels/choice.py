@@ -12,6 +12,7 @@ import torch
 from plamo_ref.kernels.attention import twin as paged_attention
 from plamo_ref.kernels.conv import twin as conv
 from plamo_ref.kernels.errors import KernelError
+from plamo_ref.kernels.linear import quantized
 from plamo_ref.kernels.linear import twin as linear
 from plamo_ref.kernels.names import KernelChoice
 from plamo_ref.kernels.norm import twin as norm
@@ -20,6 +21,7 @@ from plamo_ref.kernels.sample import twin as sample
 from plamo_ref.kernels.ssm import selection
 from plamo_ref.kernels.ssm import twin as ssm
 from plamo_ref.kernels.table import Table
+from plamo_ref.quantization.schemes import SCHEMES
 
 TORCH = Table(
     name="torch",
@@ -28,6 +30,10 @@ TORCH = Table(
     linear=linear.linear,
     linear_parts=linear.linear_parts,
     linear_swiglu=linear.linear_swiglu,
+    quantize_tokens=quantized.quantize_tokens,
+    quantized_linear=quantized.quantized_linear,
+    quantized_linear_parts=quantized.quantized_linear_parts,
+    quantized_linear_swiglu=quantized.quantized_linear_swiglu,
     selection=selection.selection,
     rope_tables=qk_norm_rope.rope_tables,
     qk_norm_rope_write=qk_norm_rope.qk_norm_rope_write,
@@ -52,6 +58,7 @@ def triton_table(*, pdl: bool = False) -> Table:
     from plamo_ref.kernels.conv import triton_prefill as triton_conv_prefill
     from plamo_ref.kernels.conv import triton_update as triton_conv
     from plamo_ref.kernels.linear import triton as triton_linear
+    from plamo_ref.kernels.linear import triton_dequantize, triton_quantized
     from plamo_ref.kernels.norm import triton as triton_norm
     from plamo_ref.kernels.rope import triton as triton_qk
     from plamo_ref.kernels.sample import triton as triton_sample
@@ -65,6 +72,10 @@ def triton_table(*, pdl: bool = False) -> Table:
         linear=partial(triton_linear.linear, pdl=pdl),
         linear_parts=partial(triton_linear.linear_parts, pdl=pdl),
         linear_swiglu=partial(triton_linear.linear_swiglu, pdl=pdl),
+        quantize_tokens=partial(triton_dequantize.quantize_tokens, pdl=pdl),
+        quantized_linear=partial(triton_quantized.quantized_linear, pdl=pdl),
+        quantized_linear_parts=partial(triton_quantized.quantized_linear_parts, pdl=pdl),
+        quantized_linear_swiglu=partial(triton_quantized.quantized_linear_swiglu, pdl=pdl),
         selection=partial(triton_selection.selection, pdl=pdl),
         rope_tables=partial(triton_qk.rope_tables, pdl=pdl),
         qk_norm_rope_write=partial(triton_qk.qk_norm_rope_write, pdl=pdl),
@@ -116,6 +127,22 @@ def select(
 def can_overlap(device: torch.device) -> bool:
     """Whether kernels there can overlap at their ends: programmatic launches came with Hopper."""
     return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0)
+
+
+def check_scheme(name: str | None, table: Table, device: torch.device) -> None:
+    """Whether the kernels there can multiply what a scheme of quantization stores.
+
+    Raises:
+        KernelError: they cannot; what can is named.
+    """
+    if name is None or table.name != "triton" or device.type != "cuda":
+        return
+    major, minor = torch.cuda.get_device_capability(device)
+    if SCHEMES[name].quantized_activations and (major, minor) < (8, 9):
+        raise KernelError(
+            f"quantization={name!r} multiplies in e4m3, which this GPU (sm_{major}{minor}) "
+            'does not have: take "fp8_weight_only", "int8" or "int4"'
+        )
 
 
 def _only_on_the_cache(own: Table) -> Table:

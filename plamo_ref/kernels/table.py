@@ -24,6 +24,7 @@ from plamo_ref.config import LayerKind
 from plamo_ref.kernels.errors import KernelError
 from plamo_ref.kernels.ssm.selection import SelectionParams
 from plamo_ref.kernels.ssm.twin import ScanInputs, ScanParams
+from plamo_ref.quantization.weight import Activations, QuantizedTokens, QuantizedWeight
 
 
 class Kernels(Protocol):
@@ -57,6 +58,21 @@ class Kernels(Protocol):
         """silu(gate) · up of the product with weight [2F, in], gate rows first → [T, F].
 
         Source: Shazeer, "GLU Variants Improve Transformer" (2020)."""
+
+    # The same with a quantized weight: each of its numbers is its scale times a few bits.
+
+    def quantize_tokens(self, x: Tensor, most: Tensor | None = None) -> QuantizedTokens:
+        """x [T, in] in e4m3 with a scale for each token. most: max |row| [T] float32, where x is a
+        part of the rows."""
+
+    def quantized_linear(self, x: Activations, weight: QuantizedWeight) -> Tensor:
+        """x [T, in], or as `quantize_tokens` leaves it, · weight [out, in]ᵀ → [T, out]."""
+
+    def quantized_linear_parts(self, x: Activations, weight: QuantizedWeight) -> Tensor:
+        """The same in parts: [parts, T, out]."""
+
+    def quantized_linear_swiglu(self, x: Activations, weight: QuantizedWeight) -> Tensor:
+        """silu(gate) · up of the product with weight [2F, in], gate rows first → [T, F]."""
 
     def selection(self, bcdt: Tensor, params: SelectionParams) -> tuple[Tensor, Tensor, Tensor]:
         """B, C [T, N] and dt [T, H] from bcdt [T, 2N + rank], or parts of it."""

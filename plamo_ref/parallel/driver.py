@@ -215,8 +215,8 @@ def most_tokens(engine: EngineConfig) -> int:
 def cut(load: Loader, group: Group) -> Loader:
     """A loader for what one rank has."""
     match load:
-        case StoredWeights(checkpoint):
-            return partial(load_stored, checkpoint, group)
+        case StoredWeights():
+            return partial(load_stored, load, group)
         case RandomWeights(config, seed):
             return partial(load_random, config, seed, group)
     raise _unreadable()
@@ -225,10 +225,11 @@ def cut(load: Loader, group: Group) -> Loader:
 def description(load: Loader) -> dict[str, Any]:
     """A loader for another process, in JSON's values."""
     match load:
-        case StoredWeights(checkpoint):
-            return {"folder": str(checkpoint.folder)}
+        case StoredWeights(checkpoint, scheme):
+            return {"folder": str(checkpoint.folder), "quantization": scheme}
         case RandomWeights(config, seed):
-            return {"config": config.to_dict(), "seed": seed}
+            told = {"seed": seed, "quantization": config.quantization}
+            return {"config": config.to_dict()} | told
     raise _unreadable()
 
 

@@ -40,6 +40,10 @@ class Group(Protocol):
         """The sum of everybody's `x`, on every rank; in its place."""
         ...
 
+    def most(self, x: Tensor) -> Tensor:
+        """The largest of everybody's `x`, element by element, on every rank; in its place."""
+        ...
+
     def gather(self, x: Tensor) -> Tensor:
         """Everybody's `x`, in the order of the ranks: [size, *x.shape], on every rank."""
         ...
@@ -121,6 +125,12 @@ class TorchGroup:
         if self.size > 1:
             with _together():
                 dist.all_reduce(x, group=self._own)
+        return x
+
+    def most(self, x: Tensor) -> Tensor:
+        if self.size > 1:
+            with _together():
+                dist.all_reduce(x, op=dist.ReduceOp.MAX, group=self._own)
         return x
 
     def gather(self, x: Tensor) -> Tensor:

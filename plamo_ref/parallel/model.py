@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from plamo_ref.config import Plamo2Config
+from plamo_ref.engine.config import EngineError
 from plamo_ref.kernels.choice import TORCH
 from plamo_ref.kernels.table import Kernels
 from plamo_ref.linear import Linear
@@ -21,9 +22,12 @@ from plamo_ref.model import Attention, Layer, Mamba, Plamo2Model
 from plamo_ref.parallel.cut import TABLE, of_rank, pieces, rule_of, share_of_vocabulary
 from plamo_ref.parallel.group import Group
 from plamo_ref.parallel.stage import HEAD, StageModel, is_on, name_in_whole, of_stage
-from plamo_ref.weights.checkpoint import READERS, Checkpoint
+from plamo_ref.quantization.quantize import quantize
+from plamo_ref.quantization.schemes import SCHEMES, is_quantized
+from plamo_ref.quantization.weight import Activations, QuantizedWeight, Weight
+from plamo_ref.weights.checkpoint import READERS
 from plamo_ref.weights.device import read_ahead
-from plamo_ref.weights.loading import Reader, build_model
+from plamo_ref.weights.loading import Reader, StoredWeights, as_packed, build_model
 from plamo_ref.weights.random import random_reader
 
 Part = TypeVar("Part", bound=Attention | Mamba | Layer)
@@ -37,13 +41,21 @@ class AddedLinear(Linear):
 
     def __call__(self, x: Tensor) -> Tensor:
         """[T, in of this rank] → [T, out]."""
-        return self.group.add(self.ops.linear(x, self.weight))
+        return self.group.add(super().__call__(x))
 
     def parts(self, x: Tensor) -> Tensor:
         """The same as one part [1, T, out]; several parts of a rank, which are wider, are added
         first and stay wide: their sum over the ranks is rounded once, by its reader."""
-        own = self.ops.linear_parts(x, self.weight)
+        own = super().parts(x)
         return self.group.add(own[0] if len(own) == 1 else own.sum(0))[None]
+
+    def quantized(self, x: Tensor) -> Activations:
+        """The scale of a token is that of its whole row, of which a rank has a part."""
+        assert isinstance(self.weight, QuantizedWeight)
+        if not self.weight.quantized_activations:
+            return x
+        most = x.abs().amax(1).to(torch.promote_types(x.dtype, torch.float32))
+        return self.ops.quantize_tokens(x, self.group.most(most))
 
 
 @dataclass(frozen=True)
@@ -54,26 +66,53 @@ class GatheredLinear(Linear):
 
     def __call__(self, x: Tensor) -> Tensor:
         """[n, D] → logits of all tokens, [n, V or a little more]."""
-        own = self.ops.linear(x, self.weight)
+        own = super().__call__(x)
         return self.group.gather(own).movedim(0, 1).flatten(1)
 
 
 def load_stored(
-    checkpoint: Checkpoint, group: Group, ops: Kernels, dtype: torch.dtype, device: torch.device
+    weights: StoredWeights,
+    group: Group,
+    ops: Kernels,
+    dtype: torch.dtype,
+    device: torch.device,
 ) -> Plamo2Model:
-    """A rank's slices of a checkpoint's tensors as its model."""
-    config = checkpoint.config
+    """A rank's slices of a checkpoint's tensors as its model.
 
-    def stored(name: str) -> Tensor:
+    A weight that is quantized is read whole: its scales are those of whole rows.
+    """
+    config, checkpoint = weights.config, weights.checkpoint
+    scheme = SCHEMES[config.quantization] if config.quantization else None
+
+    def read(name: str) -> Tensor:
+        if is_quantized(name, config.tensor_shapes[name], scheme):
+            return checkpoint.read(name)
         return own_part(config, name, group, lambda index: checkpoint.read_slice(name, index))
 
-    def plainly(name: str) -> Tensor:
-        return stored(name).to(device, dtype)
+    if checkpoint.packed:
+        whole = as_packed(checkpoint, dtype, device)
+
+        def packed(name: str) -> Weight:
+            weight = whole(name)
+            if isinstance(weight, QuantizedWeight):
+                return own_rows_or_columns(config, name, group, weight)
+            return own_part(config, name, group, weight.__getitem__).clone()
+
+        return assemble(config, packed, group, ops)
+
+    def kept(name: str, tensor: Tensor) -> Weight:
+        if is_quantized(name, config.tensor_shapes[name], scheme):
+            assert scheme is not None
+            return own_rows_or_columns(config, name, group, quantize(tensor, scheme))
+        return tensor
 
     if device.type != "cuda":
-        return assemble(config, plainly, group, ops)
+        return assemble(config, lambda n: kept(n, read(n).to(device, dtype)), group, ops)
     names = [n for n in checkpoint.names if is_on(config, n, group.stage, group.stages)]
-    tensors = dict(read_ahead(names, stored, dtype, device, READERS))
+    tensors: dict[str, Weight] = {}
+    for name, tensor in read_ahead(names, read, dtype, device, READERS):
+        tensors[name] = kept(name, tensor)
+        del tensor  # before the next one is read
     return assemble(config, tensors.__getitem__, group, ops)
 
 
@@ -87,12 +126,15 @@ def load_random(
 ) -> Plamo2Model:
     """A rank's slices of random weights. All ranks draw all tensors whole, in the same order."""
     draw = random_reader(config, dtype, device, seed)
-    tensors: dict[str, Tensor] = {}
+    tensors: dict[str, Weight] = {}
 
     for name in order_of_reading(config):
         whole = draw(name)
         if is_on(config, name, group.stage, group.stages):
-            tensors[name] = own_part(config, name, group, whole.__getitem__).clone()
+            if isinstance(whole, QuantizedWeight):
+                tensors[name] = own_rows_or_columns(config, name, group, whole)
+            else:
+                tensors[name] = own_part(config, name, group, whole.__getitem__).clone()
         del whole  # before the next one is drawn
     return assemble(config, tensors.__getitem__, group, ops)
 
@@ -118,6 +160,24 @@ def own_part(
     """What a rank has of a tensor whose parts `part` gives."""
     found = [part(index) for index in pieces(config, name, group.rank, group.size)]
     return found[0] if len(found) == 1 else torch.cat(found, rule_of(name).axis or 0)
+
+
+def own_rows_or_columns(
+    config: Plamo2Config, name: str, group: Group, whole: QuantizedWeight
+) -> QuantizedWeight:
+    """What a rank has of a quantized weight: scales are cut with their rows and groups.
+
+    Raises:
+        EngineError: a cut would go through a group.
+    """
+    parts = [whole.part(index) for index in pieces(config, name, group.rank, group.size)]
+    if None in parts:
+        raise EngineError(
+            f"tensor_parallel_size={group.size}: {name} is quantized in groups of {whole.group} "
+            f"columns, and {whole.shape[1]} cannot be cut into {group.size} shares of whole ones; "
+            'lower it, or take quantization="int8"'
+        )
+    return QuantizedWeight.joined([part for part in parts if part is not None])
 
 
 def assemble(config: Plamo2Config, read: Reader, group: Group, ops: Kernels) -> Plamo2Model:
@@ -163,6 +223,7 @@ def _head_of(config: Plamo2Config, model: Plamo2Model, group: Group) -> Tensor:
     rows = config.vocab_size if tied else config.lm_head_rows
     own, each = share_of_vocabulary(rows, group.rank, group.size), -(-rows // group.size)
     weight = model.lm_head.weight
+    assert isinstance(weight, Tensor)
     if tied:
         weight = weight[own.start : own.stop]  # the embedding is there anyway
     missing = each - len(own)

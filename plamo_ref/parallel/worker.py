@@ -13,6 +13,7 @@ import signal
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from queue import SimpleQueue
 from typing import IO, Any
@@ -50,18 +51,19 @@ def _live(spec: dict[str, Any], orders: "SimpleQueue[bytes]", telling: IO[str]) 
     """Build what the driver builds, and obey."""
     engine = EngineConfig(**spec["engine"])
     device, load = device_of(engine, spec["rank"]), _loader(spec["weights"])
-    config = load.checkpoint.config if isinstance(load, StoredWeights) else load.config
     _tell(telling, {"ready": True})
     group = join(engine, Path(spec["meeting"]), spec["rank"], device)
-    rank, _ = build_rank(config, engine, load, group, device, build_runner)
+    rank, _ = build_rank(load.config, engine, load, group, device, build_runner)
     while line := orders.get():
         rank.obey(decode(line))
 
 
 def _loader(weights: dict[str, Any]) -> StoredWeights | RandomWeights:
+    scheme = weights["quantization"]
     if "folder" in weights:
-        return StoredWeights(Checkpoint.open(weights["folder"]))
-    return RandomWeights(Plamo2Config.from_dict(weights["config"]), weights["seed"])
+        return StoredWeights(Checkpoint.open(weights["folder"]), scheme)
+    config = replace(Plamo2Config.from_dict(weights["config"]), quantization=scheme)
+    return RandomWeights(config, weights["seed"])
 
 
 def _read(orders: "SimpleQueue[bytes]") -> None:

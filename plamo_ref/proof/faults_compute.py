@@ -50,7 +50,9 @@ def _round_state(op: Any, inputs: Any, params: Any, cache: Tensor, slots: Tensor
 
 
 def _swap_halves(call: Any, mixer: Mamba, *args: Any) -> Any:
-    parts = mixer.in_proj.weight.unflatten(0, (-1, 2, mixer.head_size))
+    weight = mixer.in_proj.weight
+    assert isinstance(weight, Tensor)
+    parts = weight.unflatten(0, (-1, 2, mixer.head_size))
     return call(replace(mixer, in_proj=Linear(parts.flip(1).flatten(0, 2), mixer.ops)), *args)
 
 

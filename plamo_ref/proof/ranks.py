@@ -76,6 +76,9 @@ class ThreadGroup:
     def add(self, x: Tensor) -> Tensor:
         return x.copy_(torch.stack(self._meeting.exchange(self.rank, x)).sum(0))
 
+    def most(self, x: Tensor) -> Tensor:
+        return x.copy_(torch.stack(self._meeting.exchange(self.rank, x)).amax(0))
+
     def gather(self, x: Tensor) -> Tensor:
         return torch.stack(self._meeting.exchange(self.rank, x))
 

@@ -61,7 +61,7 @@ def load_core(spec: EngineSpec) -> tuple[EngineCore, ModelSource]:
         PlamoRefError: the model or a setting cannot be used.
     """
     config = EngineConfig(**spec.engine)
-    source = open_source(spec.folder, config.load_format, config.generation_config)
+    source = open_source(spec.folder, *config.source)
     core, _ = build_core(source.config, config, source.load)
     return core, source
 

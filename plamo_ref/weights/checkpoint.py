@@ -6,7 +6,7 @@ Built in notebooks/01_plamo2_anatomy.ipynb.
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,16 +21,21 @@ from plamo_ref.intake.checkpoint_files import (
     LM_HEAD,
     SINGLE_FILE,
     CheckpointError,
+    PackedEntry,
     TensorEntry,
     check_entries,
     fail,
     open_file,
     read_headers,
     read_index,
+    take_packed,
 )
 from plamo_ref.intake.generation_file import GenerationFile
 from plamo_ref.intake.json_files import is_folder
+from plamo_ref.quantization.quantize import dequantize
+from plamo_ref.quantization.weight import QuantizedWeight
 from plamo_ref.weights.device import is_finite, read_ahead
+from plamo_ref.weights.packed import read_packed
 from plamo_ref.weights.save import save
 
 READERS = 4  # one thread copies from the file's pages more slowly than a GPU's bus can take it
@@ -46,6 +51,7 @@ class Checkpoint:
     config: Plamo2Config
     generation: GenerationFile
     entries: Mapping[str, TensorEntry]  # in the order of the forward pass
+    packed: Mapping[str, PackedEntry] = field(default_factory=dict)  # of these: the quantized ones
 
     @classmethod
     def open(cls, folder: str | Path) -> "Checkpoint":
@@ -66,8 +72,10 @@ class Checkpoint:
         found = read_headers(folder, index)
         if config.tie_word_embeddings:
             found.pop(LM_HEAD, None)
+        packed = take_packed(found, config.tensor_shapes) if config.quantization else {}
         check_entries(folder / (SINGLE_FILE if index is None else INDEX_FILE), found, config)
-        return cls(folder, config, generation, {n: found[n] for n in config.tensor_shapes})
+        entries = {n: found[n] for n in config.tensor_shapes}
+        return cls(folder, config, generation, entries, packed)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -120,9 +128,15 @@ class Checkpoint:
         device: torch.device | str = "cpu",
         check_finite: bool = True,
     ) -> torch.Tensor:
-        """`tensor[index]` for slices of step 1, contiguous; the rest stays on the disk."""
+        """`tensor[index]` for slices of step 1, contiguous; the rest stays on the disk.
+
+        A quantized weight is made plain.
+        """
         entry = self._entry(name)
         index = index if isinstance(index, tuple) else (index,)
+        if name in self.packed:
+            whole = dequantize(self.read_quantized(name), dtype or torch.float32)
+            return whole[index].contiguous().to(device)
         plain = all(isinstance(part, slice) and part.step in (None, 1) for part in index)
         if not plain or len(index) > len(entry.shape):
             fail(entry.file, name, f"up to {len(entry.shape)} slices of step 1", f"{index}")
@@ -134,6 +148,14 @@ class Checkpoint:
             if check_finite:
                 _check_finite(entry, name, index, tensor, view)
         return tensor.to(device)
+
+    def read_quantized(self, name: str, device: torch.device | str = "cpu") -> QuantizedWeight:
+        """A weight of a quantized folder, as it is stored.
+
+        Raises:
+            CheckpointError: its tensors do not fit, or NaN or infinity in it.
+        """
+        return read_packed(self.packed[name], self.config.quantization, self.shape(name), device)
 
     def tensors(
         self,
@@ -151,6 +173,7 @@ class Checkpoint:
         """
         device = torch.device(device)
         readers = (READERS if device.type == "cuda" else 0) if readers is None else readers
+        readers = 0 if self.packed else readers
         with tqdm(
             total=self.nbytes, unit="B", unit_scale=True, desc="weights", disable=not progress
         ) as bar:

@@ -5,22 +5,28 @@ what can be folded into a weight (norm offsets, -exp(A_log)) is folded here and 
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from plamo_ref.config import Plamo2Config
+from plamo_ref.intake.checkpoint_files import fail
 from plamo_ref.kernels.ssm.selection import SelectionParams
 from plamo_ref.kernels.ssm.twin import ScanParams
 from plamo_ref.kernels.table import Kernels
 from plamo_ref.linear import Linear
 from plamo_ref.model import Attention, Layer, Mamba, Plamo2Model
+from plamo_ref.quantization.quantize import stored
+from plamo_ref.quantization.schemes import SCHEMES, is_quantized
+from plamo_ref.quantization.weight import Weight
 from plamo_ref.weights.checkpoint import Checkpoint
 
 PRE_OFFSET, POST_MIXER_OFFSET, POST_MLP_OFFSET = 1.0, 1 / 5, 1 / 5**1.5
 
-Reader = Callable[[str], Tensor]  # a tensor's name → the tensor, cast and on its device
+# A tensor's name → the tensor, cast and on its device; of a product also a `QuantizedWeight`.
+Reader = Callable[[str], Any]
 
 
 def load_model(
@@ -30,10 +36,34 @@ def load_model(
     dtype: torch.dtype,
     device: torch.device,
     progress: bool = False,
+    quantization: str | None = None,
 ) -> Plamo2Model:
-    """Read a checkpoint into a `Plamo2Model`."""
-    tensors = dict(checkpoint.tensors(dtype=dtype, device=device, progress=progress))
-    return build_model(checkpoint.config, tensors.__getitem__, ops)
+    """Read a checkpoint into a `Plamo2Model`.
+
+    Its products are quantized as they come; a folder that is quantized already stays as it is.
+    """
+    scheme = SCHEMES[quantization] if quantization else None
+    config = replace(checkpoint.config, quantization=quantization)
+    if checkpoint.packed:
+        return build_model(config, as_packed(checkpoint, dtype, device), ops)
+    weights: dict[str, Any] = {}
+    for name, tensor in checkpoint.tensors(dtype=dtype, device=device, progress=progress):
+        weights[name] = stored(tensor, name, scheme)
+        del tensor  # before the next one is read
+    return build_model(config, weights.__getitem__, ops)
+
+
+def as_packed(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device) -> Reader:
+    """Reads a quantized folder: a product as it is stored, everything else plain."""
+    scheme = SCHEMES[checkpoint.config.quantization or ""]
+
+    def read(name: str) -> Weight:
+        product = is_quantized(name, tuple(checkpoint.shape(name)), scheme)
+        if name in checkpoint.packed and product:
+            return checkpoint.read_quantized(name, device)
+        return checkpoint.read(name, dtype=dtype, device=device)
+
+    return read
 
 
 @dataclass(frozen=True)
@@ -41,9 +71,24 @@ class StoredWeights:
     """A loader of a checkpoint's model."""
 
     checkpoint: Checkpoint
+    quantization: str | None = None  # None: as the folder has them
+
+    @property
+    def config(self) -> Plamo2Config:
+        """Of the model that is loaded.
+
+        Raises:
+            CheckpointError: the folder is quantized already, and otherwise.
+        """
+        config, wanted = self.checkpoint.config, self.quantization
+        if wanted is not None and config.quantization not in (None, wanted):
+            asked = f"weights to quantize by quantization={wanted!r}"
+            fail(self.checkpoint.folder, "", asked, f"{config.quantization} already: leave it out")
+        return replace(config, quantization=wanted or config.quantization)
 
     def __call__(self, ops: Kernels, dtype: torch.dtype, device: torch.device) -> Plamo2Model:
-        return load_model(self.checkpoint, ops, dtype=dtype, device=device)
+        scheme = self.config.quantization
+        return load_model(self.checkpoint, ops, dtype=dtype, device=device, quantization=scheme)
 
 
 def build_model(config: Plamo2Config, read: Reader, ops: Kernels) -> Plamo2Model:

@@ -13,6 +13,9 @@ from plamo_ref.config import Plamo2Config
 from plamo_ref.errors import PlamoRefError
 from plamo_ref.kernels.table import Kernels
 from plamo_ref.model import Plamo2Model
+from plamo_ref.quantization.quantize import stored
+from plamo_ref.quantization.schemes import SCHEMES
+from plamo_ref.quantization.weight import Weight
 from plamo_ref.weights.loading import Reader, build_model
 
 SPREAD = 0.02  # standard deviation: small enough that activations stay finite in bfloat16
@@ -37,7 +40,7 @@ def random_model(
     Raises:
         RandomWeightsError: nothing but the device's memory says how many there can be.
     """
-    wanted, there = config.num_parameters * dtype.itemsize, memory_of(device)
+    wanted, there = config.weight_bytes(dtype.itemsize), memory_of(device)
     if wanted > there:
         raise RandomWeightsError(
             f"{config.num_parameters:,} random weights need {wanted:,} bytes, but {device} has "
@@ -49,12 +52,16 @@ def random_model(
 def random_reader(
     config: Plamo2Config, dtype: torch.dtype, device: torch.device, seed: int
 ) -> Reader:
-    """Draws the tensors in the order in which they are asked for: always ask in the same."""
-    generator = torch.Generator(device).manual_seed(seed)
+    """Draws the tensors in the order in which they are asked for: always ask in the same.
 
-    def read(name: str) -> torch.Tensor:
+    A product is quantized when it has been drawn, before the next one is.
+    """
+    generator = torch.Generator(device).manual_seed(seed)
+    scheme = SCHEMES[config.quantization] if config.quantization else None
+
+    def read(name: str) -> Weight:
         tensor = torch.empty(config.tensor_shapes[name], dtype=dtype, device=device)
-        return tensor.normal_(0, SPREAD, generator=generator)
+        return stored(tensor.normal_(0, SPREAD, generator=generator), name, scheme)
 
     return read
 

@@ -24,6 +24,10 @@ from plamo_ref.intake.checkpoint_files import (
     SINGLE_FILE,
     fail,
 )
+from plamo_ref.intake.quantization_config import quantization_config
+from plamo_ref.quantization.folder import to_tensors
+from plamo_ref.quantization.quantize import quantize
+from plamo_ref.quantization.schemes import SCHEMES, Scheme, is_quantized
 
 SHARD_PATTERN = "model-*-of-*.safetensors"
 MAX_SHARD_BYTES = 5 * 10**9
@@ -39,6 +43,7 @@ def save(
     dtype: torch.dtype | None = None,
     max_shard_bytes: int = MAX_SHARD_BYTES,
     generation_config: Mapping[str, Any] | None = None,
+    quantization: str | None = None,
 ) -> None:
     """Write config.json, generation_config.json and the weights, sharded if they are large.
 
@@ -50,6 +55,7 @@ def save(
         dtype: cast to it (float32, bfloat16 or float16); None keeps each tensor's own.
         max_shard_bytes: a shard holds at most this, or one tensor that is larger.
         generation_config: None writes the config's bos, eos and pad ids.
+        quantization: a scheme by which products are stored, in compressed-tensors' convention.
 
     Raises:
         CheckpointError: a tensor is missing, unknown, given twice, of the wrong shape or dtype, or
@@ -65,8 +71,14 @@ def save(
     # In the folder itself, so that every move below stays within one file system and is atomic.
     with TemporaryDirectory(prefix=".saving-", dir=folder) as temporary:
         staging = Path(temporary)
-        stored = _write_weights(staging, _prepared(folder, config, pairs, dtype), max_shard_bytes)
-        data = config.to_dict() | {"torch_dtype": str(stored).removeprefix("torch.")}
+        ready = _prepared(folder, config, pairs, dtype)
+        data = config.to_dict()
+        if quantization is not None:
+            scheme = SCHEMES[quantization]
+            ready = _quantized(ready, scheme)
+            data["quantization_config"] = quantization_config(scheme, config.tensor_shapes)
+        stored = _write_weights(staging, ready, max_shard_bytes)
+        data |= {"torch_dtype": str(stored).removeprefix("torch.")}
         _write_json(staging / GENERATION_FILE, generation_config)
         _write_json(staging / CONFIG_FILE, data)
         _move_into_place(staging, folder)
@@ -104,6 +116,17 @@ def _prepared(
         fail(
             folder, next(iter(missing)), f"all of {len(shapes)} tensors", f"{len(missing)} missing"
         )
+
+
+def _quantized(
+    tensors: Iterable[tuple[str, torch.Tensor]], scheme: Scheme
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """Products as the tensors that stand for them; all others as they are."""
+    for name, tensor in tensors:
+        if is_quantized(name, tuple(tensor.shape), scheme):
+            yield from to_tensors(name, quantize(tensor, scheme), scheme).items()
+        else:
+            yield name, tensor
 
 
 def _write_weights(

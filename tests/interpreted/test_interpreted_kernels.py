@@ -26,7 +26,13 @@ from plamo_ref.bench.kernels.check import LIMITS, check, compare, copied, main, 
 from plamo_ref.kernels.choice import TORCH, triton_table
 from plamo_ref.kernels.errors import KernelError
 from plamo_ref.kernels.launch import Config
+from plamo_ref.kernels.linear.triton_dequantize import dequantize
+from plamo_ref.kernels.linear.triton_quantized import MANY
 from plamo_ref.kernels.ssm.triton_plan import Plan, plan_scan
+from plamo_ref.quantization import quantize as quantize_module
+from plamo_ref.quantization.quantize import quantize
+from plamo_ref.quantization.schemes import SCHEMES
+from plamo_ref.quantization.weight import QuantizedWeight
 
 CPU, F32 = torch.device("cpu"), torch.float32
 CASES = {case.name: case for case in small_cases(CPU, F32)}
@@ -53,6 +59,45 @@ def test_copies_for_a_run_keep_strides():
 
 def test_every_operation_is_covered():
     assert {case.operation for case in CASES.values()} == set(vars(TORCH)) - {"name"}
+
+
+# --- quantized products ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", SCHEMES)
+@pytest.mark.parametrize("tokens", [1, 17, 130])  # one tile, a masked one, two
+def test_quantized_products_of_several_tiles_and_parts(name, tokens):
+    make = Maker(CPU, F32, seed=tokens)
+    columns = 1024 if tokens == 17 else 256
+    x = make.noise(tokens, columns + 16)[:, :columns]
+    weight = quantize(make.noise(70, columns) / 32, SCHEMES[name])
+    given = TORCH.quantize_tokens(x) if weight.quantized_activations else x
+    for operation in ("quantized_linear", "quantized_linear_parts"):
+        agrees(Case(f"{tokens}, {name}", operation, (given, weight)))
+    assert len(KERNELS.quantized_linear_parts(given, weight)) == columns // 256
+    agrees(Case(f"{tokens}, {name}", "quantized_linear_swiglu", (given, weight)))
+
+
+@pytest.mark.parametrize("name", SCHEMES)
+def test_many_tokens_meet_a_weight_made_plain(name):
+    make = Maker(CPU, F32)
+    weight = quantize(make.noise(33, 192), SCHEMES[name])
+    truth = quantize_module.dequantize(weight, torch.float64)
+    torch.testing.assert_close(dequantize(weight, F32).double(), truth, rtol=1e-6, atol=1e-9)
+    if not weight.quantized_activations:
+        agrees(Case(name, "quantized_linear", (make.noise(MANY + 1, 192), weight)))
+
+
+def test_every_byte_of_e4m3_is_decoded_and_encoded():
+    """All finite numbers, through a weight and back through activations."""
+    every = torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn)
+    every = every[~every.float().isnan()]
+    weight = QuantizedWeight(every[None], torch.ones(1), "fp8")
+    assert torch.equal(dequantize(weight, F32), every.float()[None])
+    between = torch.cat([every.float(), every.float() * 1.0624, every.float() * 0.97])
+    between = between[between.abs() <= 448][None]
+    got, truth = (table.quantize_tokens(between) for table in (KERNELS, TORCH))
+    assert torch.equal(got.values.float(), truth.values.float())
 
 
 # --- attention ------------------------------------------------------------------------------------
@@ -235,7 +280,11 @@ def test_softplus_of_very_negative_steps_is_their_exponential():
 # --- what does not fit -------------------------------------------------------------------------
 
 
-ALWAYS_FIT = {"argmax", "rope_tables"}  # one tensor alone cannot be at odds with another
+ALWAYS_FIT = {
+    "argmax",
+    "rope_tables",
+    "quantize_tokens",
+}  # one tensor alone cannot be at odds with another
 
 
 @pytest.mark.parametrize(
@@ -247,6 +296,8 @@ def test_tensors_that_do_not_fit_together_are_named(operation):
     place = 1 if operation in ("rms_norm", "sample") else 0
     if isinstance(wrong[0], Tensor):
         wrong[place] = wrong[place][..., :-1]
+    elif operation.startswith("quantized"):
+        wrong[0] = replace(wrong[0], values=wrong[0].values[:, :-1])
     else:
         wrong[0] = replace(wrong[0], B=wrong[0].B[:, :-1])
     with pytest.raises(KernelError, match=f"{operation.split('_')[0]}|convolution"):

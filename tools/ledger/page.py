@@ -47,6 +47,14 @@ SECTIONS = (
         ("golden", "state_error"),
     ),
     Section(
+        "What fewer bytes cost",
+        "Each scheme of `quantization=` in a model of 4 M parameters, a fourth of which are its "
+        "embedding. It shows that a scheme is sound and which one is finer; how much "
+        "a model of 8 B parameters loses it cannot tell: larger ones have more room in a weight, "
+        "and outliers in their activations that this one has not.",
+        ("quantization_quality",),
+    ),
+    Section(
         "Against vLLM",
         "Both engines on one card, with the same shapes, prompts and lengths. *Times as fast* is "
         "vLLM's time over this engine's; above 1 this engine is faster.",

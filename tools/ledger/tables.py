@@ -50,6 +50,21 @@ def _state_error(rows: Sequence[Row]) -> list[Table]:
     ]
 
 
+def _quantization_quality(rows: Sequence[Row]) -> list[Table]:
+    return [
+        table(
+            f"The embedded model on {rows[0]['held_out_bytes']:,} bytes of held-out text",
+            rows,
+            Column("weights", "scheme"),
+            Column("their bytes", "weight_bytes", "{:,.0f}"),
+            Column("bits a byte", "bits_per_byte", "{:.4f}"),
+            Column("more", "more_bits", "{:+.2%}"),
+            Column("KL of the next token, nats", "kl_nats", "{:.4f}"),
+            Column("likeliest token the same", "same_token_on_top", "{:.1%}"),
+        )
+    ]
+
+
 def _decode(rows: Sequence[Row]) -> list[Table]:
     how = "" if rows[0].get("cuda_graphs", False) else ", no CUDA graphs"
     return [
@@ -250,6 +265,7 @@ def _prefix(rows: Sequence[Row]) -> list[Table]:
 TABLES: Mapping[str, Callable[[Sequence[Row]], list[Table]]] = {
     "golden": _golden,
     "state_error": _state_error,
+    "quantization_quality": _quantization_quality,
     "gpu_peer": peer_tables,
     "gpu_decode_8b": _decode,
     "gpu_decode_8b_bf16": _decode,

@@ -10,7 +10,13 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from plamo_ref.bench.kernels.dense_cases import linear_cases, norm_cases, selection_cases
+from plamo_ref.bench.kernels.dense_cases import (
+    FEW,
+    linear_cases,
+    norm_cases,
+    quantized_cases,
+    selection_cases,
+)
 from plamo_ref.bench.kernels.parts import SMALL, Case, Maker, Shape
 from plamo_ref.kernels.rope.twin import rope_tables
 from plamo_ref.kernels.sample.twin import kept_weights
@@ -237,6 +243,7 @@ def small_cases(device: torch.device, dtype: torch.dtype) -> Iterator[Case]:
         cases = [
             *norm_cases(make, shape, 3),
             *linear_cases(make, shape, 1 if index else 19),
+            *quantized_cases(make, shape, 1 if index else 19, (FEW[index],)),
             *selection_cases(make, shape, 3),
             rope_case(make, shape, 3),
             qk_case(make, shape, 3),
@@ -265,9 +272,8 @@ def model_cases(device: torch.device, dtype: torch.dtype, shape: Shape) -> Itera
     """Every operation at one published model's shapes."""
     make = Maker(device, dtype)
     for tokens in (1, 128, 2048):
-        yield from norm_cases(make, shape, tokens)
-        yield from linear_cases(make, shape, tokens)
-        yield from selection_cases(make, shape, tokens)
+        for cases in (norm_cases, linear_cases, quantized_cases, selection_cases):
+            yield from cases(make, shape, tokens)
         yield rope_case(make, shape, tokens)
         yield qk_case(make, shape, tokens)
     for context, requests in ((300, 1), (2047, 1), (300, 128), (2100, 32)):

@@ -36,6 +36,7 @@ from plamo_ref.kernels.table import OPERATIONS, Kernels
 # Ratio of norms. float32: rounding, and three-part tf32 on a GPU. bfloat16: 8 bits of fraction,
 # after up to three roundings in a row.
 LIMITS = {torch.float32: 1e-5, torch.bfloat16: 1e-2}
+AT_A_BORDER = 0.018  # the two largest numbers of e4m3, 416 and 448, are 7 % apart: a fourth of it
 MAXIMUM = 4.0  # the largest difference may be so many times the limit, over the largest truth
 
 
@@ -44,8 +45,10 @@ def results(case: Case, table: Kernels, dtype: torch.dtype | None = None) -> lis
     arguments = [copied(a, dtype) for a in case.arguments]
     returned = getattr(table, case.operation)(*arguments)
     returned = returned if isinstance(returned, tuple) else (returned,)
-    if case.operation == "linear_parts":  # into how many parts is the kernel's own business
+    if case.operation.endswith("linear_parts"):  # into how many parts is the kernel's own business
         returned = (whole(returned[0], arguments[0].dtype),)
+    if case.operation == "quantize_tokens":
+        returned = (returned[0].values.double(), returned[0].scale)
     return [*returned, *(arguments[i] for i in case.written)]
 
 
@@ -66,7 +69,10 @@ def compare(got: list[Tensor], truth: list[Tensor]) -> tuple[float, float]:
 
 
 def limit_of(case: Case, dtype: torch.dtype) -> float:
-    """A state kept in bfloat16 is rounded when it is stored, whatever computes it."""
+    """A state kept in bfloat16 is rounded when it is stored, whatever computes it. Of numbers that
+    become e4m3 a few lie so near to a border that float32 puts them on its other side."""
+    if case.operation == "quantize_tokens":
+        return AT_A_BORDER
     stored = [case.arguments[i].dtype for i in case.written]
     return max(LIMITS[kind] for kind in (dtype, *stored))
 

@@ -4,10 +4,16 @@ Invariant: numbers come from the maker alone; rows are further apart than they a
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from plamo_ref.bench.kernels.parts import Case, Maker, Shape
+from plamo_ref.kernels.linear.quantized import quantize_tokens
 from plamo_ref.kernels.ssm.selection import SelectionParams
+from plamo_ref.quantization.quantize import quantize
+from plamo_ref.quantization.schemes import SCHEMES
+
+# Of SMALL's shapes: each scheme once, the others in tests of their own.
+FEW = ("fp8", "int8", "int4", "fp8_weight_only", "int4")
 
 
 def norm_cases(make: Maker, shape: Shape, tokens: int) -> Iterator[Case]:
@@ -49,6 +55,38 @@ def linear_cases(make: Maker, shape: Shape, tokens: int) -> Iterator[Case]:
             moved_bytes=moved,
             operations=2 * tokens * rows * columns,
         )
+
+
+def quantized_cases(
+    make: Maker, shape: Shape, tokens: int, schemes: Iterable[str] = SCHEMES
+) -> Iterator[Case]:
+    """The same with each scheme, and activations that are quantized for it. A hidden size that
+    int4 has no groups for is made larger."""
+    inner, hidden = shape.mamba_heads * shape.size, -(-shape.hidden // 32) * 32
+    down = -(-shape.intermediate // 32) * 32
+    x = make.noise(tokens, hidden + 16)[:, :hidden]
+    most = x.abs().amax(1).float() * 2
+    moved = tokens * hidden * (make.dtype.itemsize + 1)
+    yield Case(f"{tokens}", "quantize_tokens", (x,), moved_bytes=moved)
+    yield Case(f"{tokens}, largest given", "quantize_tokens", (x, most))
+    for name in schemes:
+        for operation, (rows, columns) in (
+            ("quantized_linear", (2 * inner, hidden)),
+            ("quantized_linear_parts", (hidden, down)),
+            ("quantized_linear_swiglu", (2 * shape.intermediate, hidden)),
+        ):
+            x = make.noise(tokens, columns + 16)[:, :columns]
+            weight = quantize(make.noise(rows, columns) / math.sqrt(columns), SCHEMES[name])
+            given = quantize_tokens(x) if weight.quantized_activations else x
+            outs = rows // 2 if operation == "quantized_linear_swiglu" else rows
+            moved = weight.nbytes + tokens * (columns + outs) * make.dtype.itemsize
+            yield Case(
+                f"{tokens} · {rows}×{columns}, {name}",
+                operation,
+                (given, weight),
+                moved_bytes=moved,
+                operations=2 * tokens * rows * columns,
+            )
 
 
 def selection_cases(make: Maker, shape: Shape, tokens: int) -> Iterator[Case]:

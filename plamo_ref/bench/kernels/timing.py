@@ -72,7 +72,7 @@ def graph_seconds(case: Case, table: Kernels) -> float:
     with torch.cuda.graph(graph):
         for arguments in sets:
             call(*arguments)
-    device = next(a for a in case.arguments if isinstance(a, Tensor)).device
+    device = device_of(case.arguments[0])
     return median_seconds(graph.replay, device, seconds=0.02, at_least=30) / len(sets)
 
 
@@ -85,8 +85,17 @@ def copied(value: Any, dtype: torch.dtype | None = None) -> Any:
         return fresh.copy_(value)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = {f.name: copied(getattr(value, f.name), dtype) for f in dataclasses.fields(value)}
+        if dtype is not None and "dtype" in fields:  # what its numbers stand for
+            fields["dtype"] = dtype
         return dataclasses.replace(value, **fields)
     return value
+
+
+def device_of(value: Any) -> torch.device:
+    """Where the first tensor is that a value has."""
+    if isinstance(value, Tensor):
+        return value.device
+    return device_of(getattr(value, dataclasses.fields(value)[0].name))
 
 
 def line(row: dict[str, Any]) -> str:

@@ -19,9 +19,11 @@ from plamo_ref.batch import AttentionCache, ForwardBatch, Room
 from plamo_ref.config import LayerKind
 from plamo_ref.engine.memory.holding import ATTENTION_KINDS
 from plamo_ref.kernels.choice import TORCH, triton_table
+from plamo_ref.kernels.linear.swiglu import swiglu
 from plamo_ref.kernels.rope.twin import qk_norm_rope
 from plamo_ref.kernels.ssm.twin import ScanInputs, ScanParams
 from plamo_ref.kernels.table import Kernels, Table
+from plamo_ref.quantization.weight import QuantizedWeight
 
 
 def opaque(batch: ForwardBatch) -> ForwardBatch:
@@ -154,6 +156,41 @@ def _(
     return z.new_empty(z.shape)
 
 
+# --- quantized products ---------------------------------------------------------------------------
+
+
+@torch.library.custom_op("plamo_ref::quantized_linear", mutates_args=())
+def quantized_linear_op(
+    x: Tensor,
+    values: Tensor,
+    scale: Tensor,
+    format: str,
+    group: int,
+    quantized_activations: bool,
+    kernels: str,
+) -> Tensor:
+    """As `Kernels.quantized_linear` of a `QuantizedWeight` with these fields: x [T, in] → [T, out].
+
+    A box, because the compiler would make the weight plain in each step.
+    """
+    ops = _kernels(kernels)
+    weight = QuantizedWeight(values, scale, format, group)  # type: ignore[arg-type]
+    return ops.quantized_linear(ops.quantize_tokens(x) if quantized_activations else x, weight)
+
+
+@quantized_linear_op.register_fake
+def _(
+    x: Tensor,
+    values: Tensor,
+    scale: Tensor,
+    format: str,
+    group: int,
+    quantized_activations: bool,
+    kernels: str,
+) -> Tensor:
+    return x.new_empty((x.shape[0], values.shape[0]))
+
+
 # --- the table -----------------------------------------------------------------------------------
 
 
@@ -190,8 +227,16 @@ def compiled_table(kernels: str) -> Table:
             *(cache, batch.vector, batch.counts, kernels),
         )
 
+    def quantized_linear(x: Tensor, w: QuantizedWeight) -> Tensor:
+        how = (w.format, w.group, w.quantized_activations, kernels)
+        return quantized_linear_op(x, w.values, w.scale, *how)
+
     return TORCH.but(
         name="compiled",
+        quantize_tokens=lambda x: x,  # the box does it
+        quantized_linear=quantized_linear,
+        quantized_linear_parts=lambda x, w: quantized_linear(x, w)[None],
+        quantized_linear_swiglu=lambda x, w: swiglu(quantized_linear(x, w)),
         qk_norm_rope_write=qk_norm_rope_write,
         attend=attend,
         convolve=convolve,

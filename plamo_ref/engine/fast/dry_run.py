@@ -18,6 +18,8 @@ from plamo_ref.engine.memory.planner import MemoryPlan, plan_memory
 from plamo_ref.engine.runner import ModelRunner
 from plamo_ref.kernels.sample.twin import KNOBS
 from plamo_ref.kernels.table import Kernels
+from plamo_ref.quantization.quantize import stored
+from plamo_ref.quantization.schemes import SCHEMES
 from plamo_ref.weights.loading import build_model
 
 META = torch.device("meta")
@@ -34,7 +36,10 @@ def dry_run(
     """Launch what an engine with these settings launches: decode steps, prompts, sampling."""
     config = shortened(config)
     shapes = config.tensor_shapes
-    model = build_model(config, lambda name: _empty(*shapes[name], dtype=dtype), ops)
+    scheme = SCHEMES[config.quantization] if config.quantization else None
+    model = build_model(
+        config, lambda name: stored(_empty(*shapes[name], dtype=dtype), name, scheme), ops
+    )
     plan = plan_memory(config, engine, AMPLE, dtype=dtype, state_dtype=state_dtype)
     runner = ModelRunner(model, plan, state_dtype)
     for room in rooms(engine, plan):

@@ -54,6 +54,12 @@ def reasons(
         f"{seats} seats, limited by {limit}: each {seat_bytes:,} bytes = a state slot and "
         f"{span} blocks of {size} tokens per attention group, enough for {reach}"
     ]
+    if config.quantization is not None:
+        plain = config.num_parameters * 2
+        lines.append(
+            f"weights of {config.weight_bytes():,} bytes, with products as {config.quantization} "
+            f"(quantization); {plain:,} in bfloat16"
+        )
     if "sliding_window" in num_blocks:
         lines.append(
             f"{num_blocks['sliding_window']:,} windowed blocks: one window a seat, and prompt "

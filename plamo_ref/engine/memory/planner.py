@@ -208,7 +208,7 @@ def plan_device(
     Raises:
         EngineError: the weights, or one request beside them, do not fit.
     """
-    weights = config.num_parameters * dtype.itemsize
+    weights = config.weight_bytes(dtype.itemsize)
     usable = int(memory * engine.gpu_memory_utilization)
     needed = weights + activation_bytes(engine, config, dtype.itemsize)
     if usable <= needed:

@@ -149,8 +149,13 @@ def number_of_parts(weight: Tensor, config: Config, tokens: int) -> int:
     The more tokens, the more there is to add up: then half as many programs do better.
     """
     rows, columns = weight.shape
+    return parts_of(rows, columns, config.block, tokens)
+
+
+def parts_of(rows: int, columns: int, block: int, tokens: int) -> int:
+    """The same for a weight of so many rows and columns, in blocks of rows."""
     programs = PROGRAMS if tokens <= 32 else PROGRAMS // 2
-    wanted = min(programs // triton.cdiv(rows, config.block), columns // LEAST_COLUMNS)
+    wanted = min(programs // triton.cdiv(rows, block), columns // LEAST_COLUMNS)
     return 1 << max(wanted, 1).bit_length() - 1
 
 

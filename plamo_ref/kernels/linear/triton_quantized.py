@@ -1,0 +1,180 @@
+"""Products with a quantized weight: as fast as its fewer bytes can be read.
+
+Formulas and twins: plamo_ref/kernels/linear/quantized.py. The kernel: triton_product.py.
+
+    tokens      e4m3 activations            plain activations
+    to 128      the kernel                  the kernel
+    to 256      the library's fp8 product   the kernel
+    more        the library's fp8 product   W made plain by `dequantize`, the library's product
+
+Invariant: what is computed is the same on each of these ways.
+"""
+
+import torch
+import torch.nn.functional as F
+import triton
+from torch import Tensor
+
+from plamo_ref.kernels.errors import KernelError
+from plamo_ref.kernels.launch import (
+    Config,
+    launch,
+    pick,
+    power_of_two,
+    precision,
+    with_unit_stride,
+)
+from plamo_ref.kernels.linear import triton_swiglu as triton_mlp
+from plamo_ref.kernels.linear.triton import LEAST_TOKENS, parts_of
+from plamo_ref.kernels.linear.triton_dequantize import dequantize
+from plamo_ref.kernels.linear.triton_numbers import as_stored
+from plamo_ref.kernels.linear.triton_product import quantized_linear_kernel
+from plamo_ref.quantization.weight import Activations, QuantizedTokens, QuantizedWeight
+
+# Size: tokens. A block is rows of W, a tile columns of one loop iteration; of int4 it is the group.
+CONFIGS = {
+    "fp8": (
+        Config(up_to=16, block=64, warps=4, stages=5, tile=128),
+        Config(up_to=64, block=64, warps=4, stages=4, tile=128),
+        Config(up_to=128, block=64, warps=4, stages=4, tile=128),
+    ),
+    "int8": (
+        Config(up_to=16, block=64, warps=4, stages=5, tile=128),
+        Config(up_to=64, block=64, warps=4, stages=4, tile=128),
+        Config(up_to=128, block=64, warps=4, stages=4, tile=64),
+    ),
+    "int4": (
+        Config(up_to=16, block=64, warps=4, stages=6, tile=128),
+        Config(up_to=64, block=64, warps=4, stages=5, tile=128),
+        Config(up_to=128, block=64, warps=8, stages=4, tile=128),
+    ),
+}
+SWIGLU_CONFIGS = {  # two accumulators
+    "fp8": (
+        CONFIGS["fp8"][0],
+        Config(up_to=64, block=64, warps=8, stages=4, tile=128),
+        Config(up_to=128, block=64, warps=8, stages=3, tile=128),
+    ),
+    "int8": (*CONFIGS["int8"][:2], Config(up_to=128, block=64, warps=8, stages=3, tile=64)),
+    "int4": (
+        CONFIGS["int4"][0],
+        Config(up_to=64, block=64, warps=8, stages=4, tile=128),
+        Config(up_to=128, block=64, warps=8, stages=3, tile=128),
+    ),
+}
+BLOCK_T = 128  # tokens of a tile, at most
+MANY = 256  # tokens from which on the library multiplies
+
+
+def quantized_linear(x: Activations, weight: QuantizedWeight, *, pdl: bool = False) -> Tensor:
+    """x [T, in], weight [out, in] → [T, out]."""
+    if _many(x, weight):
+        return _library(x, weight)
+    return _few_tokens(x, weight, parts=1, pdl=pdl)[0]
+
+
+def quantized_linear_parts(x: Activations, weight: QuantizedWeight, *, pdl: bool = False) -> Tensor:
+    """x [T, in], weight [out, in] → [parts, T, out]; float32 if there are several."""
+    if _many(x, weight):
+        return _library(x, weight)[None]
+    tokens, block = x.shape[0], pick(CONFIGS[weight.format], x.shape[0]).block
+    parts = parts_of(*weight.shape, block, tokens) if tokens <= BLOCK_T else 1
+    return _few_tokens(x, weight, parts, pdl=pdl)
+
+
+def quantized_linear_swiglu(
+    x: Activations, weight: QuantizedWeight, *, pdl: bool = False
+) -> Tensor:
+    """x [T, in], weight [2F, in], gate rows first → [T, F]."""
+    if x.shape[0] > BLOCK_T:
+        return triton_mlp.swiglu(quantized_linear(x, weight, pdl=pdl))
+    return _few_tokens(x, weight, parts=1, swiglu=True, pdl=pdl)[0]
+
+
+def _many(x: Activations, weight: QuantizedWeight) -> bool:
+    """Whether the library multiplies. Its fp8 product gives bfloat16, from sizes that 16 divides;
+    it is the better one earlier, for it needs no plain weight."""
+    if not isinstance(x, QuantizedTokens):
+        return x.shape[0] > MANY
+    aligned = not any(size % 16 for size in weight.shape)
+    return x.shape[0] > BLOCK_T and aligned and x.dtype == torch.bfloat16
+
+
+def _library(x: Activations, weight: QuantizedWeight) -> Tensor:
+    """[T, out]."""
+    if weight.values.is_meta:  # the library compiles nothing, and not every version knows the shape
+        return torch.empty(x.shape[0], weight.shape[0], dtype=x.dtype, device="meta")
+    if not isinstance(x, QuantizedTokens):
+        return F.linear(x, dequantize(weight, x.dtype))
+    out: Tensor = F.scaled_mm(
+        x.values,
+        weight.values.T,
+        x.scale[:, None],
+        F.ScalingType.RowWise,
+        weight.scale[None],
+        F.ScalingType.RowWise,
+        output_dtype=x.dtype,
+        use_fast_accum=True,
+    )
+    return out
+
+
+def _few_tokens(
+    x: Activations,
+    weight: QuantizedWeight,
+    parts: int,
+    *,
+    swiglu: bool = False,
+    pdl: bool = False,
+) -> Tensor:
+    """The product in parts: [parts, T, out]."""
+    (tokens, columns), rows = x.shape, weight.shape[0] // (2 if swiglu else 1)
+    quantized = isinstance(x, QuantizedTokens)
+    given = x.values if isinstance(x, QuantizedTokens) else x
+    if weight.shape[1] != columns or weight.values.stride(1) != 1:
+        raise KernelError(
+            f"quantized_linear: x {list(x.shape)} does not fit a weight {list(weight.shape)} with "
+            "contiguous rows [out, in]"
+        )
+    config = pick((SWIGLU_CONFIGS if swiglu else CONFIGS)[weight.format], tokens)
+    if x.dtype == torch.float32:  # twice as wide, and every operand in two halves: for checking
+        config = Config(config.up_to, block=config.block, warps=config.warps, stages=2, tile=32)
+    tile = weight.group or config.tile
+    part = triton.cdiv(triton.cdiv(columns, parts), tile) * tile
+    parts = triton.cdiv(columns, part)
+    given = with_unit_stride(given)
+    dtype = x.dtype if parts == 1 else torch.float32
+    out = torch.empty((parts, tokens, rows), dtype=dtype, device=given.device)
+    block_t = min(power_of_two(tokens, LEAST_TOKENS), BLOCK_T)
+    values, decode = as_stored(weight.values)
+    launch(
+        quantized_linear_kernel,
+        (triton.cdiv(rows, config.block) * triton.cdiv(tokens, block_t), parts),
+        as_stored(given)[0],
+        x.scale if isinstance(x, QuantizedTokens) else weight.scale,
+        values,
+        weight.scale,
+        out,
+        tokens,
+        given.stride(0),
+        rows,
+        columns,
+        weight.values.stride(0),
+        weight.scale.stride(0),
+        part,
+        config=config,
+        FORMAT=weight.format,
+        GROUP=weight.group,
+        QUANTIZED=quantized,
+        IN_FP8=quantized and not decode and x.dtype == torch.bfloat16,
+        DECODE=decode,
+        ASM=given.device.type != "cpu",
+        SWIGLU=swiglu,
+        BLOCK_N=config.block,
+        BLOCK_K=tile,
+        BLOCK_T=block_t,
+        PRECISION=precision(x.dtype),
+        PREFETCH=256,
+        PDL=pdl,
+    )
+    return out
