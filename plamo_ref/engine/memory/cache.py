@@ -234,6 +234,7 @@ class HybridCache:
     def clear(self) -> None:
         """Forget everybody, and make the books of every pool anew."""
         self.holdings.clear()
+        self.rows = TableRows(self.groups)
         self.frozen.clear()
         self.exposed.clear()
         self.copies.clear()
