@@ -13,6 +13,7 @@ import pytest
 from plamo_ref import cli
 from plamo_ref.commands import _engine_options as engine_options
 from plamo_ref.commands import serve as serve_module
+from plamo_ref.engine import llm
 from plamo_ref.engine.config import EngineConfig
 from plamo_ref.errors import PlamoRefError
 from plamo_ref.remote import async_llm
@@ -108,6 +109,24 @@ def test_serve_passes_every_option_on(monkeypatch):
     for name, (words, value) in OTHER.items():
         assert cli.main(["serve", *words]) == 2
         assert seen == usual | {name: value}
+
+
+@pytest.mark.parametrize("words", [["generate", "--prompt", "x"], ["chat"]])
+def test_generate_and_chat_pass_every_option_of_the_engine_on(monkeypatch, words):
+    seen: dict[str, Any] = {}
+
+    class Noted:
+        def __init__(self, model: str, **given: Any) -> None:
+            seen.update(given)
+            raise PlamoRefError("enough")
+
+    monkeypatch.setattr(llm, "LLM", Noted)
+    usual = {"revision": None, "offline": False}
+    for name in engine_options.ONE_REQUEST:
+        seen.clear()
+        assert cli.main([*words, *OTHER[name][0]]) == 2
+        defaults = {each: FIELDS[each].default for each in engine_options.ONE_REQUEST}
+        assert seen == usual | defaults | {name: OTHER[name][1]}
 
 
 @pytest.mark.parametrize(
