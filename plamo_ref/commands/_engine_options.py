@@ -13,7 +13,6 @@ import click
 from plamo_ref.commands._options import ByteSize, Command
 from plamo_ref.engine.config import EngineConfig
 
-
 # Of `generate` and `chat`, which have one request at a time.
 ONE_REQUEST = ("dtype", "device", "tensor_parallel_size", "pipeline_parallel_size")
 

@@ -31,6 +31,11 @@ def build_core(
     Raises:
         EngineError: the settings do not work on this machine, or the cache is too small.
     """
+    if engine.data_parallel_size > 1:
+        raise EngineError(
+            f"data_parallel_size={engine.data_parallel_size}: this is one engine; several are for "
+            "`LLM` and `plamo-ref serve`"
+        )
     if engine.num_ranks > 1:
         from plamo_ref.parallel.driver import build_driver
 

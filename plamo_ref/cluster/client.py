@@ -1,0 +1,169 @@
+"""`ReplicatedAsyncLLM`: an `AsyncLLM` whose work is done by replicas.
+
+Invariant: what `AsyncLLM` promises holds: the same prompts and parameters give the same outputs,
+every call ends, what is under way is bounded, and who leaves is forgotten. A lost replica ends the
+calls that it worked on with an error; no other call notices.
+"""
+
+import asyncio
+import itertools
+from collections.abc import Mapping, Sequence
+from contextlib import aclosing
+from pathlib import Path
+from typing import Any
+
+from msgspec.structs import replace
+
+from plamo_ref.cluster.policy import PrefixRouting
+from plamo_ref.cluster.seat import Seat
+from plamo_ref.engine.config import EngineConfig, EngineError
+from plamo_ref.remote.async_llm import AsyncLLM
+from plamo_ref.remote.calls import Call, EngineUnavailableError, Job, check_room
+from plamo_ref.remote.supervisor import State
+
+BOUND = 8  # requests by which a replica may be busier and still be sent those whose prefix it has
+LOOK_SECONDS = 0.1  # between two looks at replicas that start
+# Of the states of several replicas the one that says what a client can have.
+BEST: Sequence[State] = ("ready", "stalled", "starting", "restarting", "dead", "closed")
+Part = list[tuple[int, Job]]  # jobs, with their places in the call
+
+
+class ReplicatedAsyncLLM(AsyncLLM):
+    """An engine for an event loop, in as many copies as there are handles.
+
+    Args:
+        handles: Serve's, each of a deployment that is one `Replica`.
+        settings: as of `AsyncLLM`.
+    """
+
+    def __init__(
+        self, model: str | Path, handles: Sequence[Any], *, config: EngineConfig, **settings: Any
+    ) -> None:
+        super().__init__(model, config=config, **settings)
+        self._routing = PrefixRouting(BOUND, by_prefix=config.enable_prefix_caching)
+        self._seats_of = [self._seat(number, handle) for number, handle in enumerate(handles)]
+        self._watching: list[asyncio.Task[None]] = []
+        self._working: dict[str, asyncio.Task[None]] = {}
+        self._closed = False
+
+    def _seat(self, number: int, handle: Any) -> Seat:
+        return Seat(str(number), handle, lambda: self._routing.forget(number))
+
+    # --- life ----------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Wait until all replicas can work.
+
+        Raises:
+            EngineError: one of them cannot; the message is its own.
+        """
+        self._watching = [asyncio.create_task(seat.watch()) for seat in self._seats_of]
+        while any(seat.state != "ready" for seat in self._seats_of):
+            for seat in self._seats_of:
+                if seat.state == "dead":
+                    raise EngineError(f"replica {seat.name}: {seat.end}")
+            await asyncio.sleep(LOOK_SECONDS)
+
+    async def close(self) -> None:
+        """End what runs. The replicas are Ray's, and stay."""
+        self._closed = True
+        tasks = [*self._watching, *self._working.values()]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    @property
+    def state(self) -> State:
+        """The best of the replicas'."""
+        if self._closed:
+            return "closed"
+        return min((seat.state for seat in self._seats_of), key=BEST.index)
+
+    @property
+    def replicas(self) -> Mapping[str, Seat]:
+        return {seat.name: seat for seat in self._seats_of}
+
+    @property
+    def num_restarts(self) -> int:
+        return sum(seat.num_restarts for seat in self._seats_of)
+
+    @property
+    def max_model_len(self) -> int:
+        """Tokens, prompt and output together, that a request may have, wherever it goes."""
+        return min(seat.max_model_len for seat in self._ready().values())
+
+    @property
+    def vocab_size(self) -> int:
+        return next(iter(self._ready().values())).vocab_size
+
+    @property
+    def num_requests(self) -> int:
+        return sum(seat.num_requests for seat in self._seats_of)
+
+    async def reset_prefix_cache(self) -> bool:
+        """Forget what was computed for those who have ended, in every replica."""
+        for number, _ in enumerate(self._seats_of):
+            self._routing.forget(number)
+        await asyncio.gather(*(seat.reset_prefix_cache() for seat in self._ready().values()))
+        return True
+
+    # --- work: what `batches` asks for ---------------------------------------------------------
+
+    def _ready(self) -> dict[int, Seat]:
+        """Those that can take requests, by number.
+
+        Raises:
+            EngineUnavailableError: nobody can.
+        """
+        ready = {n: seat for n, seat in enumerate(self._seats_of) if seat.state == "ready"}
+        if self._closed or not ready:
+            raise EngineUnavailableError(f"the engine is {self.state}: try again later")
+        return ready
+
+    async def _submit(self, call: Call, jobs: Sequence[Job], ids: list[str]) -> None:
+        seats = self._ready()
+        check_room(len(jobs), self.num_requests, self.max_requests)
+        parts: dict[int, Part] = {}
+        same_prompt = itertools.groupby(enumerate(jobs), key=lambda pair: pair[1].prompt_ids)
+        for ids_of_prompt, group in same_prompt:  # its completions stay together
+            part = list(group)
+            loads = {number: seat.num_requests for number, seat in seats.items()}
+            chosen = self._routing.choose(ids_of_prompt, part[0][1].params.cache_salt, loads)
+            seats[chosen].num_requests += len(part)
+            parts.setdefault(chosen, []).extend(part)
+        for number, part in parts.items():
+            name = str(next(self._numbers))
+            ids.append(name)
+            self._work(name, seats[number], call, part)
+
+    def _work(self, name: str, seat: Seat, call: Call, part: Part) -> None:
+        """Let a replica do a part of a call."""
+
+        def ended(task: asyncio.Task[None]) -> None:
+            seat.num_requests -= len(part)
+            self._working.pop(name, None)
+            if task.cancelled():  # the call has left, or nobody answers any more
+                call.fail(EngineUnavailableError("the engine was shut down"))
+            elif isinstance(error := task.exception(), Exception):
+                call.fail(error)
+
+        task = asyncio.create_task(self._listen(seat, call, part))
+        self._working[name] = task
+        task.add_done_callback(ended)
+
+    async def _listen(self, seat: Seat, call: Call, part: Part) -> None:
+        whole = call.limit is None
+        async with aclosing(seat.batches([job for _, job in part], whole=whole)) as batches:
+            async for batch in batches:
+                deltas = [replace(delta, index=part[delta.index][0]) for delta in batch]
+                for delta in deltas:
+                    call.put(delta)
+                for observer in self.observers:
+                    observer(deltas)
+
+    def _abort(self, request_ids: Sequence[str]) -> None:
+        """Stop listening; the replica then aborts what is left."""
+        for name in request_ids:
+            task = self._working.get(name)
+            if task is not None:
+                task.cancel()

@@ -1,0 +1,93 @@
+"""The way to Ray: the library, and a cluster, or a small one on this machine.
+
+Invariant: nothing of the package imports Ray before somebody asks for replicas; without it the
+error says what to install.
+"""
+
+import importlib
+import logging
+import os
+from collections.abc import Mapping
+from dataclasses import replace
+from types import ModuleType
+from typing import Any
+
+from plamo_ref.engine.config import EngineConfig, EngineError
+from plamo_ref.errors import PlamoRefError
+
+LOCAL = "local"
+
+
+class ClusterError(PlamoRefError, RuntimeError):
+    """Ray is not there, or has not what the replicas need."""
+
+
+def load(name: str = "ray") -> ModuleType:
+    """The module of Ray of this name.
+
+    Raises:
+        ClusterError: it is not installed.
+    """
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        raise ClusterError(
+            f"data_parallel_size and address need {error.name}: pip install 'plamo-ref[cluster]'"
+        ) from None
+
+
+def connect(address: str | None) -> ModuleType:
+    """Ray, connected: to the cluster at `address` ("auto", "host:port", "ray://host:port"), or
+    that of RAY_ADDRESS; without either, to one that is started here and ends with this process.
+
+    Raises:
+        ClusterError: there is no Ray, or nobody at the address.
+    """
+    ray = load()
+    address = address or os.environ.get("RAY_ADDRESS") or LOCAL
+    if ray.is_initialized():
+        return ray
+    settings: dict[str, Any] = {"logging_level": logging.WARNING}
+    if address == LOCAL:
+        settings["include_dashboard"] = False
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nobody is told that it runs
+    try:
+        ray.init(address, **settings)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        raise ClusterError(f"no Ray cluster at {address!r}: {error}") from None
+    return ray
+
+
+def resources(
+    config: EngineConfig, num_replicas: int, available: Mapping[str, float]
+) -> dict[str, int]:
+    """What a replica asks Ray for: a GPU for each of its ranks, or a CPU where there are enough.
+
+    Args:
+        available: in the whole cluster, as `ray.available_resources` says.
+
+    Raises:
+        EngineError: the device is one that Ray has to choose.
+        ClusterError: there are too few GPUs.
+    """
+    kind, _, index = config.device.partition(":")
+    if index:
+        raise EngineError(
+            f"device={config.device!r}: Ray gives each replica GPUs of its own; say device={kind!r}"
+        )
+    gpus = int(available.get("GPU", 0))
+    if kind == "cpu" or (kind == "auto" and not gpus):
+        return {"num_cpus": int(num_replicas <= available.get("CPU", 0))}
+    wanted = num_replicas * config.num_ranks
+    if wanted > gpus:
+        raise ClusterError(
+            f"data_parallel_size={num_replicas}: with {config.num_ranks} GPUs for each replica "
+            f"that is {wanted}, and {gpus} are free in the cluster"
+        )
+    return {"num_gpus": config.num_ranks}
+
+
+def seeded(config: EngineConfig, number: int) -> EngineConfig:
+    """The settings of a replica: two of them must not draw the same numbers for those who bring no
+    seed."""
+    return replace(config, data_parallel_size=1, seed=config.seed + number)
