@@ -14,6 +14,7 @@ from typing import Any
 
 from msgspec.structs import replace
 
+from plamo_ref.cluster.handle import Handle
 from plamo_ref.cluster.policy import PrefixRouting
 from plamo_ref.cluster.seat import Seat
 from plamo_ref.engine.config import EngineConfig, EngineError
@@ -32,21 +33,21 @@ class ReplicatedAsyncLLM(AsyncLLM):
     """An engine for an event loop, in as many copies as there are handles.
 
     Args:
-        handles: Serve's, each of a deployment that is one `Replica`.
+        handles: the ways to the replicas.
         settings: as of `AsyncLLM`.
     """
 
     def __init__(
-        self, model: str | Path, handles: Sequence[Any], *, config: EngineConfig, **settings: Any
+        self, model: str | Path, handles: Sequence[Handle], *, config: EngineConfig, **settings: Any
     ) -> None:
         super().__init__(model, config=config, **settings)
         self._routing = PrefixRouting(BOUND, by_prefix=config.enable_prefix_caching)
-        self._seats_of = [self._seat(number, handle) for number, handle in enumerate(handles)]
+        self._places = [self._seat(number, handle) for number, handle in enumerate(handles)]
         self._watching: list[asyncio.Task[None]] = []
         self._working: dict[str, asyncio.Task[None]] = {}
         self._closed = False
 
-    def _seat(self, number: int, handle: Any) -> Seat:
+    def _seat(self, number: int, handle: Handle) -> Seat:
         return Seat(str(number), handle, lambda: self._routing.forget(number))
 
     # --- life ----------------------------------------------------------------------------------
@@ -57,11 +58,11 @@ class ReplicatedAsyncLLM(AsyncLLM):
         Raises:
             EngineError: one of them cannot; the message is its own.
         """
-        self._watching = [asyncio.create_task(seat.watch()) for seat in self._seats_of]
-        while any(seat.state != "ready" for seat in self._seats_of):
-            for seat in self._seats_of:
+        self._watching = [asyncio.create_task(seat.watch()) for seat in self._places]
+        while any(seat.state != "ready" for seat in self._places):
+            for seat in self._places:
                 if seat.state == "dead":
-                    raise EngineError(f"replica {seat.name}: {seat.end}")
+                    raise EngineError(f"replica {seat.name}: {seat.report.end}")
             await asyncio.sleep(LOOK_SECONDS)
 
     async def close(self) -> None:
@@ -77,32 +78,32 @@ class ReplicatedAsyncLLM(AsyncLLM):
         """The best of the replicas'."""
         if self._closed:
             return "closed"
-        return min((seat.state for seat in self._seats_of), key=BEST.index)
+        return min((seat.state for seat in self._places), key=BEST.index)
 
     @property
     def replicas(self) -> Mapping[str, Seat]:
-        return {seat.name: seat for seat in self._seats_of}
+        return {seat.name: seat for seat in self._places}
 
     @property
     def num_restarts(self) -> int:
-        return sum(seat.num_restarts for seat in self._seats_of)
+        return sum(seat.num_restarts for seat in self._places)
 
     @property
     def max_model_len(self) -> int:
         """Tokens, prompt and output together, that a request may have, wherever it goes."""
-        return min(seat.max_model_len for seat in self._ready().values())
+        return min(seat.report.max_model_len for seat in self._ready().values())
 
     @property
     def vocab_size(self) -> int:
-        return next(iter(self._ready().values())).vocab_size
+        return next(iter(self._ready().values())).report.vocab_size
 
     @property
     def num_requests(self) -> int:
-        return sum(seat.num_requests for seat in self._seats_of)
+        return sum(seat.num_requests for seat in self._places)
 
     async def reset_prefix_cache(self) -> bool:
         """Forget what was computed for those who have ended, in every replica."""
-        for number, _ in enumerate(self._seats_of):
+        for number, _ in enumerate(self._places):
             self._routing.forget(number)
         await asyncio.gather(*(seat.reset_prefix_cache() for seat in self._ready().values()))
         return True
@@ -115,7 +116,7 @@ class ReplicatedAsyncLLM(AsyncLLM):
         Raises:
             EngineUnavailableError: nobody can.
         """
-        ready = {n: seat for n, seat in enumerate(self._seats_of) if seat.state == "ready"}
+        ready = {n: seat for n, seat in enumerate(self._places) if seat.state == "ready"}
         if self._closed or not ready:
             raise EngineUnavailableError(f"the engine is {self.state}: try again later")
         return ready

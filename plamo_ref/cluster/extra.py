@@ -47,10 +47,11 @@ def connect(address: str | None) -> ModuleType:
     address = address or os.environ.get("RAY_ADDRESS") or LOCAL
     if ray.is_initialized():
         return ray
-    settings: dict[str, Any] = {"logging_level": logging.WARNING}
+    settings: dict[str, Any] = {"logging_level": logging.ERROR}
     if address == LOCAL:
         settings["include_dashboard"] = False
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nobody is told that it runs
+        os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     try:
         ray.init(address, **settings)
     except (ConnectionError, ValueError, RuntimeError) as error:

@@ -20,6 +20,7 @@ from starlette.types import ASGIApp
 from plamo_ref.chat.templates import load_template
 from plamo_ref.cluster.client import ReplicatedAsyncLLM
 from plamo_ref.cluster.extra import ClusterError, connect, load, resources, seeded
+from plamo_ref.cluster.handle import ServeHandle
 from plamo_ref.cluster.replica import Replica
 from plamo_ref.engine.config import EngineConfig
 from plamo_ref.engine.pauses import set_aside
@@ -32,7 +33,6 @@ from plamo_ref.server.service import Service
 APP = "plamo-ref"  # its name in Ray's dashboard
 CALLS = 1 << 16  # to an actor at a time: limits are ours, and the app's
 HEALTH_SECONDS = 2.0  # between two questions of Serve's
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +52,8 @@ class Front:
     """The app in an actor of Serve, with the replicas' handles."""
 
     def __init__(self, what: Deployment, *handles: Any) -> None:
-        self._llm = ReplicatedAsyncLLM(what.model, handles, config=what.engine, **what.client)
+        ways = [ServeHandle(handle) for handle in handles]
+        self._llm = ReplicatedAsyncLLM(what.model, ways, config=what.engine, **what.client)
         template = load_template(self._llm.folder, what.chat_template, self._llm.tokenizer)
         self._service = Service(self._llm, what.server, template)
         self._starting = asyncio.create_task(self._llm.start())
@@ -73,6 +74,7 @@ class Front:
 def deploy(what: Deployment) -> str:
     """Put it on the cluster, in which this runs as a task, and wait until all replicas work.
     Returns what went wrong, or nothing."""
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
     try:
         handle = _run(what)
         problem = handle.trouble.remote().result()
@@ -88,6 +90,7 @@ def deploy(what: Deployment) -> str:
 
 def withdraw() -> None:
     """Take it off the cluster again; what is streamed comes to its end before."""
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
     load("ray.serve").delete(APP)
 
 

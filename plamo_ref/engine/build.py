@@ -5,9 +5,10 @@ is kept. What only makes a step faster (`engine/fast/`, `parallel/`) is imported
 for: without it the same engine runs, and a laptop loads none of it.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from functools import partial
+from typing import Any, TypeVar, cast
 
 import torch
 
@@ -20,7 +21,18 @@ from plamo_ref.kernels.choice import can_overlap, select
 from plamo_ref.kernels.table import Kernels
 from plamo_ref.model import Plamo2Model
 
+T = TypeVar("T")
 ModelLoader = Callable[[Kernels, torch.dtype, torch.device], Plamo2Model]
+
+
+def llm_class(plain: type[T], settings: Mapping[str, Any]) -> type[T]:
+    """The class of an `LLM` with such settings: the plain one, or one over replicas."""
+    config, size = settings.get("config"), settings.get("data_parallel_size")
+    if (getattr(config, "data_parallel_size", size) or 1) == 1:
+        return plain
+    from plamo_ref.cluster.offline import ReplicatedLLM
+
+    return cast(type[T], ReplicatedLLM)
 
 
 def build_core(

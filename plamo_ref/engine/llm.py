@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from plamo_ref.engine.build import build_core
+from plamo_ref.engine.build import build_core, llm_class
 from plamo_ref.engine.callers import Caller, Callers
 from plamo_ref.engine.completion import Completion, gather
 from plamo_ref.engine.config import EngineConfig, EngineError
@@ -24,7 +24,7 @@ from plamo_ref.engine.hidden import hidden_states
 from plamo_ref.engine.outputs import RequestOutput, StreamPiece
 from plamo_ref.engine.prompts import Asked, completions_asked
 from plamo_ref.engine.record import StepRecord
-from plamo_ref.engine.source import open_source
+from plamo_ref.engine.source import ModelSource, open_source
 from plamo_ref.grammar.guided import check
 from plamo_ref.grammar.pool import GuidePool
 from plamo_ref.intake.hub import find_checked
@@ -57,6 +57,9 @@ class LLM:
         PlamoRefError: the model or a setting cannot be used; the message says what to change.
     """
 
+    def __new__(cls, *_: object, **settings: Any) -> Self:
+        return object.__new__(llm_class(cls, settings))  # as `pathlib.Path` chooses among its own
+
     @speaks_vllm(MODEL, EngineError)
     def __init__(
         self,
@@ -76,13 +79,16 @@ class LLM:
         self.tokenizer = load_tokenizer(folder, source.config.vocab_size)
         self.stop_token_ids = source.stop_token_ids
         self._sampling = source.sampling
-        core, self.plan = build_core(source.config, self.config, source.load)
         self.records: list[StepRecord] = []  # filled only with record=True
+        self._count = 0
+        self._chats: dict[str | None, ChatPrompts] = {}  # by the name of the template
+        self._open_engine(source)
+
+    def _open_engine(self, source: ModelSource) -> None:
+        core, self.plan = build_core(source.config, self.config, source.load)
         if self.config.record:
             core.observers.append(lambda record, *_: self.records.append(record))
         self._open: Callers | None = Callers(core)
-        self._count = 0
-        self._chats: dict[str | None, ChatPrompts] = {}  # by the name of the template
 
     # --- its life ------------------------------------------------------------------------------
 
@@ -98,10 +104,8 @@ class LLM:
         return self._callers.core
 
     def close(self) -> None:
-        """End what runs, and give weights and caches back to the device. It may be called again.
-
-        What is held elsewhere, such as `core`, keeps its memory.
-        """
+        """End what runs, and give weights and caches back to the device (not what is held
+        elsewhere, such as `core`). It may be called again."""
         callers, self._open = self._open, None
         if callers is None:
             return
