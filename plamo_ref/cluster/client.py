@@ -122,45 +122,51 @@ class ReplicatedAsyncLLM(AsyncLLM):
         return ready
 
     async def _submit(self, call: Call, jobs: Sequence[Job], ids: list[str]) -> None:
-        seats = self._ready()
+        self._ready()
         check_room(len(jobs), self.num_requests, self.max_requests)
+        self._share_out(call, list(enumerate(jobs)), ids)
+
+    def _share_out(self, call: Call, jobs: Part, ids: list[str]) -> None:
+        """Give the jobs to replicas; `ids` gets the names of those who work on them."""
+        seats = self._ready()
         parts: dict[int, Part] = {}
-        same_prompt = itertools.groupby(enumerate(jobs), key=lambda pair: pair[1].prompt_ids)
-        for ids_of_prompt, group in same_prompt:  # its completions stay together
-            part = list(group)
+        for prompt_ids, group in itertools.groupby(jobs, key=lambda pair: pair[1].prompt_ids):
+            part = list(group)  # the completions of a prompt stay together
             loads = {number: seat.num_requests for number, seat in seats.items()}
-            chosen = self._routing.choose(ids_of_prompt, part[0][1].params.cache_salt, loads)
+            chosen = self._routing.choose(prompt_ids, part[0][1].params.cache_salt, loads)
             seats[chosen].num_requests += len(part)
             parts.setdefault(chosen, []).extend(part)
         for number, part in parts.items():
-            name = str(next(self._numbers))
-            ids.append(name)
-            self._work(name, seats[number], call, part)
+            self._work(seats[number], call, part, ids)
 
-    def _work(self, name: str, seat: Seat, call: Call, part: Part) -> None:
+    def _work(self, seat: Seat, call: Call, part: Part, ids: list[str]) -> None:
         """Let a replica do a part of a call."""
+        name = str(next(self._numbers))
 
         def ended(task: asyncio.Task[None]) -> None:
             seat.num_requests -= len(part)
-            self._working.pop(name, None)
+            del self._working[name]
             if task.cancelled():  # the call has left, or nobody answers any more
                 call.fail(EngineUnavailableError("the engine was shut down"))
             elif isinstance(error := task.exception(), Exception):
                 call.fail(error)
 
-        task = asyncio.create_task(self._listen(seat, call, part))
-        self._working[name] = task
+        ids.append(name)
+        self._working[name] = task = asyncio.create_task(self._listen(seat, call, part, ids))
         task.add_done_callback(ended)
 
-    async def _listen(self, seat: Seat, call: Call, part: Part) -> None:
-        whole = call.limit is None
-        async with aclosing(seat.batches([job for _, job in part], whole=whole)) as batches:
-            async for batch in batches:
-                deltas = [replace(delta, index=part[delta.index][0]) for delta in batch]
-                for delta in deltas:
-                    call.put(delta)
-                for observer in self.observers:
-                    observer(deltas)
+    async def _listen(self, seat: Seat, call: Call, part: Part, ids: list[str]) -> None:
+        whole, jobs = call.limit is None, [job for _, job in part]
+        try:
+            async with aclosing(seat.batches(jobs, whole=whole)) as batches:
+                async for batch in batches:
+                    deltas = [replace(delta, index=part[delta.index][0]) for delta in batch]
+                    for delta in deltas:
+                        call.put(delta)
+                    for observer in self.observers:
+                        observer(deltas)
+        except EngineUnavailableError:  # nothing was started there: somewhere else, then
+            self._share_out(call, part, ids)
 
     def _abort(self, request_ids: Sequence[str]) -> None:
         """Stop listening; the replica then aborts what is left."""

@@ -12,7 +12,7 @@ from dataclasses import replace
 from plamo_ref.cluster.handle import Handle, LostError
 from plamo_ref.cluster.replica import Report
 from plamo_ref.errors import PlamoRefError
-from plamo_ref.remote.calls import Delta, EngineDiedError, Job
+from plamo_ref.remote.calls import Delta, EngineDiedError, EngineUnavailableError, Job
 from plamo_ref.remote.messages import Stats
 from plamo_ref.remote.supervisor import State
 
@@ -62,12 +62,15 @@ class Seat:
         """As `EngineClient.batches`.
 
         Raises:
-            EngineDiedError: the replica was lost meanwhile.
+            EngineDiedError: the replica was lost meanwhile, or its engine.
+            EngineUnavailableError: its engine starts anew; nothing was started.
             PlamoRefError: what its engine says.
         """
         try:
             async with aclosing(self._handle.batches(jobs, whole)) as batches:
                 async for batch in batches:
+                    if isinstance(batch, EngineDiedError | EngineUnavailableError):
+                        self._is_lost()  # until it says that it is there again
                     if isinstance(batch, PlamoRefError):
                         raise batch
                     yield batch
@@ -87,6 +90,7 @@ class Seat:
         before, self.report = self.report, report
         if before.life and before.life != report.life:
             self._restarts_before += before.num_restarts + 1
+        if (before.life, before.num_restarts) != (report.life, report.num_restarts):
             self._lost()
 
     def _is_lost(self) -> None:
