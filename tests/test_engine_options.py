@@ -11,8 +11,8 @@ import click
 import pytest
 
 from plamo_ref import cli
-from plamo_ref.commands import _engine_options as engine_options
 from plamo_ref.cluster import serving
+from plamo_ref.commands import _engine_options as engine_options
 from plamo_ref.commands import serve as serve_module
 from plamo_ref.engine import llm
 from plamo_ref.engine.config import EngineConfig

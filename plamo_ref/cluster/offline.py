@@ -5,24 +5,21 @@ places. An error says which replica it comes from; after it, or after an interru
 on for nobody.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import groupby
+from pathlib import Path
 from typing import Any
 
 from tqdm.auto import tqdm
 
 from plamo_ref.cluster.extra import ClusterError, connect, load, resources
 from plamo_ref.cluster.policy import PrefixRouting
-from plamo_ref.engine.callers import Callers
 from plamo_ref.engine.config import EngineConfig, EngineError
-from plamo_ref.engine.llm import LLM
 from plamo_ref.engine.outputs import RequestOutput
-from plamo_ref.engine.prompts import Asked, completions_asked
-from plamo_ref.engine.source import ModelSource
+from plamo_ref.engine.prompts import Asked
 from plamo_ref.errors import PlamoRefError
-from plamo_ref.intake.prompts import ParamsLike, PromptsLike
-from plamo_ref.intake.vllm_names import CALL, speaks_vllm
 from plamo_ref.sampling import SamplingParams
 
 BOUND = (
@@ -33,9 +30,9 @@ BOUND = (
 class Worker:
     """A replica: an actor with an `LLM`, which it loads when it is first asked."""
 
-    def __init__(self, folder: str, config: EngineConfig) -> None:
-        self._folder, self._config = folder, config
-        self._llm: LLM | None = None
+    def __init__(self, llm: type, folder: str, config: EngineConfig) -> None:
+        self._new_llm = partial(llm, folder, config=config)
+        self._llm: Any = None
 
     def generate(
         self, prompts: Sequence[Mapping[str, Any]], params: Sequence[SamplingParams]
@@ -44,49 +41,44 @@ class Worker:
         loads."""
         try:
             if self._llm is None:
-                self._llm = LLM(self._folder, config=self._config)
+                self._llm = self._new_llm()
             return self._llm.generate(prompts, params, use_tqdm=False) if prompts else []
         except PlamoRefError as error:
             return error
 
 
-class ReplicatedLLM(LLM):
-    """What `LLM(model, data_parallel_size=N)` makes. It has `generate` and `chat`.
+class Replicas:
+    """What an `LLM` with `data_parallel_size` has in place of an engine.
 
     The Ray cluster is that of RAY_ADDRESS, or one of this machine that ends with the program.
+
+    Args:
+        llm: the class of `LLM`.
+        folder: the checkpoint, on every machine.
+
+    Raises:
+        ClusterError: there is no Ray, or not what the replicas need.
+        PlamoRefError: one of them cannot start.
     """
 
-    def _open_engine(self, source: ModelSource) -> None:
-        ray, size = connect(None), self.config.data_parallel_size
-        asked = resources(self.config, size, ray.available_resources())
+    def __init__(self, llm: type, folder: Path, config: EngineConfig) -> None:
+        ray, size = connect(None), config.data_parallel_size
+        asked = resources(config, size, ray.available_resources())
+        one = replace(config, data_parallel_size=1)
         actor = ray.remote(Worker).options(**asked)
-        config = replace(self.config, data_parallel_size=1)
-        self._new_worker = lambda: actor.remote(str(self._folder), config)
+        self._new_worker = lambda: actor.remote(llm, str(folder), one)
         self._workers = [self._new_worker() for _ in range(size)]
         self._routing = PrefixRouting(BOUND, by_prefix=config.enable_prefix_caching)
-        self._arrivals = 0  # completions asked for so far
+        self._seed, self._count, self._arrivals = config.seed, 0, 0
         self._outputs_of([[] for _ in range(size)], tqdm(disable=True))  # they load
 
-    @property
-    def _callers(self) -> Callers:
-        raise EngineError(
-            f"data_parallel_size={self.config.data_parallel_size}: an LLM over replicas has "
-            "generate and chat; for anything else make one without"
-        )
-
     def close(self) -> None:
-        """End the replicas. It may be called again."""
+        """End them. It may be called again."""
         workers, self._workers = self._workers, []
         for worker in workers:
             load().kill(worker)
 
-    @speaks_vllm(CALL, EngineError)
-    def generate(
-        self,
-        prompts: PromptsLike | None = None,
-        sampling_params: ParamsLike = None,
-        use_tqdm: bool = True,
-    ) -> list[RequestOutput]:
+    def generate(self, asked: Iterable[Asked], use_tqdm: bool) -> list[RequestOutput]:
         """As `LLM.generate`; an error of a replica names it, and ends the work of all.
 
         Raises:
@@ -94,7 +86,7 @@ class ReplicatedLLM(LLM):
         """
         if not self._workers:
             raise EngineError("this LLM is closed: make another one")
-        groups = self._groups(prompts, sampling_params)
+        groups = self._groups(asked)
         shares = self._shares(groups)
         with tqdm(total=len(groups), desc="requests", disable=not use_tqdm) as bar:
             outputs = self._outputs_of([[groups[i] for i in share] for share in shares], bar)
@@ -103,17 +95,15 @@ class ReplicatedLLM(LLM):
         first, self._count = self._count, self._count + len(groups)
         return [replace(output, request_id=str(first + place)) for place, output in in_order]
 
-    def _groups(self, prompts: Any, sampling_params: Any) -> list[list[Asked]]:
+    def _groups(self, asked: Iterable[Asked]) -> list[list[Asked]]:
         """The completions of each prompt, with the seeds that they would have in one engine."""
-        default = self.get_default_sampling_params()
-        asked: list[Asked] = []
-        for one in completions_asked(prompts, sampling_params, self.tokenizer, default):
+        listed = []
+        for number, one in enumerate(asked, start=self._arrivals):
             if one.params.seed is None:
-                seed = (self.config.seed << 32) + self._arrivals + len(asked)
-                one = replace(one, params=replace(one.params, seed=seed))
-            asked.append(one)
-        self._arrivals += len(asked)
-        return [list(group) for _, group in groupby(asked, key=lambda one: one.prompt_index)]
+                one = replace(one, params=replace(one.params, seed=(self._seed << 32) + number))
+            listed.append(one)
+        self._arrivals += len(listed)
+        return [list(group) for _, group in groupby(listed, key=lambda one: one.prompt_index)]
 
     def _shares(self, groups: Sequence[Sequence[Asked]]) -> list[list[int]]:
         """Which prompts each replica gets: the longest work is given out first."""

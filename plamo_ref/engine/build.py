@@ -5,10 +5,11 @@ is kept. What only makes a step faster (`engine/fast/`, `parallel/`) is imported
 for: without it the same engine runs, and a laptop loads none of it.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from concurrent.futures import Future
 from functools import partial
-from typing import Any, TypeVar, cast
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -21,18 +22,23 @@ from plamo_ref.kernels.choice import can_overlap, select
 from plamo_ref.kernels.table import Kernels
 from plamo_ref.model import Plamo2Model
 
-T = TypeVar("T")
+if TYPE_CHECKING:
+    from plamo_ref.cluster.offline import Replicas
+
 ModelLoader = Callable[[Kernels, torch.dtype, torch.device], Plamo2Model]
 
 
-def llm_class(plain: type[T], settings: Mapping[str, Any]) -> type[T]:
-    """The class of an `LLM` with such settings: the plain one, or one over replicas."""
-    config, size = settings.get("config"), settings.get("data_parallel_size")
-    if (getattr(config, "data_parallel_size", size) or 1) == 1:
-        return plain
-    from plamo_ref.cluster.offline import ReplicatedLLM
+def open_replicas(llm: type, folder: Path, engine: EngineConfig) -> "Replicas | None":
+    """Several engines, each in an `llm` of its own; None: one is asked for.
 
-    return cast(type[T], ReplicatedLLM)
+    Raises:
+        PlamoRefError: there is no Ray, or one of them cannot start.
+    """
+    if engine.data_parallel_size == 1:
+        return None
+    from plamo_ref.cluster.offline import Replicas
+
+    return Replicas(llm, folder, engine)
 
 
 def build_core(

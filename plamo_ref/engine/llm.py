@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from plamo_ref.engine.build import build_core, llm_class
+from plamo_ref.engine.build import build_core, open_replicas
 from plamo_ref.engine.callers import Caller, Callers
 from plamo_ref.engine.completion import Completion, gather
 from plamo_ref.engine.config import EngineConfig, EngineError
@@ -24,7 +24,7 @@ from plamo_ref.engine.hidden import hidden_states
 from plamo_ref.engine.outputs import RequestOutput, StreamPiece
 from plamo_ref.engine.prompts import Asked, completions_asked
 from plamo_ref.engine.record import StepRecord
-from plamo_ref.engine.source import ModelSource, open_source
+from plamo_ref.engine.source import open_source
 from plamo_ref.grammar.guided import check
 from plamo_ref.grammar.pool import GuidePool
 from plamo_ref.intake.hub import find_checked
@@ -57,9 +57,6 @@ class LLM:
         PlamoRefError: the model or a setting cannot be used; the message says what to change.
     """
 
-    def __new__(cls, *_: object, **settings: Any) -> Self:
-        return object.__new__(llm_class(cls, settings))  # as `pathlib.Path` chooses among its own
-
     @speaks_vllm(MODEL, EngineError)
     def __init__(
         self,
@@ -82,18 +79,18 @@ class LLM:
         self.records: list[StepRecord] = []  # filled only with record=True
         self._count = 0
         self._chats: dict[str | None, ChatPrompts] = {}  # by the name of the template
-        self._open_engine(source)
-
-    def _open_engine(self, source: ModelSource) -> None:
-        core, self.plan = build_core(source.config, self.config, source.load)
-        if self.config.record:
-            core.observers.append(lambda record, *_: self.records.append(record))
-        self._open: Callers | None = Callers(core)
-
-    # --- its life ------------------------------------------------------------------------------
+        self._open: Callers | None = None
+        self._replicas = open_replicas(type(self), folder, self.config)
+        if self._replicas is None:
+            core, self.plan = build_core(source.config, self.config, source.load)
+            if self.config.record:
+                core.observers.append(lambda record, *_: self.records.append(record))
+            self._open = Callers(core)
 
     @property
     def _callers(self) -> Callers:
+        if self._replicas is not None:
+            raise EngineError("an LLM over replicas has generate and chat; make one without them")
         if self._open is None:
             raise EngineError("this LLM is closed: make another one")
         return self._open
@@ -106,6 +103,8 @@ class LLM:
     def close(self) -> None:
         """End what runs, and give weights and caches back to the device (not what is held
         elsewhere, such as `core`). It may be called again."""
+        if self._replicas is not None:
+            self._replicas.close()
         callers, self._open = self._open, None
         if callers is None:
             return
@@ -124,11 +123,8 @@ class LLM:
         self.close()
 
     def get_default_sampling_params(self) -> SamplingParams:
-        """What a call without sampling parameters gets: the checkpoint's generation_config.json
-        says it, as far as it does (see `EngineConfig.generation_config`)."""
+        """What a call without sampling parameters gets (`EngineConfig.generation_config`)."""
         return SamplingParams(**self._sampling)
-
-    # --- the two ways to call it ---------------------------------------------------------------
 
     @speaks_vllm(CALL, EngineError)
     def generate(
@@ -152,6 +148,8 @@ class LLM:
             PlamoRefError: a prompt or a grammar is impossible; nothing was started.
             Exception: what one of its requests ended with, or the step that it was waiting for.
         """
+        if self._replicas is not None:
+            return self._replicas.generate(self._asked(prompts, sampling_params), use_tqdm)
         caller, callers = Caller(), self._callers
 
         def work() -> list[RequestOutput]:
@@ -251,19 +249,20 @@ class LLM:
         self._callers.alone(self.core.reset_prefix_cache)
         return True
 
-    # --- inside --------------------------------------------------------------------------------
-
     @cached_property
     def _guides(self) -> GuidePool:
         return GuidePool(self._folder, self.model_config.vocab_size, self.stop_token_ids)
+
+    def _asked(self, prompts: Any, sampling_params: Any) -> Iterator[Asked]:
+        default = self.get_default_sampling_params()
+        return completions_asked(prompts, sampling_params, self.tokenizer, default)
 
     def _submit(
         self, caller: Caller, prompts: PromptsLike | None, sampling_params: ParamsLike
     ) -> None:
         """Queue all prompts for somebody; if one is refused, he leaves, and so do the others."""
-        default = self.get_default_sampling_params()
         base = ""
-        for asked in completions_asked(prompts, sampling_params, self.tokenizer, default):
+        for asked in self._asked(prompts, sampling_params):
             if asked.number == 0:
                 base, self._count = str(self._count), self._count + 1
                 caller.groups.append([])
