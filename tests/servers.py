@@ -88,7 +88,7 @@ def running_server(
         family += family[0].children(recursive=True) if family[0] else []
         process.terminate()
         try:
-            process.wait(20)
+            process.wait(seconds / 3)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()

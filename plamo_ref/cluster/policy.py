@@ -14,7 +14,7 @@ replica is too busy another one learns it too.
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 
-BLOCK = 64  # tokens; a shorter common beginning is computed faster than it is looked for
+BLOCK = 32  # tokens; a shorter common beginning is computed faster than it is looked for
 REMEMBERED = 1 << 16  # beginnings
 
 
