@@ -13,6 +13,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
+from types import ModuleType
 from typing import Any
 
 from starlette.types import ASGIApp
@@ -74,7 +75,6 @@ class Front:
 def deploy(what: Deployment) -> str:
     """Put it on the cluster, in which this runs as a task, and wait until all replicas work.
     Returns what went wrong, or nothing."""
-    logging.getLogger("ray.serve").setLevel(logging.WARNING)
     try:
         handle = _run(what)
         problem = handle.trouble.remote().result()
@@ -90,12 +90,18 @@ def deploy(what: Deployment) -> str:
 
 def withdraw() -> None:
     """Take it off the cluster again; what is streamed comes to its end before."""
+    _quiet_serve().delete(APP)
+
+
+def _quiet_serve() -> ModuleType:
+    """Serve, which speaks of troubles only."""
+    serve = load("ray.serve")
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
-    load("ray.serve").delete(APP)
+    return serve
 
 
 def _run(what: Deployment) -> Any:
-    ray, serve = load(), load("ray.serve")
+    ray, serve = load(), _quiet_serve()
     num_replicas = what.engine.data_parallel_size
     asked = resources(what.engine, num_replicas, ray.available_resources())
     one = replace(what, engine=replace(what.engine, data_parallel_size=1))
