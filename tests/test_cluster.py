@@ -23,7 +23,7 @@ from plamo_ref import LLM, SamplingParams
 from plamo_ref.cli import main
 from plamo_ref.cluster import extra, seat
 from plamo_ref.cluster.client import BOUND, ReplicatedAsyncLLM
-from plamo_ref.cluster.extra import ClusterError, resources, seeded
+from plamo_ref.cluster.extra import ClusterError, granted, resources, seeded
 from plamo_ref.cluster.handle import LostError
 from plamo_ref.cluster.policy import PrefixRouting
 from plamo_ref.cluster.replica import Replica, Report
@@ -121,6 +121,26 @@ def test_what_ray_cannot_give_is_refused():
         resources(EngineConfig(tensor_parallel_size=2), 2, {"GPU": 3})
     with pytest.raises(EngineError, match="say device='cuda'"):
         resources(EngineConfig(device="cuda:1"), 2, {"GPU": 3})
+
+
+def test_what_was_just_given_back_is_waited_for(monkeypatch):
+    class Ray:
+        free = [0, 1, 2]
+
+        def cluster_resources(self) -> dict[str, float]:
+            return {"GPU": 2}
+
+        def available_resources(self) -> dict[str, float]:
+            return {"GPU": self.free.pop(0) if len(self.free) > 1 else self.free[0]}
+
+    monkeypatch.setattr(extra, "LOOK_SECONDS", 0)
+    assert granted(Ray(), EngineConfig(), 2) == {"num_gpus": 1}
+    monkeypatch.setattr(extra, "FREE_SECONDS", 0)
+    Ray.free = [1]
+    with pytest.raises(ClusterError, match="and 1 are free"):
+        granted(Ray(), EngineConfig(), 2)
+    with pytest.raises(ClusterError, match="and 2 are free"):
+        granted(Ray(), EngineConfig(), 3)
 
 
 def test_replicas_draw_different_numbers_for_those_without_a_seed():

@@ -7,6 +7,7 @@ error says what to install.
 import importlib
 import logging
 import os
+import time
 from collections.abc import Mapping
 from dataclasses import replace
 from types import ModuleType
@@ -16,6 +17,8 @@ from plamo_ref.engine.config import EngineConfig, EngineError
 from plamo_ref.errors import PlamoRefError
 
 LOCAL = "local"
+FREE_SECONDS = 10.0  # for GPUs to become free
+LOOK_SECONDS = 0.2
 
 
 class ClusterError(PlamoRefError, RuntimeError):
@@ -65,7 +68,7 @@ def resources(
     """What a replica asks Ray for: a GPU for each of its ranks, or a CPU where there are enough.
 
     Args:
-        available: in the whole cluster, as `ray.available_resources` says.
+        available: in the whole cluster, in Ray's words.
 
     Raises:
         EngineError: the device is one that Ray has to choose.
@@ -86,6 +89,20 @@ def resources(
             f"that is {wanted}, and {gpus} are free in the cluster"
         )
     return {"num_gpus": config.num_ranks}
+
+
+def granted(ray: ModuleType, config: EngineConfig, num_replicas: int) -> dict[str, int]:
+    """`resources` of what is free in the cluster, or soon will be: what was just given back is
+    free a moment later."""
+    resources(config, num_replicas, ray.cluster_resources())
+    end = time.monotonic() + FREE_SECONDS
+    while True:
+        try:
+            return resources(config, num_replicas, ray.available_resources())
+        except ClusterError:
+            if time.monotonic() > end:
+                raise
+            time.sleep(LOOK_SECONDS)
 
 
 def seeded(config: EngineConfig, number: int) -> EngineConfig:

@@ -14,7 +14,7 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from plamo_ref.cluster.extra import ClusterError, connect, load, resources
+from plamo_ref.cluster.extra import ClusterError, connect, granted, load
 from plamo_ref.cluster.policy import PrefixRouting
 from plamo_ref.engine.config import EngineConfig, EngineError
 from plamo_ref.engine.outputs import RequestOutput
@@ -63,7 +63,7 @@ class Replicas:
 
     def __init__(self, llm: type, folder: Path, config: EngineConfig) -> None:
         ray, size = connect(None), config.data_parallel_size
-        asked = resources(config, size, ray.available_resources())
+        asked = granted(ray, config, size)
         one = replace(config, data_parallel_size=1)
         actor = ray.remote(Worker).options(**asked)
         self._new_worker = lambda: actor.remote(llm, str(folder), one)

@@ -20,7 +20,7 @@ from starlette.types import ASGIApp
 
 from plamo_ref.chat.templates import load_template
 from plamo_ref.cluster.client import ReplicatedAsyncLLM
-from plamo_ref.cluster.extra import ClusterError, connect, load, resources, seeded
+from plamo_ref.cluster.extra import ClusterError, connect, granted, load, seeded
 from plamo_ref.cluster.handle import ServeHandle
 from plamo_ref.cluster.replica import Replica
 from plamo_ref.engine.config import EngineConfig
@@ -103,7 +103,7 @@ def _quiet_serve() -> ModuleType:
 def _run(what: Deployment) -> Any:
     ray, serve = load(), _quiet_serve()
     num_replicas = what.engine.data_parallel_size
-    asked = resources(what.engine, num_replicas, ray.available_resources())
+    asked = granted(ray, what.engine, num_replicas)
     one = replace(what, engine=replace(what.engine, data_parallel_size=1))
     address = what.address
     http = {"host": address.host, "port": address.port}
