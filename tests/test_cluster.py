@@ -113,19 +113,20 @@ def test_idle_replicas_take_turns_and_what_is_remembered_is_bounded():
     ],
 )
 def test_a_replica_asks_for_a_gpu_for_each_rank_or_for_a_cpu(config, available, wanted):
-    assert resources(EngineConfig(**config), 2, available) == wanted
+    assert resources(EngineConfig(**config), 2, available, available) == wanted
 
 
 def test_what_ray_cannot_give_is_refused():
     with pytest.raises(ClusterError, match="for each replica that is 4, and 3 are free"):
-        resources(EngineConfig(tensor_parallel_size=2), 2, {"GPU": 3})
+        resources(EngineConfig(tensor_parallel_size=2), 2, {"GPU": 4}, {"GPU": 3})
     with pytest.raises(EngineError, match="say device='cuda'"):
-        resources(EngineConfig(device="cuda:1"), 2, {"GPU": 3})
+        resources(EngineConfig(device="cuda:1"), 2, {"GPU": 3}, {"GPU": 3})
 
 
 def test_what_was_just_given_back_is_waited_for(monkeypatch):
     class Ray:
-        free = [0, 1, 2]
+        def __init__(self, *free: int) -> None:
+            self.free = list(free)
 
         def cluster_resources(self) -> dict[str, float]:
             return {"GPU": 2}
@@ -134,13 +135,12 @@ def test_what_was_just_given_back_is_waited_for(monkeypatch):
             return {"GPU": self.free.pop(0) if len(self.free) > 1 else self.free[0]}
 
     monkeypatch.setattr(extra, "LOOK_SECONDS", 0)
-    assert granted(Ray(), EngineConfig(), 2) == {"num_gpus": 1}
+    assert granted(Ray(0, 1, 2), EngineConfig(), 2) == {"num_gpus": 1}
     monkeypatch.setattr(extra, "FREE_SECONDS", 0)
-    Ray.free = [1]
     with pytest.raises(ClusterError, match="and 1 are free"):
-        granted(Ray(), EngineConfig(), 2)
+        granted(Ray(1), EngineConfig(), 2)
     with pytest.raises(ClusterError, match="and 2 are free"):
-        granted(Ray(), EngineConfig(), 3)
+        granted(Ray(2), EngineConfig(), 3)
 
 
 def test_replicas_draw_different_numbers_for_those_without_a_seed():

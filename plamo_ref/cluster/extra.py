@@ -63,42 +63,41 @@ def connect(address: str | None) -> ModuleType:
 
 
 def resources(
-    config: EngineConfig, num_replicas: int, available: Mapping[str, float]
+    config: EngineConfig, num_replicas: int, total: Mapping[str, float], free: Mapping[str, float]
 ) -> dict[str, int]:
     """What a replica asks Ray for: a GPU for each of its ranks, or a CPU where there are enough.
 
     Args:
-        available: in the whole cluster, in Ray's words.
+        total, free: in the whole cluster, in Ray's words.
 
     Raises:
         EngineError: the device is one that Ray has to choose.
-        ClusterError: there are too few GPUs.
+        ClusterError: too few GPUs are free.
     """
     kind, _, index = config.device.partition(":")
     if index:
         raise EngineError(
             f"device={config.device!r}: Ray gives each replica GPUs of its own; say device={kind!r}"
         )
-    gpus = int(available.get("GPU", 0))
-    if kind == "cpu" or (kind == "auto" and not gpus):
-        return {"num_cpus": int(num_replicas <= available.get("CPU", 0))}
-    wanted = num_replicas * config.num_ranks
-    if wanted > gpus:
+    if kind == "cpu" or (kind == "auto" and not total.get("GPU")):
+        return {"num_cpus": int(num_replicas <= free.get("CPU", 0))}
+    wanted, there = num_replicas * config.num_ranks, int(free.get("GPU", 0))
+    if wanted > there:
         raise ClusterError(
             f"data_parallel_size={num_replicas}: with {config.num_ranks} GPUs for each replica "
-            f"that is {wanted}, and {gpus} are free in the cluster"
+            f"that is {wanted}, and {there} are free in the cluster"
         )
     return {"num_gpus": config.num_ranks}
 
 
 def granted(ray: ModuleType, config: EngineConfig, num_replicas: int) -> dict[str, int]:
-    """`resources` of what is free in the cluster, or soon will be: what was just given back is
-    free a moment later."""
-    resources(config, num_replicas, ray.cluster_resources())
+    """`resources` of a cluster; what was just given back is free a moment later."""
+    total = ray.cluster_resources()
+    resources(config, num_replicas, total, total)  # there will never be more
     end = time.monotonic() + FREE_SECONDS
     while True:
         try:
-            return resources(config, num_replicas, ray.available_resources())
+            return resources(config, num_replicas, total, ray.available_resources())
         except ClusterError:
             if time.monotonic() > end:
                 raise
