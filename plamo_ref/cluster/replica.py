@@ -20,6 +20,10 @@ from plamo_ref.remote.calls import Delta, Job
 from plamo_ref.remote.messages import Stats
 from plamo_ref.remote.supervisor import State
 
+# What a message costs Ray on its way, about. Each stream waits so long for each that is
+# under way, and then sends what has come meanwhile. One alone sends every token.
+MESSAGE_SECONDS = 0.001
+MOST_SECONDS = 0.1  # … of waiting
 HEARD_SECONDS = 5.0  # for the front to hear why an engine is gone, before Serve ends the replica
 
 
@@ -42,6 +46,7 @@ class Replica:
     def __init__(self, model: str, settings: Mapping[str, Any]) -> None:
         self._life, self._end, self._ended = uuid.uuid4().hex, "", 0.0
         self._llm: AsyncLLM | None = None
+        self._num_streams = 0
         self._living = asyncio.create_task(self._live(model, settings))
 
     async def _live(self, model: str, settings: Mapping[str, Any]) -> None:
@@ -70,13 +75,18 @@ class Replica:
         self, jobs: Sequence[Job], whole: bool
     ) -> AsyncGenerator[list[Delta] | PlamoRefError, None]:
         """As `EngineClient.batches`; what that raises comes as the last value."""
+        self._num_streams += not whole
         try:
             assert self._llm is not None, "asked before it had said that it is ready"
             async with aclosing(self._llm.batches(jobs, whole=whole)) as batches:
                 async for batch in batches:
                     yield batch
+                    if not whole:
+                        await asyncio.sleep(min(MESSAGE_SECONDS * self._num_streams, MOST_SECONDS))
         except PlamoRefError as error:
             yield error
+        finally:
+            self._num_streams -= not whole
 
     async def reset_prefix_cache(self) -> None:
         if self._llm is not None:
