@@ -84,6 +84,15 @@ def test_a_prefix_is_followed_within_the_bound_and_no_further(calls, bound):
         told[chosen].append((prompt, salt))
 
 
+def test_the_bound_is_exact_and_the_longest_beginning_counts():
+    routing = PrefixRouting(2, block=1)
+    assert routing.choose([1, 2, 3], None, {0: 0, 1: 1}) == 0
+    assert routing.choose([1, 2, 3], None, {0: 2, 1: 0}) == 0  # worth it
+    assert routing.choose([1, 9], None, {0: 3, 1: 0}) == 1  # not worth it; so 1 learns [1], too
+    assert routing.choose([1, 2, 4], None, {0: 1, 1: 0}) == 0
+    assert routing.choose([1, 5], None, {0: 1, 1: 0}) == 1
+
+
 @given(loads=LOADS, prompt=PROMPTS)
 def test_without_prefixes_the_load_decides(loads, prompt):
     routing = PrefixRouting(9, by_prefix=False, block=BLOCK)
