@@ -70,7 +70,9 @@ class RunningServer:
 
 
 @contextlib.contextmanager
-def running_server(folder: Path, *options: str, model: str = MODEL) -> Iterator[RunningServer]:
+def running_server(
+    folder: Path, *options: str, model: str = MODEL, seconds: float = START_SECONDS
+) -> Iterator[RunningServer]:
     """`plamo-ref serve` with the embedded model and a small cache, ready to answer."""
     log = folder / "server.log"
     command = [sys.executable, "-m", "plamo_ref", "serve", "--model", model, "--port", "0"]
@@ -80,13 +82,13 @@ def running_server(folder: Path, *options: str, model: str = MODEL) -> Iterator[
             [*command, *SMALL, *options], stderr=stderr, text=True, env=environment
         )
     try:
-        yield RunningServer(_address(process, log), process, log)
+        yield RunningServer(_address(process, log, seconds), process, log)
     finally:
         family = [process_or_none(process.pid)]
         family += family[0].children(recursive=True) if family[0] else []
         process.terminate()
         try:
-            process.wait(20)
+            process.wait(seconds / 3)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
@@ -102,13 +104,13 @@ def process_or_none(pid: int) -> psutil.Process | None:
     return None
 
 
-def _address(process: "subprocess.Popen[str]", log: Path) -> str:
+def _address(process: "subprocess.Popen[str]", log: Path, seconds: float) -> str:
     """Where the server says that it listens, once it does."""
-    end = time.monotonic() + START_SECONDS
+    end = time.monotonic() + seconds
     while time.monotonic() < end:
         found = re.search(r"listening on (\S+)", log.read_text())
         if found:
             return found[1]
         assert process.poll() is None, f"the server ended: {log.read_text()}"
         time.sleep(0.02)
-    raise AssertionError(f"no server after {START_SECONDS} s: {log.read_text()}")
+    raise AssertionError(f"no server after {seconds} s: {log.read_text()}")

@@ -73,8 +73,9 @@ def test_what_changes_nothing_is_accepted_with_one_line(caplog):
 @pytest.mark.parametrize(
     ("given", "cure"),
     [
-        ({"data_parallel_size": 2}, "start several servers"),
-        ({"data_parallel_size": True}, "start several servers"),
+        ({"data_parallel_size": 0}, "data_parallel_size must be 1 or more"),
+        ({"data_parallel_size": True}, "data_parallel_size must be an integer, 1 or more"),
+        ({"enable_expert_parallel": True}, "the model has no experts"),
         ({"tensor_parallel_size": 0}, "tensor_parallel_size must be 1 or more"),
         ({"tensor_parallel_size": True}, "tensor_parallel_size must be an integer, 1 or more"),
         ({"quantization": "awq"}, 'quantization must be "fp8", .*"int4"'),
@@ -279,10 +280,7 @@ def test_serve_takes_vllms_options_after_it_has_said_where_it_listens(monkeypatc
 
 @pytest.mark.parametrize(
     ("option", "value", "cure"),
-    [
-        ("data-parallel-size", "2", "start several servers"),
-        ("kv-cache-dtype", "fp8", "dtype of the act"),
-    ],
+    [("kv-cache-dtype", "fp8", "dtype of the act")],
 )
 def test_serve_names_what_it_cannot_have(monkeypatch, option, value, cure):
     _, said, code = served(monkeypatch, f"--{option}", value)

@@ -11,8 +11,10 @@ import click
 import pytest
 
 from plamo_ref import cli
+from plamo_ref.cluster import serving
 from plamo_ref.commands import _engine_options as engine_options
 from plamo_ref.commands import serve as serve_module
+from plamo_ref.engine import llm
 from plamo_ref.engine.config import EngineConfig
 from plamo_ref.errors import PlamoRefError
 from plamo_ref.remote import async_llm
@@ -26,6 +28,7 @@ OTHER: dict[str, tuple[list[str], Any]] = {
     "device": (["--device", "cuda:1"], "cuda:1"),
     "tensor_parallel_size": (["--tensor-parallel-size", "2"], 2),
     "pipeline_parallel_size": (["--pipeline-parallel-size", "2"], 2),
+    "data_parallel_size": (["--data-parallel-size", "2"], 2),
     "block_size": (["--block-size", "4"], 4),
     "max_num_seqs": (["--max-num-seqs", "5"], 5),
     "max_num_batched_tokens": (["--max-num-batched-tokens", "99"], 99),
@@ -108,8 +111,46 @@ def test_serve_passes_every_option_on(monkeypatch):
     usual = dict(seen)
     assert {*FIELDS} - {*usual} == {*serve_module.NO_OPTIONS}
     for name, (words, value) in OTHER.items():
-        assert cli.main(["serve", *words]) == 2
-        assert seen == usual | {name: value}
+        if name != "data_parallel_size":  # below
+            assert cli.main(["serve", *words]) == 2
+            assert seen == usual | {name: value}
+
+
+def test_serve_with_replicas_puts_the_same_on_ray(monkeypatch):
+    seen: list[Any] = []
+    monkeypatch.setattr(serving, "serve", lambda what, **more: seen.extend((what, more["address"])))
+    options = ["--max-num-seqs", "5", "--engine-restarts", "1", "--drain-seconds", "2"]
+    for words, size, address in (
+        (["--data-parallel-size", "2"], 2, None),
+        (["--address", "auto"], 1, "auto"),
+    ):
+        seen.clear()
+        assert cli.main(["serve", "--api-key", "k", *options, *words]) == 0
+        what, where = seen
+        assert (what.engine, where) == (
+            EngineConfig(max_num_seqs=5, data_parallel_size=size),
+            address,
+        )
+        assert (what.model, what.server.api_keys, what.drain_seconds) == ("tiny", ("k",), 2)
+        assert what.client["max_restarts"] == 1
+
+
+@pytest.mark.parametrize("words", [["generate", "--prompt", "x"], ["chat"]])
+def test_generate_and_chat_pass_every_option_of_the_engine_on(monkeypatch, words):
+    seen: dict[str, Any] = {}
+
+    class Noted:
+        def __init__(self, model: str, **given: Any) -> None:
+            seen.update(given)
+            raise PlamoRefError("enough")
+
+    monkeypatch.setattr(llm, "LLM", Noted)
+    usual = {"revision": None, "offline": False}
+    for name in engine_options.ONE_REQUEST:
+        seen.clear()
+        assert cli.main([*words, *OTHER[name][0]]) == 2
+        defaults = {each: FIELDS[each].default for each in engine_options.ONE_REQUEST}
+        assert seen == usual | defaults | {name: OTHER[name][1]}
 
 
 @pytest.mark.parametrize(

@@ -43,7 +43,7 @@ MAY_IMPORT = {
     "sampling": {"errors", "intake", "grammar", "kernels"},
     "weights": {"errors", "config", "intake", "kernels", "linear", "model", "quantization"},
     # `test_book.py` says who: build.py alone
-    "engine": TEXT_TO_TEXT | {"engine.fast", "parallel"},
+    "engine": TEXT_TO_TEXT | {"engine.fast", "parallel", "cluster"},
     "engine.memory": {"errors", "config", "engine"},
     "engine.scheduling": {"errors", "config", "intake", "sampling", "engine", "engine.memory"},
     "engine.fast": TEXT_TO_TEXT,
@@ -52,12 +52,13 @@ MAY_IMPORT = {
     "reference": {"errors", "config", "intake", "text", "weights", "sampling"},
     "remote": TEXT_TO_TEXT,
     "server": TEXT_TO_TEXT | {"remote", "__init__"},
+    "cluster": TEXT_TO_TEXT | {"remote", "server"},
     "proof": OVER_THE_ENGINE | {"parallel"},
     "bench": OVER_THE_ENGINE | {"engine.fast", "__init__"},
     "teaching": OVER_THE_ENGINE | {"proof", "bench", "parallel"},
     "models": set(),
     "commands": OVER_THE_ENGINE
-    | {"cli", "remote", "server", "bench"}
+    | {"cli", "remote", "server", "cluster", "bench"}
     | {"teaching"},  # the pre-flight of a workshop asks what the lessons would
     "cli": {"errors", "commands"},
     "__main__": {"cli"},

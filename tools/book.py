@@ -90,7 +90,8 @@ def _sittings(book: Book, up: str) -> Iterator[str]:
 
 
 def _size(book: Book) -> str:
-    later = " and ".join(book.later)
+    *most, last = book.later
+    later = f"{', '.join(most)} and {last}"
     return (
         f"{len(book.files)} files, {book.num_lines:,} lines; "
         f"{book.num_lines_at_first:,} of them without {later}, which came later."

@@ -19,8 +19,9 @@ def bench_options(command: Command) -> Command:
     model = click.option(
         "--model", default="tiny", show_default=True, help="tiny, a folder, or a hub id."
     )
-    # Random weights are asked for by --shape; a record would be measured with.
-    return model(shape(engine_options(*names(but=("load_format", "record")))(command)))
+    # Random weights are asked for by --shape; a record would be measured with; one engine is.
+    wanted = names(but=("load_format", "record", "data_parallel_size"))
+    return model(shape(engine_options(*wanted)(command)))
 
 
 def result_option(command: Command) -> Command:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from plamo_ref.commands import _options as options
-from plamo_ref.commands._engine_options import engine_options
+from plamo_ref.commands._engine_options import ONE_REQUEST, engine_options
 
 if TYPE_CHECKING:
     from plamo_ref.chat.templates import ChatTemplate
@@ -24,7 +24,7 @@ HELP = "/reset forgets the conversation, /quit or Ctrl-D ends it, Ctrl-C stops a
 @click.command()
 @options.model_options
 @options.sampling_options
-@engine_options("dtype", "quantization", "device")
+@engine_options(*ONE_REQUEST)
 @click.option(
     "--chat-template",
     metavar="NAME|FILE",
@@ -35,21 +35,18 @@ def chat(
     model: str,
     revision: str | None,
     offline: bool,
-    dtype: str,
-    quantization: str | None,
-    device: str,
     chat_template: str | None,
     system: str | None,
-    **sampling: Any,
+    **given: Any,
 ) -> None:
     """Talk with a model in the terminal; each line of input is a message."""
     from plamo_ref.chat.templates import load_template
     from plamo_ref.engine.llm import LLM
     from plamo_ref.intake.hub import find
 
-    params = options.sampling_params(sampling)
+    engine = {name: given.pop(name) for name in ONE_REQUEST}
+    params = options.sampling_params(given)
     folder = find(model, revision=revision, offline=offline)
-    engine: dict[str, Any] = {"dtype": dtype, "quantization": quantization, "device": device}
     llm = LLM(model, revision=revision, offline=offline, **engine)
     template = load_template(folder, chat_template, llm.tokenizer)
     if template is None:

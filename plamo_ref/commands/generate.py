@@ -10,14 +10,14 @@ from typing import Any
 import click
 
 from plamo_ref.commands import _options as options
-from plamo_ref.commands._engine_options import engine_options
+from plamo_ref.commands._engine_options import ONE_REQUEST, engine_options
 
 
 @click.command()
 @options.model_options
 @click.option("--prompt", required=True, metavar="TEXT", help="The text; - reads it from stdin.")
 @options.sampling_options
-@engine_options("dtype", "quantization", "device")
+@engine_options(*ONE_REQUEST)
 @click.option("--echo", is_flag=True, help="Print the prompt before its continuation.")
 @click.option("--stats", is_flag=True, help="Print token counts and speeds on stderr.")
 def generate(
@@ -25,20 +25,17 @@ def generate(
     revision: str | None,
     offline: bool,
     prompt: str,
-    dtype: str,
-    quantization: str | None,
-    device: str,
     echo: bool,
     stats: bool,
-    **sampling: Any,
+    **given: Any,
 ) -> None:
     """Continue a text with a model, printing it as it comes."""
     from plamo_ref.engine.llm import LLM
 
     text = options.read_prompt(prompt)
-    params = options.sampling_params(sampling)
+    engine = {name: given.pop(name) for name in ONE_REQUEST}
+    params = options.sampling_params(given)
     started = time.perf_counter()
-    engine: dict[str, Any] = {"dtype": dtype, "quantization": quantization, "device": device}
     llm = LLM(model, revision=revision, offline=offline, **engine)
     prompt_ids = llm.tokenizer.encode(text)
     loaded = time.perf_counter()

@@ -13,6 +13,7 @@ from plamo_ref.commands import _options as options
 from plamo_ref.commands import _vllm_options as vllm
 from plamo_ref.commands._engine_options import engine_options, names
 from plamo_ref.commands._serve_options import SeveralValues, address_options, server_options
+from plamo_ref.engine.config import EngineConfig
 
 # Fields of `EngineConfig` that are no options: a record grows with every step, without end.
 NO_OPTIONS = ("record",)
@@ -48,6 +49,12 @@ shown: dict[str, Any] = {"show_default": True}
     help="For streams to end after a signal.",
     **shown,
 )
+@click.option(
+    "--address",
+    metavar="ADDRESS",
+    help="Of a Ray cluster to serve on: auto, host:port or ray://host:port. Default: RAY_ADDRESS, "
+    "or this machine alone, where --data-parallel-size asks for replicas.",
+)
 @engine_options(*ENGINE)
 @vllm.options
 def serve(
@@ -68,28 +75,36 @@ def serve(
     translated, notice = vllm.translated(given | {"model": model})
     name, *aliases = served_model_names or (model,)
     config = ServerConfig(model_name=name, aliases=tuple(aliases), **_of(ServerConfig, given))
-    llm = AsyncLLM(
-        model,
-        max_restarts=given["engine_restarts"],
-        stall_seconds=given["stall_seconds"],
-        **{name: given[name] for name in (*ENGINE, "revision", "offline", "max_requests")}
-        | translated,
-    )
+    engine = {name: given[name] for name in ENGINE} | translated
+    where = {name: given[name] for name in ("revision", "offline", "max_requests")}
+    client = where | {
+        "max_restarts": given["engine_restarts"],
+        "stall_seconds": given["stall_seconds"],
+    }
 
     def listening(address: str) -> None:
         click.echo(f"listening on {address}", err=True)
         if notice:
             click.echo(notice, err=True)
 
-    serving = run.serve(
-        llm,
-        config,
-        address=Address(**_of(Address, given)),
-        chat_template=given["chat_template"],
-        drain_seconds=given["drain_seconds"],
-        listening=listening,
+    listens = Address(**_of(Address, given))
+    rest = {"chat_template": given["chat_template"], "drain_seconds": given["drain_seconds"]}
+    if engine["data_parallel_size"] == 1 and given["address"] is None:
+        llm = AsyncLLM(model, **client, **engine)
+        serving = run.serve(llm, config, address=listens, **rest, listening=listening)
+        run.until_done(serving)
+        return
+    from plamo_ref.cluster.serving import Deployment, serve
+
+    what = Deployment(
+        model=model,
+        engine=EngineConfig(**engine),
+        server=config,
+        client=client,
+        address=listens,
+        **rest,
     )
-    run.until_done(serving)
+    serve(what, address=given["address"], listening=listening)
 
 
 def _one_model(tag: str | None, model: str) -> str:

@@ -8,6 +8,8 @@ for: without it the same engine runs, and a laptop loads none of it.
 from collections.abc import Callable
 from concurrent.futures import Future
 from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -16,11 +18,28 @@ from plamo_ref.engine.config import EngineConfig, EngineError
 from plamo_ref.engine.core import EngineCore
 from plamo_ref.engine.memory.planner import MemoryPlan, cache_budget, plan_memory
 from plamo_ref.engine.runner import ModelRunner
-from plamo_ref.kernels.choice import can_overlap, check_scheme, select
+from plamo_ref.kernels.choice import can_overlap, select
+from plamo_ref.kernels.linear.quantized import check_scheme
 from plamo_ref.kernels.table import Kernels
 from plamo_ref.model import Plamo2Model
 
+if TYPE_CHECKING:
+    from plamo_ref.cluster.offline import Replicas
+
 ModelLoader = Callable[[Kernels, torch.dtype, torch.device], Plamo2Model]
+
+
+def open_replicas(llm: type, folder: Path, engine: EngineConfig) -> "Replicas | None":
+    """Several engines, each in an `llm` of its own; None: one is asked for.
+
+    Raises:
+        PlamoRefError: there is no Ray, or one of them cannot start.
+    """
+    if engine.data_parallel_size == 1:
+        return None
+    from plamo_ref.cluster.offline import Replicas
+
+    return Replicas(llm, folder, engine)
 
 
 def build_core(
@@ -31,6 +50,11 @@ def build_core(
     Raises:
         EngineError: the settings do not work on this machine, or the cache is too small.
     """
+    if engine.data_parallel_size > 1:
+        raise EngineError(
+            f"data_parallel_size={engine.data_parallel_size}: this is one engine; several are for "
+            "`LLM` and `plamo-ref serve`"
+        )
     if engine.num_ranks > 1:
         from plamo_ref.parallel.driver import build_driver
 
@@ -52,7 +76,7 @@ def build_runner(
     dtype = engine.resolve_dtype(device)
     state_dtype = engine.resolve_state_dtype(dtype)
     ops = select(engine.kernels, device=device, dtype=dtype, pdl=engine.pdl and can_overlap(device))
-    check_scheme(model.quantization, ops, device)
+    check_scheme(model.quantization, ops.name, device)
     compiled: Future[None] | None = None
     if engine.precompile and ops.name == "triton" and device.type == "cuda":
         from plamo_ref.engine.fast.dry_run import dry_run

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from plamo_ref.engine.build import build_core
+from plamo_ref.engine.build import build_core, open_replicas
 from plamo_ref.engine.callers import Caller, Callers
 from plamo_ref.engine.completion import Completion, gather
 from plamo_ref.engine.config import EngineConfig, EngineError
@@ -76,18 +76,21 @@ class LLM:
         self.tokenizer = load_tokenizer(folder, source.config.vocab_size)
         self.stop_token_ids = source.stop_token_ids
         self._sampling = source.sampling
-        core, self.plan = build_core(source.config, self.config, source.load)
         self.records: list[StepRecord] = []  # filled only with record=True
-        if self.config.record:
-            core.observers.append(lambda record, *_: self.records.append(record))
-        self._open: Callers | None = Callers(core)
         self._count = 0
         self._chats: dict[str | None, ChatPrompts] = {}  # by the name of the template
-
-    # --- its life ------------------------------------------------------------------------------
+        self._open: Callers | None = None
+        self._replicas = open_replicas(type(self), folder, self.config)
+        if self._replicas is None:
+            core, self.plan = build_core(source.config, self.config, source.load)
+            if self.config.record:
+                core.observers.append(lambda record, *_: self.records.append(record))
+            self._open = Callers(core)
 
     @property
     def _callers(self) -> Callers:
+        if self._replicas is not None:
+            raise EngineError("an LLM over replicas has generate and chat; make one without them")
         if self._open is None:
             raise EngineError("this LLM is closed: make another one")
         return self._open
@@ -98,10 +101,10 @@ class LLM:
         return self._callers.core
 
     def close(self) -> None:
-        """End what runs, and give weights and caches back to the device. It may be called again.
-
-        What is held elsewhere, such as `core`, keeps its memory.
-        """
+        """End what runs, and give weights and caches back to the device (not what is held
+        elsewhere, such as `core`). It may be called again."""
+        if self._replicas is not None:
+            self._replicas.close()
         callers, self._open = self._open, None
         if callers is None:
             return
@@ -120,11 +123,8 @@ class LLM:
         self.close()
 
     def get_default_sampling_params(self) -> SamplingParams:
-        """What a call without sampling parameters gets: the checkpoint's generation_config.json
-        says it, as far as it does (see `EngineConfig.generation_config`)."""
+        """What a call without sampling parameters gets (`EngineConfig.generation_config`)."""
         return SamplingParams(**self._sampling)
-
-    # --- the two ways to call it ---------------------------------------------------------------
 
     @speaks_vllm(CALL, EngineError)
     def generate(
@@ -148,6 +148,8 @@ class LLM:
             PlamoRefError: a prompt or a grammar is impossible; nothing was started.
             Exception: what one of its requests ended with, or the step that it was waiting for.
         """
+        if self._replicas is not None:
+            return self._replicas.generate(self._asked(prompts, sampling_params), use_tqdm)
         caller, callers = Caller(), self._callers
 
         def work() -> list[RequestOutput]:
@@ -247,19 +249,20 @@ class LLM:
         self._callers.alone(self.core.reset_prefix_cache)
         return True
 
-    # --- inside --------------------------------------------------------------------------------
-
     @cached_property
     def _guides(self) -> GuidePool:
         return GuidePool(self._folder, self.model_config.vocab_size, self.stop_token_ids)
+
+    def _asked(self, prompts: Any, sampling_params: Any) -> Iterator[Asked]:
+        default = self.get_default_sampling_params()
+        return completions_asked(prompts, sampling_params, self.tokenizer, default)
 
     def _submit(
         self, caller: Caller, prompts: PromptsLike | None, sampling_params: ParamsLike
     ) -> None:
         """Queue all prompts for somebody; if one is refused, he leaves, and so do the others."""
-        default = self.get_default_sampling_params()
         base = ""
-        for asked in completions_asked(prompts, sampling_params, self.tokenizer, default):
+        for asked in self._asked(prompts, sampling_params):
             if asked.number == 0:
                 base, self._count = str(self._count), self._count + 1
                 caller.groups.append([])

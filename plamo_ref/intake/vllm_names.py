@@ -57,7 +57,6 @@ def _renamed(name: str) -> Rule:
 
 # --- settings of an engine -----------------------------------------------------------------------
 
-_ONE_MODEL = "an engine has one copy of a model; for several, start several servers"
 _NO_LORA = "adapters are not supported: merge them into the checkpoint"
 _TEXT_ONLY = "this engine is for text only"
 _NO_SPECULATION = "there is no speculative decoding"
@@ -76,8 +75,7 @@ ENGINE: Mapping[str, Rule] = {
     "kv_cache_memory_bytes": _renamed("memory_bytes"),
     "mamba_ssm_cache_dtype": _renamed("state_dtype"),
     "async_scheduling": _renamed("overlap"),
-    "data_parallel_size": only(1, cure=_ONE_MODEL),
-    "enable_expert_parallel": only(False, cure=_ONE_MODEL),
+    "enable_expert_parallel": only(False, cure="the model has no experts"),
     "distributed_executor_backend": only("mp", "uni", cure="ranks are processes of one machine"),
     "disable_custom_all_reduce": ignored("there is none"),
     "kv_cache_dtype": only("auto", cure=_DTYPE),

@@ -21,7 +21,6 @@ from plamo_ref.kernels.sample import twin as sample
 from plamo_ref.kernels.ssm import selection
 from plamo_ref.kernels.ssm import twin as ssm
 from plamo_ref.kernels.table import Table
-from plamo_ref.quantization.schemes import SCHEMES
 
 TORCH = Table(
     name="torch",
@@ -127,22 +126,6 @@ def select(
 def can_overlap(device: torch.device) -> bool:
     """Whether kernels there can overlap at their ends: programmatic launches came with Hopper."""
     return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0)
-
-
-def check_scheme(name: str | None, table: Table, device: torch.device) -> None:
-    """Whether the kernels there can multiply what a scheme of quantization stores.
-
-    Raises:
-        KernelError: they cannot; what can is named.
-    """
-    if name is None or table.name != "triton" or device.type != "cuda":
-        return
-    major, minor = torch.cuda.get_device_capability(device)
-    if SCHEMES[name].quantized_activations and (major, minor) < (8, 9):
-        raise KernelError(
-            f"quantization={name!r} multiplies in e4m3, which this GPU (sm_{major}{minor}) "
-            'does not have: take "fp8_weight_only", "int8" or "int4"'
-        )
 
 
 def _only_on_the_cache(own: Table) -> Table:

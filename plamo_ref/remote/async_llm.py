@@ -7,9 +7,9 @@ cancelled, or fails, leaves nothing behind in the engine.
 import asyncio
 import itertools
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
-from typing import Any
+from typing import Any, Protocol
 
 from plamo_ref.engine.config import EngineError
 from plamo_ref.engine.outputs import (
@@ -24,7 +24,22 @@ from plamo_ref.intake.prompts import ParamsLike, PromptsLike
 from plamo_ref.intake.vllm_names import CALL, speaks_vllm
 from plamo_ref.remote.calls import Delta, GrammarRefusedError, Job
 from plamo_ref.remote.client import EngineClient
+from plamo_ref.remote.messages import Stats
+from plamo_ref.remote.supervisor import State
 from plamo_ref.sampling import SamplingParams
+
+
+class Watched(Protocol):
+    """What can be said of an engine by looking at it."""
+
+    @property
+    def state(self) -> State: ...
+    @property
+    def stats(self) -> Stats: ...
+    @property
+    def num_requests(self) -> int: ...
+    @property
+    def num_restarts(self) -> int: ...
 
 
 class AsyncLLM(EngineClient):
@@ -37,6 +52,11 @@ class AsyncLLM(EngineClient):
         super().__init__(*args, **settings)
         self._names = itertools.count()
         self._seats = asyncio.Semaphore(self.max_requests)
+
+    @property
+    def replicas(self) -> Mapping[str, Watched]:
+        """The engines that share the work, by name; none: it is one engine."""
+        return {}
 
     def get_default_sampling_params(self) -> SamplingParams:
         """What a call without sampling parameters gets, as the checkpoint says."""

@@ -71,6 +71,22 @@ def checked(job: Job) -> Job:
         raise RequestRefusedError(str(error)) from None
 
 
+def check_room(num_jobs: int, under_way: int, most: int) -> None:
+    """Whether a call with so many jobs can start now.
+
+    Raises:
+        RequestRefusedError: there are too many for any time.
+        EngineBusyError: … for now.
+    """
+    if num_jobs > most:
+        raise RequestRefusedError(f"{num_jobs} completions in one call, at most {most} may be")
+    if under_way + num_jobs > most:
+        raise EngineBusyError(
+            f"{under_way} requests are under way, at most {most} may be, and this call brings "
+            f"{num_jobs}: try again later"
+        )
+
+
 def tell(send: Callable[[Add], None], request_id: str, job: Job) -> None:
     """Tell the engine of a job.
 

@@ -27,11 +27,11 @@ from plamo_ref.intake.vllm_names import MODEL, speaks_vllm
 from plamo_ref.remote.calls import (
     Call,
     Delta,
-    EngineBusyError,
     GrammarRefusedError,
     Job,
     RequestRefusedError,
     Stream,
+    check_room,
     checked,
     tell,
 )
@@ -226,14 +226,7 @@ class EngineClient:
     async def _submit(self, call: Call, jobs: Sequence[Job], ids: list[str]) -> None:
         """Hand the jobs to the engine; `ids` gets those of whom it may have heard."""
         child = self._life.engine
-        if len(jobs) > self.max_requests:
-            message = f"{len(jobs)} completions in one call, at most {self.max_requests} may be"
-            raise RequestRefusedError(message)
-        if len(self._streams) + len(jobs) > self.max_requests:
-            raise EngineBusyError(
-                f"{len(self._streams)} requests are under way, at most {self.max_requests} may be, "
-                f"and this call brings {len(jobs)}: try again later"
-            )
+        check_room(len(jobs), self.num_requests, self.max_requests)
         for index, job in enumerate(jobs):  # they all count from now on
             request_id = str(next(self._numbers))
             self._streams[request_id] = Stream(call, index, TextStream(self.tokenizer, job.params))

@@ -5,6 +5,7 @@ Invariant: a route checks, hands over and answers; it decides nothing of its own
 
 from fastapi import FastAPI, Request
 from fastapi.middleware.cors import CORSMiddleware
+from msgspec import UNSET
 from starlette.responses import Response
 
 import plamo_ref
@@ -145,7 +146,8 @@ def _state_routes(app: FastAPI, service: Service) -> None:
     @app.get("/health", responses=described.HEALTH)
     async def health() -> Response:
         state = service.llm.state
-        response = json_response(answers.Health(state, service.llm.num_restarts))
+        replicas = {name: each.state for name, each in service.llm.replicas.items()} or UNSET
+        response = json_response(answers.Health(state, service.llm.num_restarts, replicas))
         response.status_code = 200 if state == "ready" else 503
         return response
 

@@ -6,7 +6,8 @@ when somebody asks, so they cannot be stale by more than the engine's last repor
 
 from bisect import bisect_left
 from collections import Counter as Tally
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter
 from prometheus_client.core import (
@@ -18,9 +19,8 @@ from prometheus_client.core import (
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.registry import Collector
 
-from plamo_ref.remote.async_llm import AsyncLLM
+from plamo_ref.remote.async_llm import AsyncLLM, Watched
 from plamo_ref.remote.calls import Delta
-from plamo_ref.remote.messages import PrefixStats
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
@@ -46,51 +46,61 @@ class Waits(Collector):
 
 
 class _EngineCollector(Collector):
-    """The engine's last report."""
+    """The last report of the engine, or of each that shares its work: then by `replica`."""
 
     def __init__(self, llm: AsyncLLM) -> None:
         self._llm = llm
 
     def collect(self) -> Iterator[Metric]:
-        llm, stats = self._llm, self._llm.stats
-        for name, text, value in (
-            ("engine_up", "1 if the engine can take requests.", llm.state == "ready"),
-            ("requests_in_flight", "Requests under way, at the front.", llm.num_requests),
-            ("requests_running", "Requests in the engine's batch.", stats.num_running),
-            ("requests_waiting", "Requests in the engine's queue.", stats.num_waiting),
-        ):
-            yield GaugeMetricFamily(f"plamo_ref_{name}", text, value=float(value))
-        usage = GaugeMetricFamily("plamo_ref_cache_usage", "Used share, 0 to 1.", labels=["pool"])
-        for pool, share in stats.usage.items():
-            usage.add_metric([pool], share)
-        yield usage
-        for name, text, count in (
-            ("preemptions", "Requests sent back to the queue.", stats.num_preemptions),
-            ("engine_steps", "Steps of the engine.", stats.num_steps),
-            ("engine_restarts", "Engines started after the first.", llm.num_restarts),
-        ):
-            yield CounterMetricFamily(f"plamo_ref_{name}", text, value=count)
-        yield from _of_prefixes(stats.prefix)
+        replicas = self._llm.replicas
+        engines: dict[tuple[str, ...], Watched] = {(name,): one for name, one in replicas.items()}
+        gauges = _Family(GaugeMetricFamily, replicas)
+        counts = _Family(CounterMetricFamily, replicas)
+        for name, engine in (engines or {(): self._llm}).items():
+            _look_at(engine, name, gauges, counts)
+        yield from gauges.made.values()
+        yield from counts.made.values()
 
 
-def _of_prefixes(stats: PrefixStats) -> Iterator[Metric]:
-    """What prefix caching has saved, what it keeps, and why it did not save more."""
-    for name, text, count in (
-        ("queries", "Tokens of prompts that were looked up.", stats.asked),
-        ("hits", "Tokens of prompts that were found computed.", stats.found),
-        ("evictions", "Kept states that went to make room.", stats.evicted),
-    ):
-        yield CounterMetricFamily(f"plamo_ref_prefix_cache_{name}", text, value=count)
+class _Family:
+    """Metrics of a kind, each with a value for each engine."""
+
+    def __init__(self, kind: type[Any], replicas: Collection[str]) -> None:
+        self._kind, self._labels = kind, ["replica"] if replicas else []
+        self.made: dict[str, Any] = {}
+
+    def __call__(
+        self, name: str, text: str, engine: tuple[str, ...], value: float, **more: str
+    ) -> None:
+        """Put a value in; `more` are further labels."""
+        if name not in self.made:
+            labels = [*self._labels, *more]
+            self.made[name] = self._kind(f"plamo_ref_{name}", text, labels=labels)
+        self.made[name].add_metric([*engine, *more.values()], float(value))
+
+
+def _look_at(engine: Watched, name: tuple[str, ...], gauge: _Family, count: _Family) -> None:
+    """What an engine has said last."""
+    stats, prefix = engine.stats, engine.stats.prefix
+    gauge("engine_up", "1 if the engine can take requests.", name, engine.state == "ready")
+    gauge("requests_in_flight", "Requests under way, at the front.", name, engine.num_requests)
+    gauge("requests_running", "Requests in the engine's batch.", name, stats.num_running)
+    gauge("requests_waiting", "Requests in the engine's queue.", name, stats.num_waiting)
+    for pool, share in stats.usage.items():
+        gauge("cache_usage", "Used share, 0 to 1.", name, share, pool=pool)
+    count("preemptions", "Requests sent back to the queue.", name, stats.num_preemptions)
+    count("engine_steps", "Steps of the engine.", name, stats.num_steps)
+    count("engine_restarts", "Engines started after the first.", name, engine.num_restarts)
+    # What prefix caching has saved, what it keeps, and why it did not save more.
     text = "Requests that could have begun later in their prompts, by what was in the way."
-    misses = CounterMetricFamily("plamo_ref_prefix_cache_misses", text, labels=["reason"])
-    for reason, count in stats.misses.items():
-        misses.add_metric([reason], count)
-    yield misses
-    for name, text, value in (
-        ("states", "States that are kept.", stats.num_kept),
-        ("bytes", "Memory that only they take; it counts as free.", stats.bytes_kept),
-    ):
-        yield GaugeMetricFamily(f"plamo_ref_prefix_cache_{name}", text, value=value)
+    count("prefix_cache_queries", "Tokens of prompts that were looked up.", name, prefix.asked)
+    count("prefix_cache_hits", "Tokens of prompts that were found computed.", name, prefix.found)
+    count("prefix_cache_evictions", "Kept states that went to make room.", name, prefix.evicted)
+    for reason, misses in prefix.misses.items():
+        count("prefix_cache_misses", text, name, misses, reason=reason)
+    gauge("prefix_cache_states", "States that are kept.", name, prefix.num_kept)
+    text = "Memory that only they take; it counts as free."
+    gauge("prefix_cache_bytes", text, name, prefix.bytes_kept)
 
 
 class Metrics:

@@ -12,8 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from plamo_ref.kernels.errors import KernelError
 from plamo_ref.kernels.linear.swiglu import swiglu
 from plamo_ref.quantization.quantize import TINY, dequantize
+from plamo_ref.quantization.schemes import SCHEMES
 from plamo_ref.quantization.weight import (
     FP8,
     LARGEST,
@@ -56,3 +58,19 @@ def quantized_linear_parts(x: Activations, weight: QuantizedWeight) -> Tensor:
 def quantized_linear_swiglu(x: Activations, weight: QuantizedWeight) -> Tensor:
     """weight [2F, in], gate rows first → silu(gate) · up, [T, F]."""
     return swiglu(quantized_linear(x, weight))
+
+
+def check_scheme(name: str | None, kernels: str, device: torch.device) -> None:
+    """Whether the table `kernels` can multiply there what a scheme of quantization stores.
+
+    Raises:
+        KernelError: they cannot; what can is named.
+    """
+    if name is None or kernels != "triton" or device.type != "cuda":
+        return
+    major, minor = torch.cuda.get_device_capability(device)
+    if SCHEMES[name].quantized_activations and (major, minor) < (8, 9):
+        raise KernelError(
+            f"quantization={name!r} multiplies in e4m3, which this GPU (sm_{major}{minor}) "
+            'does not have: take "fp8_weight_only", "int8" or "int4"'
+        )

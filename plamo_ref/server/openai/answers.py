@@ -4,7 +4,7 @@ Invariant: of what is answered whole, the OpenAPI document says exactly this. Wh
 out of an answer; what is None is null in it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
 from msgspec import UNSET, Meta, Struct, UnsetType
@@ -259,3 +259,6 @@ class Health(Struct, frozen=True):
 
     status: str
     restarts: int
+    replicas: Annotated[
+        Mapping[str, str] | UnsetType, Meta(description="Their states, if there are several.")
+    ] = UNSET

@@ -1,0 +1,1 @@
+"""Data parallelism: replicas of the engine on Ray, behind one server or one `LLM`."""
