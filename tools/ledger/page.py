@@ -52,7 +52,7 @@ SECTIONS = (
         "embedding. It shows that a scheme is sound and which one is finer; how much "
         "a model of 8 B parameters loses it cannot tell: larger ones have more room in a weight, "
         "and outliers in their activations that this one has not.",
-        ("quantization_quality",),
+        ("quantization_quality", "gpu_decode_8b_fp8", "gpu_decode_8b_int4", "gpu_prefill_8b_fp8"),
     ),
     Section(
         "Against vLLM",
@@ -82,6 +82,12 @@ SECTIONS = (
         ("gpu_mixed_8b", "gpu_mixed_8b_bf16", "gpu_mixed_1b"),
     ),
     Section("From the start to the first token", "", ("gpu_startup_8b", "gpu_startup_1b")),
+    Section(
+        "Several GPUs",
+        "The same model, shared by ranks and stages, in one call on one machine. The sums are "
+        "NCCL's, in recorded steps.",
+        ("gpu_parallel_8b",),
+    ),
     Section(
         "What each optimisation buys",
         "One thing is switched off at a time; the percentage is how much longer a decode step "
@@ -116,7 +122,7 @@ SECTIONS = (
         "Prefix caching",
         "A crowd of 64 prompts with 3,000 tokens in common, and 32 chats of five turns. *The least "
         "possible* is what a memory without bounds, with a state at every token, would compute.",
-        ("gpu_prefix_8b", "prefix"),
+        ("gpu_prefix_8b", "gpu_prefix_cost_8b", "prefix"),
     ),
     Section(
         "One arena",

@@ -66,6 +66,7 @@ def shape_of(row: Row) -> str:
     """The model, and what is not the default about its memory."""
     model = row["model"]
     name = f"{model.upper()} shape" if model in SHAPES else f"{model} model"
+    name += f", {row['quantization']} weights" if row.get("quantization") else ""
     return name + (", bfloat16 state" if row.get("state_dtype") == "bfloat16" else "")
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from tools.ledger.neighbours import arena, hostile, interrupts, penalties
 from tools.ledger.peer import peer_tables
+from tools.ledger.ranks import parallel, prefix_cost
 from tools.ledger.records import Row
 from tools.ledger.table import Column, Table, percent, shape_of, table
 
@@ -269,10 +270,13 @@ TABLES: Mapping[str, Callable[[Sequence[Row]], list[Table]]] = {
     "gpu_peer": peer_tables,
     "gpu_decode_8b": _decode,
     "gpu_decode_8b_bf16": _decode,
+    "gpu_decode_8b_fp8": _decode,
+    "gpu_decode_8b_int4": _decode,
     "gpu_decode_1b": _decode,
     "gpu_decode_1b_bf16": _decode,
     "gpu_prefill_8b": _prefill,
     "gpu_prefill_1b": _prefill,
+    "gpu_prefill_8b_fp8": _prefill,
     "gpu_mixed_8b": _whole,
     "gpu_mixed_8b_bf16": _whole,
     "gpu_mixed_1b": _whole,
@@ -297,4 +301,6 @@ TABLES: Mapping[str, Callable[[Sequence[Row]], list[Table]]] = {
     "arena": arena,
     "prefix": _prefix,
     "gpu_prefix_8b": _prefix,
+    "gpu_prefix_cost_8b": prefix_cost,
+    "gpu_parallel_8b": parallel,
 }

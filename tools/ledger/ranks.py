@@ -1,0 +1,47 @@
+"""Recorded rows of several ranks, and of what prefix caching costs, as small tables.
+
+Invariant: as in tables.py.
+"""
+
+from collections.abc import Sequence
+
+from tools.ledger.records import Row
+from tools.ledger.table import Column, Table, shape_of, table
+
+
+def parallel(rows: Sequence[Row]) -> list[Table]:
+    """Engines, then what one message costs."""
+    shown = [{**r, "engine": f"{r['ranks']} × {r['stages']}"} if "stages" in r else r for r in rows]
+    return [
+        table(
+            "8B shape: ranks that share a stage's heads × stages",
+            [r for r in shown if "engine" in r and r["what"] != "open"],
+            Column("ranks × stages", "engine"),
+            Column("what", "what"),
+            Column("ms", "ms", "{:,.2f}"),
+            Column("of one GPU's time", "of_one", "{:.2f}"),
+            Column("messages a step", "messages"),
+        ),
+        table(
+            "One sum over the ranks alone, outside of a recorded step",
+            [r for r in shown if "engine" not in r],
+            Column("ranks", "ranks"),
+            Column("what", "what"),
+            Column("ms", "ms", "{:.3f}"),
+        ),
+    ]
+
+
+def prefix_cost(rows: Sequence[Row]) -> list[Table]:
+    return [
+        table(
+            f"{shape_of(rows[0])}: what prefix caching costs where nothing is found",
+            rows,
+            Column("what", "what"),
+            Column("off, ms", "off_ms", "{:,.2f}"),
+            Column("on, ms", "on_ms", "{:,.2f}"),
+            Column("more", "more", "{:+.1%}"),
+            Column("products, off, TFLOP/s", "product_tflop_per_s_off", "{:.0f}"),
+            Column("on", "product_tflop_per_s_on", "{:.0f}"),
+        )
+    ]
