@@ -1,7 +1,7 @@
 """The gallery of bugs: patients with a hidden fault, and the instruments to examine them with.
 
 Invariant: a patient is the real engine with one fault of the registry planted (the faults of
-tests/test_faults.py); nothing that an instrument says is written down beforehand.
+tests/proof/test_faults.py); nothing that an instrument says is written down beforehand.
 Used by notebooks/18_broken_on_purpose.ipynb.
 """
 

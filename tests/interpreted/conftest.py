@@ -1,7 +1,7 @@
 """Tests in this folder need kernels that were defined for Triton's interpreter.
 
-Invariant: they run in a process of their own, started by tests/test_triton_kernels.py, because
-Triton decides when a kernel is defined whether it will be compiled or interpreted.
+Invariant: they run in a process of their own, started by tests/kernels/test_triton_kernels.py,
+because Triton decides when a kernel is defined whether it will be compiled or interpreted.
 """
 
 import os
