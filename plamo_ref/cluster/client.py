@@ -41,7 +41,7 @@ class ReplicatedAsyncLLM(AsyncLLM):
         self, model: str | Path, handles: Sequence[Handle], *, config: EngineConfig, **settings: Any
     ) -> None:
         super().__init__(model, config=config, **settings)
-        self._routing = PrefixRouting(BOUND, by_prefix=config.enable_prefix_caching)
+        self._routing = PrefixRouting(BOUND, by_prefix=config.enable_prefix_caching is not False)
         self._places = [self._seat(number, handle) for number, handle in enumerate(handles)]
         self._watching: list[asyncio.Task[None]] = []
         self._working: dict[str, asyncio.Task[None]] = {}

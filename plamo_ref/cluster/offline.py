@@ -68,7 +68,7 @@ class Replicas:
         actor = ray.remote(Worker).options(**asked)
         self._new_worker = lambda: actor.remote(llm, str(folder), one)
         self._workers = [self._new_worker() for _ in range(size)]
-        self._routing = PrefixRouting(BOUND, by_prefix=config.enable_prefix_caching)
+        self._routing = PrefixRouting(BOUND, by_prefix=config.enable_prefix_caching is not False)
         self._seed, self._count, self._arrivals = config.seed, 0, 0
         self._outputs_of([[] for _ in range(size)], tqdm(disable=True))  # they load
 

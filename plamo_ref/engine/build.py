@@ -7,6 +7,7 @@ for: without it the same engine runs, and a laptop loads none of it.
 
 from collections.abc import Callable
 from concurrent.futures import Future
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -55,6 +56,8 @@ def build_core(
             f"data_parallel_size={engine.data_parallel_size}: this is one engine; several are for "
             "`LLM` and `plamo-ref serve`"
         )
+    keeps = engine.resolve_prefix_caching(engine.resolve_device())
+    engine = replace(engine, enable_prefix_caching=keeps)  # said once, for all ranks
     if engine.num_ranks > 1:
         from plamo_ref.parallel.driver import build_driver
 

@@ -117,8 +117,8 @@ class EngineConfig:
     precompile: bool = knob(
         True, "Compile kernels in parallel while weights load (on a GPU, Triton kernels)."
     )
-    enable_prefix_caching: bool = knob(
-        False, "Keep what was computed of prompts and answers, for whoever begins alike."
+    enable_prefix_caching: bool | None = knob(
+        None, "Keep what was computed, for whoever begins alike; default: on a GPU."
     )
     one_arena: bool = knob(
         False, "Memory flows between states and keys as the traffic needs it; off: two rooms."
@@ -195,6 +195,10 @@ class EngineConfig:
     def resolve_overlap(self, device: "torch.device") -> bool:
         return device.type == "cuda" if self.overlap is None else self.overlap
 
+    def resolve_prefix_caching(self, device: "torch.device") -> bool:
+        on = self.enable_prefix_caching
+        return device.type == "cuda" if on is None else on
+
     def resolve_dtype(self, device: "torch.device") -> "torch.dtype":
         if self.dtype == "auto":
             return torch_dtype("bfloat16" if device.type == "cuda" else "float32")
@@ -266,7 +270,7 @@ _KINDS: Mapping[str, Kind] = {
     "cuda_graphs": Flag(),
     "graph_tokens": Whole("0 (record decode steps only) or more"),
     "precompile": Flag(),
-    "enable_prefix_caching": NoneFor(Flag(), EngineConfig.enable_prefix_caching),
+    "enable_prefix_caching": NoneFor(Flag()),
     "one_arena": NoneFor(Flag(), EngineConfig.one_arena),
     "photographs": Flag(),
     "photograph_interval": Whole("0 (none) or more"),

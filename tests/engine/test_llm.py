@@ -12,7 +12,7 @@ import torch
 from engines import GREEDY
 
 from plamo_ref import LLM, SamplingParams
-from plamo_ref.engine.config import EngineError
+from plamo_ref.engine.config import EngineConfig, EngineError
 from plamo_ref.engine.outputs import StreamPiece
 from plamo_ref.errors import PlamoRefError
 from plamo_ref.intake.hub import find
@@ -52,6 +52,14 @@ def assert_clean(llm: LLM) -> None:
 
 def texts(llm: LLM, prompts, params=GREEDY) -> list[str]:
     return [r.outputs[0].text for r in llm.generate(prompts, params, use_tqdm=False)]
+
+
+def test_prefix_caching_is_on_where_nothing_says_otherwise_and_a_gpu_is(llm):
+    gpu, cpu = torch.device("cuda"), torch.device("cpu")
+    for given, on in ((None, [True, False]), (True, [True, True]), (False, [False, False])):
+        config = EngineConfig(enable_prefix_caching=given)
+        assert [config.resolve_prefix_caching(device) for device in (gpu, cpu)] == on
+    assert llm.core.config.enable_prefix_caching is False
 
 
 # --- generate ----------------------------------------------------------------------------------

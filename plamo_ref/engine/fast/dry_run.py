@@ -71,7 +71,7 @@ def rooms(engine: EngineConfig, plan: MemoryPlan) -> Iterator[Room]:
     widths, most = table_widths(plan), engine.max_num_seqs
     for rows in [n for n in LADDER if n < most] + [most]:
         yield Room(rows, 0, 0, widths)
-    photographs = int(engine.enable_prefix_caching and engine.photographs)
+    photographs = int(bool(engine.enable_prefix_caching) and engine.photographs)
     for tokens in _powers(engine.max_num_batched_tokens):
         yield Room(0, 1, tokens, widths, photographs)
     for width in _powers(max((n for _, n in widths), default=1)):

@@ -56,7 +56,7 @@ class Queues:
 
     def __init__(self, config: EngineConfig, cache: HybridCache, max_num_seqs: int) -> None:
         self.config, self.cache, self.max_num_seqs = config, cache, max_num_seqs
-        self.prefix = PrefixCache(cache, config.enable_prefix_caching)
+        self.prefix = PrefixCache(cache, bool(config.enable_prefix_caching))
         self.prefix.interval = config.photograph_interval
         self.waiting: deque[Request] = deque()
         self.running: list[Request] = []
