@@ -24,14 +24,14 @@ def _keep_books(_: Any, queues: Queues) -> None:
     queues.running.clear()
 
 
-def _forget_progress(look: Any, request: Request, max_model_len: int) -> None:
-    look(request, max_model_len)
+def _forget_progress(look: Any, request: Request) -> None:
+    look(request)
     if request.guide is not None:
         request.guide.restart([])
 
 
-def _newest_first(rebuild: Any, requests: Any, queues: Queues, max_model_len: int) -> Any:
-    ended = rebuild(requests, queues, max_model_len)
+def _newest_first(rebuild: Any, requests: Any, queues: Queues) -> Any:
+    ended = rebuild(requests, queues)
     queues.waiting.reverse()
     return ended
 
