@@ -58,6 +58,9 @@ class Request:
     error: Exception | None = None  # why, if the reason is "error"
     times: RequestTimes = field(default_factory=lambda: RequestTimes(time.perf_counter()))
 
+    def __post_init__(self) -> None:
+        self.is_plain = self.guide is None and self.params.is_plain  # each step asks everybody
+
     @property
     def num_output_tokens(self) -> int:
         return len(self.output_ids) + self.num_unread_tokens

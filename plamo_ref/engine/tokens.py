@@ -42,7 +42,7 @@ def needs_host(request: Request, has_tables: bool = False) -> bool:
     device take what penalties look at from the device.
     """
     params = request.params
-    if params.is_plain and request.guide is None:
+    if request.is_plain:
         return False  # by far the most
     return bool(
         request.guide is not None
@@ -75,10 +75,9 @@ def choose_on_device(
         tables: of the engine; None: every context is read anew, token by token.
         unread: with tables, the last token of those who had one more than `output_ids` says.
     """
-    if numbers is None:
-        numbers = [len(r.output_ids) for r in requests]
+    numbers = [len(r.output_ids) for r in requests] if numbers is None else numbers
     params, adjusted = [r.params for r in requests], logits
-    if any(p.changes_logits for p in params):
+    if any(not r.is_plain and r.params.changes_logits for r in requests):
         contexts = [
             RowContext(r.params, r.prompt_ids, r.output_ids, r.stop_ids, r.guide, number)
             for r, number in zip(requests, numbers, strict=True)

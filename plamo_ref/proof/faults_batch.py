@@ -80,8 +80,8 @@ def _reseeded(more: Callable[[Request, int], int]) -> Callable[..., Tensor]:
     return choose
 
 
-def _overlook_first_stop(reason: Any, request: Request, max_model_len: int) -> Any:
-    found = reason(request, max_model_len)
+def _overlook_first_stop(reason: Any, request: Request) -> Any:
+    found = reason(request)
     return None if found == "stop" and len(request.output_ids) == 1 else found
 
 

@@ -7,7 +7,6 @@ is one in vLLM: it stands for the default, or for "not asked for".
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 
 from plamo_ref.errors import PlamoRefError
 from plamo_ref.grammar.guided import GuidedParams
@@ -75,23 +74,22 @@ class SamplingParams:
                 f"max_tokens is {self.max_tokens}"
             )
 
-    # Asked of every request in every step, so each is worked out once.
-    @cached_property
+    @property
     def greedy(self) -> bool:
         return self.temperature < GREEDY_TEMPERATURE
 
-    @cached_property
+    @property
     def is_plain(self) -> bool:
         """Whether only the tokens are wanted, chosen from the logits as they are."""
         return not self.changes_logits and self.logprobs is None and self.prompt_logprobs is None
 
-    @cached_property
+    @property
     def changes_logits(self) -> bool:
         """Whether anything but temperature and truncation stands between logits and choice."""
         own, fixed = self.logits_processors, self.logit_bias
         return bool(self.penalises or fixed or self.min_tokens or self.guided or own)
 
-    @cached_property
+    @property
     def penalises(self) -> bool:
         """Whether it matters which tokens have occurred, and how often."""
         by_count = self.presence_penalty != 0 or self.frequency_penalty != 0

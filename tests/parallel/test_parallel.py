@@ -87,13 +87,14 @@ def live(
     runner = threaded_runner(config, tensors, scenario.plan, size, stages)
     for rank in runner.ranks if reused else ():
         rank.recordings = Reused(rank, scenario.plan)
+    recordings = [rank.recordings for rank in runner.ranks]
     engine = replace(scenario.engine, pipeline_parallel_size=stages)
     try:
         result = run_scenario(replace(scenario, engine=engine), pair, runner)
     finally:
         runner.close()
     if reused:  # each rank decides for itself, and alike
-        replayed = [rank.recordings.num_replayed for rank in runner.ranks]
+        replayed = [each.num_replayed for each in recordings]
         assert len({*replayed}) <= stages
         assert min(replayed) > 0
     return result
