@@ -95,8 +95,8 @@ def test_what_a_step_waits_for(asked, waits):
     assert needs_host(request) is waits
     request.prompt_logprobs = [None, None]  # type: ignore[list-item]
     assert needs_host(request) is (waits and "prompt_logprobs" not in asked)
-    request.guide = LabGuide(1, 5, 64)
-    assert needs_host(request)
+    guide = LabGuide(1, 5, 64)
+    assert needs_host(Request("g", (1, 2, 3), SamplingParams(**asked), (), 0, 0, guide))
 
 
 @pytest.mark.parametrize("name", ["repetition", "presence", "frequency"])
