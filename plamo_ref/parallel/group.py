@@ -165,9 +165,11 @@ def _leave(groups: set[Any], left: threading.Event, keep: bool) -> None:
     """Leave all groups, and keep the objects to the end of the process if need be: PyTorch 2.11
     stops for good in the destructor of an NCCL group (seen on two H200). Their communicators, which
     are what takes room on the devices, are gone by then."""
-    if dist.is_initialized():
-        dist.destroy_process_group()
-    left.set()
+    try:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+    finally:
+        left.set()  # nobody waits for what has failed
     if keep:
         threading.Event().wait()
     del groups

@@ -3,6 +3,7 @@
 Invariant: when a patch's block ends, however it ends, everything is as it was before.
 """
 
+import inspect
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
@@ -32,13 +33,33 @@ class Fault:
     planted: Patch
 
 
+class StaleFaultError(BaseException):
+    """A planted fault does not fit what it replaces any more."""
+
+
 def patch(owner: Any, name: str, wrong: Callable[..., Any]) -> Patch:
-    """Replace a method or function by `wrong`, which gets the healthy one as first argument."""
+    """Replace a method or function by `wrong`, which gets the healthy one as first argument.
+
+    A fault that cannot take what it is given would be "caught" by its own TypeError, so the first
+    call raises StaleFaultError, which no engine takes for an error of a request.
+    """
 
     @contextmanager
     def planted() -> Iterator[None]:
-        healthy = vars(owner)[name]
-        setattr(owner, name, lambda *args, **kwargs: wrong(healthy, *args, **kwargs))
+        healthy, signature = vars(owner)[name], inspect.signature(wrong)
+        is_first = True
+
+        def stand_in(*args: Any, **kwargs: Any) -> Any:
+            nonlocal is_first
+            if is_first:
+                is_first = False
+                try:
+                    signature.bind(healthy, *args, **kwargs)
+                except TypeError as error:
+                    raise StaleFaultError(f"the fault in {name}: {error}") from None
+            return wrong(healthy, *args, **kwargs)
+
+        setattr(owner, name, stand_in)
         try:
             yield
         finally:

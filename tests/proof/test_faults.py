@@ -21,7 +21,7 @@ from plamo_ref.proof.faults_prefix import PREFIX_FAULTS
 from plamo_ref.proof.faults_text import TEXT_FAULTS, TextError, check_text
 from plamo_ref.proof.lab import Scenario, draw_scenario
 from plamo_ref.proof.law import LawError, run_scenario
-from plamo_ref.proof.planting import Fault
+from plamo_ref.proof.planting import Fault, StaleFaultError, patch
 from plamo_ref.proof.sharing import draw_sharing_scenario
 
 HYBRID, COLUMNS = "mamba, sliding and full", "mamba and sliding"
@@ -122,3 +122,16 @@ def test_each_fault_has_a_name_and_a_sentence():
     assert len({each.name for each in every}) == len(every) >= 30
     assert all(each.story.endswith(".") and each.story[0].isupper() for each in every)
     assert fault("block leaked").caught_by == "audit"
+
+
+def test_a_fault_that_does_not_fit_is_not_taken_for_caught():
+    class Owner:
+        def work(self, number: int) -> int:
+            return number
+
+    with patch(Owner, "work", lambda healthy, owner, number: healthy(owner, number) + 1)():
+        assert Owner().work(1) == 2
+    stale = patch(Owner, "work", lambda healthy, owner, number, gone: number)
+    with stale(), pytest.raises(StaleFaultError, match=r"the fault in work: missing .* 'gone'"):
+        Owner().work(1)
+    assert Owner().work(1) == 1

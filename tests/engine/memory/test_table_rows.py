@@ -5,9 +5,12 @@ tables say, padding included.
 """
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_cache import FULL, SLIDING, new_cache
+
+from plamo_ref.engine.memory.table_rows import GroupRows
 
 REQUESTS = "abcdefg"
 
@@ -60,3 +63,30 @@ def test_rows_are_few_however_many_have_come_and_gone():
         cache.rows.find(holdings, np.zeros(2, dtype=np.int64), np.array([3, 3]))
         cache.release(names[0])
     assert len(cache.rows.groups[FULL].blocks) == 4
+
+
+def test_what_an_interrupt_leaves_half_done_is_forgotten_with_all_else(monkeypatch):
+    """It comes while room is made for more rows: some of it is larger already, the rest is not."""
+    cache = new_cache(slots=9, full=99, sliding=99)
+
+    def find(names: str) -> None:
+        for name in names:
+            cache.allocate(name, 0, 3)
+        holdings, counts = [cache.holdings[name] for name in names], np.full(len(names), 3)
+        rows = cache.rows.find(holdings, 0 * counts, counts)
+        assert (cache.rows.groups[FULL].lengths[rows] == 1).all()
+
+    find("a")
+    cleared = []
+
+    def interrupted(group: GroupRows, rows: int) -> None:
+        cleared.append(group)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(GroupRows, "clear", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            find("bcdefg")
+    assert cleared
+    cache.clear()
+    find("abcd")
