@@ -114,12 +114,37 @@ def chats(core: EngineCore, rep: int, scale: float, out: int) -> dict[str, Any]:
     return run.row()
 
 
+def one_chat(core: EngineCore, rep: int, scale: float, out: int) -> dict[str, Any]:
+    """One conversation like those of `chats`, with nobody beside it, and afterwards a stranger's
+    prompt as long as the last turn's own text: the time to the first token of each."""
+    vocab, turn_len = core.runner.model.config.vocab_size, max(1, round(scale * 150))
+    text, run = ids(5_000_000 + rep, max(1, round(scale * 1000)), vocab), _begin(core)
+    ttfts = []
+    for turn in range(5):
+        (turned,) = run.call([text + ids(6_000_000 + 10 * rep + turn, turn_len, vocab)], out)
+        text = [*turned.prompt_ids, *turned.output_ids]
+        ttfts.append(_ttft_ms(turned))
+    row = run.row()
+    (alone,) = run.call([ids(7_000_000 + rep, turn_len, vocab)], out)
+    return {
+        **row,
+        "turn_ttft_ms": ttfts,
+        "fifth_ttft_ms": ttfts[-1],
+        "alone_ttft_ms": _ttft_ms(alone),
+    }
+
+
 def _begin(core: EngineCore) -> Run:
     core.reset_prefix_cache()
     return Run(core)
 
 
-WORKLOADS = {"crowd": (crowd, 64), "crowd, 1 token": (crowd, 1), "chats": (chats, 128)}
+WORKLOADS = {
+    "crowd": (crowd, 64),
+    "crowd, 1 token": (crowd, 1),
+    "chats": (chats, 128),
+    "one chat": (one_chat, 128),
+}
 
 
 def time_workloads(core: EngineCore, scale: float, repeat: int) -> list[dict[str, Any]]:

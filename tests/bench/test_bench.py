@@ -79,6 +79,22 @@ def test_with_room_for_all_little_more_is_computed_than_must_be():
     )
 
 
+def test_a_turn_of_one_chat_computes_its_own_text_alone():
+    engine = EngineConfig(
+        device="cpu",
+        memory_bytes=1 << 25,
+        block_size=4,
+        max_num_batched_tokens=256,
+        enable_prefix_caching=True,
+    )
+    core, _ = open_core("tiny", None, engine)
+    row = prefix.one_chat(core, 0, 0.02, 3)
+    # Five times three tokens, the first time with 20 before them; of each answer the last token.
+    assert row["computed_tokens"] == 20 + 5 * 3 + 4
+    assert len(row["turn_ttft_ms"]) == 5
+    assert row["fifth_ttft_ms"] == row["turn_ttft_ms"][-1] > 0 < row["alone_ttft_ms"]
+
+
 def test_the_crowd_is_the_recorded_one():
     assert prefix.tail_lens()[:3] == [217, 129, 287]
     assert sum(prefix.tail_lens()) == 204_521 - 64 * 3000

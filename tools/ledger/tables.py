@@ -256,6 +256,8 @@ def _prefix(rows: Sequence[Row]) -> list[Table]:
             Column("the last call, s", "last_call_seconds", "{:.2f}"),
             Column("the second's first token, ms", "second_ttft_ms", "{:.1f}"),
             Column("a hit's first token, ms", "hit_ttft_ms", "{:.1f}"),
+            Column("a fifth turn's, ms", "fifth_ttft_ms", "{:.1f}"),
+            Column("its text alone, ms", "alone_ttft_ms", "{:.1f}"),
             Column("prompt tokens", "prompt_tokens", "{:,}"),
             Column("computed", "computed_tokens", "{:,}"),
             Column("the least possible", "least_tokens", "{:,}"),
