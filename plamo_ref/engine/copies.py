@@ -8,7 +8,7 @@ copies of one room are made in the order in which they were noted.
 Invariant: after `copy_places` everything is as if newcomers had made their copies one by one.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -27,6 +27,10 @@ class Copy(NamedTuple):
     target: int
 
 
+Places = tuple[int, int] | tuple[Tensor, Tensor]
+Move = tuple[Tensor, int | Tensor, Tensor]  # into which places of a tensor goes what
+
+
 def copy_places(
     caches: Sequence[LayerCache],
     kinds: Sequence[LayerKind],
@@ -40,21 +44,23 @@ def copy_places(
         pitch: numbers of a page, by kind, if pages change their kind (see page_copies.py).
     """
     for part, is_tangled in apart(copies, pitch) if pitch else [(list(copies), False)]:
-        moves = _moves(caches, kinds, part)
-        for tensor, targets, content in list(moves) if is_tangled else moves:
+        moves: Iterable[Move] = _moves(caches, kinds, part)
+        if is_tangled:
+            moves = [(tensor, targets, content.clone()) for tensor, targets, content in moves]
+        for tensor, targets, content in moves:
             tensor[targets] = content
 
 
 def _moves(
     caches: Sequence[LayerCache], kinds: Sequence[LayerKind], copies: Sequence[Copy]
-) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Tensors, into which places of them goes what; read as late as it can be."""
+) -> Iterator[Move]:
+    """Each tensor's moves; their content may be a view, read when it is written."""
     for kind in dict.fromkeys(copy.kind for copy in copies):
         of_kind = [cache for cache, its in zip(caches, kinds, strict=True) if its == kind]
         for together in at_once([copy for copy in copies if copy.kind == kind and of_kind]):
-            places = _on(_tensors(of_kind[0])[0].device, together)  # [2, n]
+            sources, targets = _places(together, _tensors(of_kind[0])[0].device)
             for tensor in (each for cache in of_kind for each in _tensors(cache)):
-                yield tensor, places[1], tensor[places[0]]
+                yield tensor, targets, tensor[sources]
 
 
 def at_once(copies: Sequence[Copy]) -> Iterator[list[Copy]]:
@@ -78,7 +84,11 @@ def _tensors(cache: LayerCache) -> tuple[Tensor, Tensor]:
     return (cache.conv, cache.ssm) if isinstance(cache, MambaCache) else (cache.keys, cache.values)
 
 
-def _on(device: torch.device, copies: Sequence[Copy]) -> Tensor:
+def _places(copies: Sequence[Copy], device: torch.device) -> Places:
+    """From where and to where. One copy needs half the launches and no upload."""
+    if len(copies) == 1:
+        return copies[0].source, copies[0].target
     pairs = [[copy.source for copy in copies], [copy.target for copy in copies]]
     host = torch.tensor(pairs, dtype=torch.int64, pin_memory=device.type == "cuda")
-    return host.to(device, non_blocking=True)
+    sources, targets = host.to(device, non_blocking=True)
+    return sources, targets

@@ -129,7 +129,7 @@ def test_every_benchmark_prints_a_table_and_writes_what_redoes_it(command, tmp_p
     assert result["versions"]["torch"] == torch.__version__
     assert result["machine"]
     assert result["command"].startswith("plamo-ref")
-    rows = {"throughput": 1, "latency": 1, "prefill": 1, "prefix": 2 * 3}
+    rows = {"throughput": 1, "latency": 1, "prefill": 1, "prefix": 2 * 4}
     assert len(result["data"]) == rows.get(command[0], 2)
 
 
