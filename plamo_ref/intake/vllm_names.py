@@ -31,6 +31,12 @@ class Rule:
     cure: str  # what there is instead, or why the keyword changes nothing
     accepts: Callable[[Any, Others], bool] = lambda value, others: False  # changes nothing here
     becomes: Callable[[Any], Others] | None = None  # what to ask for in its place
+    neutral: tuple[Any, ...] = ()  # the values that change nothing, if they can be listed
+
+    @property
+    def is_harmless(self) -> bool:
+        """Whether every value changes nothing."""
+        return self.accepts is _any
 
 
 def _any(value: Any, others: Others) -> bool:
@@ -44,7 +50,7 @@ def ignored(why: str) -> Rule:
 def only(*values: Any, cure: str) -> Rule:
     """Accepted with these values (1 is not True), refused with others."""
     same = [(type(value), value) for value in values]
-    return Rule(cure, lambda value, others: (type(value), value) in same)
+    return Rule(cure, lambda value, others: (type(value), value) in same, neutral=values)
 
 
 def missing(cure: str) -> Rule:
@@ -214,7 +220,7 @@ def translate(
         rule, value = rules[name], plain(value)
         what = f"{name}={shown(value)}"
         if value is None or rule.accepts(value, own):
-            why = f" ({rule.cure})" if rule.accepts is _any else ""
+            why = f" ({rule.cure})" if rule.is_harmless else ""
             notes.append(f"{what} changes nothing{why}")
         elif rule.becomes is None:
             raise error(f"{title} cannot have {what}: {rule.cure}")
