@@ -18,14 +18,14 @@ if TYPE_CHECKING:
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
-def model_options(command: Command) -> Command:
+def model_options(command: Command, default: str = "tiny") -> Command:
     """--model, --revision, --offline: what `plamo_ref.intake.hub.find` takes."""
     for option in (
         click.option("--offline", is_flag=True, help="Use what is in the hub cache, ask nobody."),
         click.option("--revision", help="Branch, tag or commit of a hub id."),
         click.option(
             "--model",
-            default="tiny",
+            default=default,
             show_default=True,
             metavar="NAME",
             help='"tiny", a folder, or a hub id "org/name".',

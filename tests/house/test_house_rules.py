@@ -52,13 +52,14 @@ MAY_IMPORT = {
     "reference": {"errors", "config", "intake", "text", "weights", "sampling"},
     "remote": TEXT_TO_TEXT,
     "server": TEXT_TO_TEXT | {"remote", "__init__"},
+    "translation": {"errors", "intake", "sampling", "text", "chat", "engine"},
     "cluster": TEXT_TO_TEXT | {"remote", "server"},
     "proof": OVER_THE_ENGINE | {"parallel"},
     "bench": OVER_THE_ENGINE | {"engine.fast", "__init__"},
     "teaching": OVER_THE_ENGINE | {"proof", "bench", "parallel"},
     "models": set(),
     "commands": OVER_THE_ENGINE
-    | {"cli", "remote", "server", "cluster", "bench"}
+    | {"cli", "remote", "server", "cluster", "bench", "translation"}
     | {"teaching"},  # the pre-flight of a workshop asks what the lessons would
     "cli": {"errors", "commands"},
     "__main__": {"cli"},
