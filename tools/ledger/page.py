@@ -47,6 +47,14 @@ SECTIONS = (
         ("golden", "state_error"),
     ),
     Section(
+        "What others do differently",
+        "One checkpoint and one text, in float64, under ways that public implementations of "
+        "PLaMo 2 take or took. The weights are random and made to remember: they show where an "
+        "error begins, not how large it would be in a published model.",
+        ("deviations",),
+        "exactness",
+    ),
+    Section(
         "What fewer bytes cost",
         "Each scheme of `quantization=` in a model of 4 M parameters, a fourth of which are its "
         "embedding. It shows that a scheme is sound and which one is finer; how much "

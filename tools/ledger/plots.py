@@ -16,6 +16,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from plamo_ref.teaching.figures import BLACK, BLUE, figures, style_of
+from tools.ledger.exactness import draw_deviations
 from tools.ledger.peer import gain, name_of
 from tools.ledger.records import Row, read_record
 from tools.ledger.table import percent
@@ -217,4 +218,5 @@ PLOTS: Mapping[str, Plot] = {
     "prefill": Plot(tuple(f"gpu_prefill_{shape}" for shape in SHAPES), draw_prefill),
     "ablation": Plot(("gpu_ablation_8b",), draw_ablation),
     "server": Plot(("gpu_server_8b",), draw_server),
+    "exactness": Plot(("deviations",), draw_deviations),
 }

@@ -5,6 +5,7 @@ Invariant: every record that the ledger shows has its function here, by the reco
 
 from collections.abc import Callable, Mapping, Sequence
 
+from tools.ledger.exactness import deviations
 from tools.ledger.neighbours import arena, hostile, interrupts, penalties
 from tools.ledger.peer import peer_tables
 from tools.ledger.ranks import parallel, prefix_cost
@@ -268,6 +269,7 @@ def _prefix(rows: Sequence[Row]) -> list[Table]:
 TABLES: Mapping[str, Callable[[Sequence[Row]], list[Table]]] = {
     "golden": _golden,
     "state_error": _state_error,
+    "deviations": deviations,
     "quantization_quality": _quantization_quality,
     "gpu_peer": peer_tables,
     "gpu_decode_8b": _decode,
