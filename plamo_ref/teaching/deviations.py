@@ -186,7 +186,7 @@ def draw_departures(found: Sequence[Departure], window: int) -> Figure:
             error = errors[first // every]
             ax.plot(first, error, color=style.colour, marker=style.marker, markersize=8)
     ax.axvline(window, color="0.6", linewidth=0.8)
-    ax.text(window, 2e-4, f" W = {window:,}", color="0.35", va="bottom")
+    ax.text(window, 2e-4, f"W = {window:,} ", color="0.35", va="bottom", ha="right")
     ax.set(xlabel="position in the text", ylabel="relative error of the logits")
     ax.set(yscale="log", ylim=(1e-4, 30))
     ax.legend(loc="lower right", ncols=2)
