@@ -130,7 +130,7 @@ SECTIONS = (
         "Prefix caching",
         "A crowd of 64 prompts with 3,000 tokens in common, and 32 chats of five turns. *The least "
         "possible* is what a memory without bounds, with a state at every token, would compute.",
-        ("gpu_prefix_8b", "gpu_prefix_cost_8b", "prefix"),
+        ("gpu_prefix_8b", "gpu_prefix_arena_8b", "gpu_prefix_cost_8b", "prefix"),
     ),
     Section(
         "One arena",

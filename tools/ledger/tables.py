@@ -253,6 +253,7 @@ def _prefix(rows: Sequence[Row]) -> list[Table]:
             shown,
             Column("workload", "workload"),
             Column("prefix caching", "caching"),
+            Column("memory", "memory"),
             Column("s", "seconds", "{:.2f}"),
             Column("the last call, s", "last_call_seconds", "{:.2f}"),
             Column("the second's first token, ms", "second_ttft_ms", "{:.1f}"),
@@ -305,6 +306,7 @@ TABLES: Mapping[str, Callable[[Sequence[Row]], list[Table]]] = {
     "arena": arena,
     "prefix": _prefix,
     "gpu_prefix_8b": _prefix,
+    "gpu_prefix_arena_8b": _prefix,
     "gpu_prefix_cost_8b": prefix_cost,
     "gpu_parallel_8b": parallel,
 }
