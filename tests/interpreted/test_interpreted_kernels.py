@@ -20,6 +20,7 @@ from plamo_ref.bench.kernels.cases import (
     conv_cases,
     paged_case,
     scan_cases,
+    selection_cases,
     small_cases,
 )
 from plamo_ref.bench.kernels.check import LIMITS, check, compare, copied, main, results
@@ -59,6 +60,16 @@ def test_copies_for_a_run_keep_strides():
 
 def test_every_operation_is_covered():
     assert {case.operation for case in CASES.values()} == set(vars(TORCH)) - {"name"}
+
+
+def test_selection_of_several_tiles_of_heads():
+    """17 heads are two tiles of 16, and 70 tokens have tiles of 32; 5 parts are fewer than 8."""
+    make, shape = Maker(CPU, F32), replace(SMALL[0], mamba_heads=17)
+    for tokens, heads in ((2, 17), (34, 35)):
+        case, *_ = selection_cases(make, replace(shape, mamba_heads=heads), tokens)
+        params = case.arguments[1]
+        wide = params.dt_gain.shape[0] + 2 * shape.state
+        agrees(replace(case, arguments=(make.parts(5, tokens, wide), params)))
 
 
 # --- quantized products ---------------------------------------------------------------------------

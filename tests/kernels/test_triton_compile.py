@@ -79,10 +79,12 @@ def calls(table: Kernels, shape: Shape, dtype: torch.dtype) -> Iterator[Callable
         params = SelectionParams(
             x(shape.state), x(shape.state), x(256), x(shape.mamba_heads, 256), eps=1e-6
         )
+        for t, parts in ((8, 32), (128, 16)) if tokens < 64 else ((tokens, 1),):
+            kind = dtype if parts == 1 else F32
+            b = empty(parts, t, 2 * shape.state + 256, dtype=kind)
+            yield lambda b=b, p=params: table.selection(b, p)
         for parts in (1, 4) if tokens < 64 else (1,):  # a large product comes whole
             kind = dtype if parts == 1 else F32
-            b = empty(parts, tokens, 2 * shape.state + 256, dtype=kind)
-            yield lambda b=b, p=params: table.selection(b, p)
             y = empty(parts, tokens, hidden, dtype=kind)
             yield lambda s=stream, y=y: table.add_norm(s, y, x(hidden), x(hidden), 1e-6)
         yield lambda t=tokens: table.argmax(x(t, shape.vocabulary))
@@ -300,6 +302,7 @@ REGISTERS = {
     "quantized_linear_kernel": 255,
     "quantize_tokens_kernel": 48,
     "dequantize_kernel": 64,
+    "selection_row_kernel": 96,
     "selection_kernel": 216,
     "swiglu_kernel": 40,
     "qk_norm_rope_kernel": 56,

@@ -244,7 +244,7 @@ def small_cases(device: torch.device, dtype: torch.dtype) -> Iterator[Case]:
             *norm_cases(make, shape, 3),
             *linear_cases(make, shape, 1 if index else 19),
             *quantized_cases(make, shape, 1 if index else 19, (FEW[index],)),
-            *selection_cases(make, shape, 3),
+            *selection_cases(make, shape, 131 if index == 0 else 3),
             rope_case(make, shape, 3),
             qk_case(make, shape, 3),
             qk_case(make, shape, 5, parts=2),
@@ -272,10 +272,12 @@ def model_cases(device: torch.device, dtype: torch.dtype, shape: Shape) -> Itera
     """Every operation at one published model's shapes."""
     make = Maker(device, dtype)
     for tokens in (1, 128, 2048):
-        for cases in (norm_cases, linear_cases, quantized_cases, selection_cases):
+        for cases in (norm_cases, linear_cases, quantized_cases):
             yield from cases(make, shape, tokens)
         yield rope_case(make, shape, tokens)
         yield qk_case(make, shape, tokens)
+    for tokens in (1, 32, 64, 128, 256, 2048):
+        yield from selection_cases(make, shape, tokens)
     for context, requests in ((300, 1), (2047, 1), (300, 128), (2100, 32)):
         yield paged_case(make, shape, [(context, 1)] * requests, shape.window)
     yield paged_case(make, shape, [(9000, 1)] * 2, None)

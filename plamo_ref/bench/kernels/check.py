@@ -113,12 +113,12 @@ def check_all(device: torch.device, models: list[str], only: Collection[str] = (
     return len(bad)
 
 
-def time_all(device: torch.device, models: list[str]) -> None:
+def time_all(device: torch.device, models: list[str], only: Collection[str] = ()) -> None:
     """Print a line for each timed call; the floor is that of this machine, measured now."""
     ceilings = measure_ceilings(device, torch.bfloat16)
     print(*(f"{key}: {value}" for key, value in ceilings.row().items()), sep="; ")
     print(HEADER)
-    for row in time_kernels(device, models, ceilings):
+    for row in time_kernels(device, models, ceilings, only):
         print(line(row), flush=True)
 
 
@@ -135,7 +135,7 @@ def main(arguments: list[str] | None = None) -> int:
         device = torch.device("cuda")
         print(f"on {torch.cuda.get_device_name(device)}")
         if options.time:
-            time_all(device, models)
+            time_all(device, models, options.only)
             return 0
     elif options.time:
         print("--time needs a CUDA GPU", file=sys.stderr)

@@ -90,8 +90,13 @@ def quantized_cases(
 
 
 def selection_cases(make: Maker, shape: Shape, tokens: int) -> Iterator[Case]:
+    """Timed with the parts that the engine hands it, which are float32 and many if tokens are few;
+    and with three parts, whatever the engine does."""
+    # Not above: it defines kernels, and whether they are interpreted is said before that.
+    from plamo_ref.kernels.linear.triton import parts_for
+
     state, rank = shape.state, max(64, shape.hidden // 16)
-    width = 2 * state + rank
+    width, inner = 2 * state + rank, shape.mamba_heads * shape.size
     params = SelectionParams(
         B_gain=make.noise(state),
         C_gain=make.noise(state),
@@ -99,6 +104,9 @@ def selection_cases(make: Maker, shape: Shape, tokens: int) -> Iterator[Case]:
         dt_weight=make.noise(shape.mamba_heads, rank) / math.sqrt(rank),
         eps=1e-6,
     )
-    moved = tokens * (width + 2 * state + shape.mamba_heads) * make.dtype.itemsize
-    yield Case(f"{tokens}", "selection", (make.noise(tokens, width), params), moved_bytes=moved)
-    yield Case(f"{tokens}, 4 parts", "selection", (make.parts(4, tokens, width), params))
+    parts = parts_for(tokens, width, inner) or 1
+    given = make.parts(parts, tokens, width) if parts > 1 else make.noise(1, tokens, width)
+    moved = given.nbytes + tokens * (2 * state + shape.mamba_heads) * make.dtype.itemsize
+    name = f"{tokens}, {parts} parts" if parts > 1 else f"{tokens}"
+    yield Case(name, "selection", (given, params), moved_bytes=moved)
+    yield Case(f"{tokens}, 3 parts", "selection", (make.parts(3, tokens, width), params))

@@ -5,7 +5,7 @@ copies of the arguments that take turns, so that no cache holds what is read.
 """
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -33,13 +33,13 @@ def require_gpu() -> torch.device:
 
 
 def time_kernels(
-    device: torch.device, models: Sequence[str], ceilings: Ceilings
+    device: torch.device, models: Sequence[str], ceilings: Ceilings, only: Collection[str] = ()
 ) -> Iterator[dict[str, Any]]:
-    """A row for each case that says what it moves or computes."""
+    """A row for each case that says what it moves or computes; of some operations only."""
     table = triton_table(pdl=False)
     for shape in (shape for shape in MODELS if shape.name in models):
         for case in model_cases(device, torch.bfloat16, shape):
-            if case.moved_bytes:
+            if case.moved_bytes and (not only or case.operation in only):
                 yield timed(case, shape.name, table, ceilings)
 
 

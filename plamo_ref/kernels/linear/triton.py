@@ -128,11 +128,10 @@ def linear(x: Tensor, weight: Tensor, *, pdl: bool = False) -> Tensor:
 
 def linear_parts(x: Tensor, weight: Tensor, *, pdl: bool = False) -> Tensor:
     """x [T, in], weight [out, in] → [parts, T, out]; float32 if there are several."""
-    narrow = weight.shape[0] <= NARROW_ROWS
-    if x.shape[0] > (LINEAR_CONFIGS[-1].up_to if narrow else FEW):
+    parts = parts_for(x.shape[0], *weight.shape)
+    if parts is None:
         return F.linear(x, weight)[None]
-    config = pick(LINEAR_CONFIGS, x.shape[0])
-    return _few_tokens(x, weight, config, number_of_parts(weight, config, x.shape[0]), pdl=pdl)
+    return _few_tokens(x, weight, pick(LINEAR_CONFIGS, x.shape[0]), parts, pdl=pdl)
 
 
 def linear_swiglu(x: Tensor, weight: Tensor, *, pdl: bool = False) -> Tensor:
@@ -143,17 +142,18 @@ def linear_swiglu(x: Tensor, weight: Tensor, *, pdl: bool = False) -> Tensor:
     return _few_tokens(x, weight, config, parts=1, swiglu=True, pdl=pdl)[0]
 
 
-def number_of_parts(weight: Tensor, config: Config, tokens: int) -> int:
-    """How many programs share the columns of `weight`: a power of two, from shapes alone.
-
-    The more tokens, the more there is to add up: then half as many programs do better.
-    """
-    rows, columns = weight.shape
-    return parts_of(rows, columns, config.block, tokens)
+def parts_for(tokens: int, rows: int, columns: int) -> int | None:
+    """How many programs share the columns of a weight; None: the library multiplies."""
+    if tokens > (LINEAR_CONFIGS[-1].up_to if rows <= NARROW_ROWS else FEW):
+        return None
+    return parts_of(rows, columns, pick(LINEAR_CONFIGS, tokens).block, tokens)
 
 
 def parts_of(rows: int, columns: int, block: int, tokens: int) -> int:
-    """The same for a weight of so many rows and columns, in blocks of rows."""
+    """How many programs share the columns of a weight in blocks of rows: a power of two.
+
+    The more tokens, the more there is to add up: then half as many programs do better.
+    """
     programs = PROGRAMS if tokens <= 32 else PROGRAMS // 2
     wanted = min(programs // triton.cdiv(rows, block), columns // LEAST_COLUMNS)
     return 1 << max(wanted, 1).bit_length() - 1

@@ -3,6 +3,10 @@
 
 Formula and twin: plamo_ref/kernels/ssm/selection.py.
 
+A few tokens come in many parts: the projection is narrow, so its columns were shared out among
+programs. What then takes the time is to add the parts, and each program has one token, whose parts
+it asks for all at once. Many tokens come whole, and their product is one of matrices.
+
 Invariant: roundings as in the twin: the sum of the parts, each norm before its gain, the result.
 """
 
@@ -18,9 +22,70 @@ from plamo_ref.kernels.ssm.selection import SelectionParams
 
 # Size: tokens. A block is tokens (products of matrices need 16), a tile heads.
 SELECTION_CONFIGS = (
+    Config(up_to=32, block=1, warps=4, tile=16),
+    Config(up_to=128, block=1, warps=4, tile=32),
     Config(up_to=256, block=16, warps=4, tile=16),
     Config(up_to=1 << 30, block=32, warps=4, tile=64),
 )
+
+
+@triton.jit
+def add_parts(x_ptr, inside, PARTS: tl.constexpr, BLOCK_P: tl.constexpr, stride_part, dtype):
+    """The sum of PARTS rows that lie stride_part apart, x_ptr [n] is the first, rounded to dtype.
+
+    One load of a matrix: no part waits for the one before it."""
+    part = tl.arange(0, BLOCK_P)[:, None]
+    inside = inside[None, :] & (part < PARTS)
+    x = tl.load(x_ptr[None, :] + part * stride_part, mask=inside, other=0.0)
+    return tl.sum(x.to(tl.float32), axis=0).to(dtype).to(tl.float32)
+
+
+@triton.jit
+def selection_row_kernel(
+    x_ptr,
+    b_gain_ptr,
+    c_gain_ptr,
+    dt_gain_ptr,
+    weight_ptr,
+    b_ptr,
+    c_ptr,
+    dt_ptr,
+    x_stride_part,
+    x_stride,
+    eps,
+    PARTS: tl.constexpr,
+    N: tl.constexpr,
+    R: tl.constexpr,
+    H: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+    HEADS: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    """One token: B (program 0), C (program 1), or dt of HEADS heads."""
+    token = tl.program_id(0).to(tl.int64)
+    job = tl.program_id(1)
+    dtype = weight_ptr.dtype.element_ty
+    line = x_ptr + token * x_stride
+    if job < 2:
+        n = tl.arange(0, BLOCK_N)
+        small_gain = tl.load((b_gain_ptr if job == 0 else c_gain_ptr) + n, mask=n < N, other=0.0)
+        ready(PDL)
+        small = add_parts(line + job * N + n, n < N, PARTS, BLOCK_P, x_stride_part, dtype)
+        small = normalise(small, N, eps).to(dtype).to(tl.float32) * small_gain.to(tl.float32)
+        tl.store((b_ptr if job == 0 else c_ptr) + token * N + n, small.to(dtype), mask=n < N)
+    else:
+        r, h = tl.arange(0, BLOCK_R), (job - 2) * HEADS + tl.arange(0, HEADS)
+        gain = tl.load(dt_gain_ptr + r, mask=r < R, other=0.0).to(tl.float32)
+        inside = (h < H)[:, None] & (r < R)[None, :]
+        weight = tl.load(weight_ptr + h[:, None] * R + r[None, :], mask=inside, other=0.0)
+        ready(PDL)
+        x = add_parts(line + 2 * N + r, r < R, PARTS, BLOCK_P, x_stride_part, dtype)
+        x = (normalise(x, R, eps).to(dtype).to(tl.float32) * gain).to(dtype).to(tl.float32)
+        # One row would leave 15 of a matrix unit's 16 idle.
+        dt = tl.sum(weight.to(tl.float32) * x[None, :], axis=1)
+        tl.store(dt_ptr + token * H + h, dt.to(dtype), mask=h < H)
 
 
 @triton.jit(do_not_specialize=["T"])
@@ -97,11 +162,11 @@ def selection(
     dtype, device = params.dt_weight.dtype, bcdt.device
     B, C = (torch.empty((tokens, state), dtype=dtype, device=device) for _ in range(2))
     dt = torch.empty((tokens, heads), dtype=dtype, device=device)
-    # float32 operands are two tf32 values each: the smaller tile.
-    config = pick(SELECTION_CONFIGS, 0 if dtype == torch.float32 else tokens)
-    launch(
-        selection_kernel,
-        (triton.cdiv(tokens, config.block), 2 + triton.cdiv(heads, config.tile)),
+    config = pick(SELECTION_CONFIGS, tokens)
+    if dtype == torch.float32 and config.block > 1:
+        # Operands of two tf32 values each: the smaller tile.
+        config = next(row for row in SELECTION_CONFIGS if row.block > 1)
+    tensors = (
         parts,
         params.B_gain.contiguous(),
         params.C_gain.contiguous(),
@@ -110,20 +175,36 @@ def selection(
         B,
         C,
         dt,
-        tokens,
-        parts.stride(0),
-        parts.stride(1),
-        params.eps,
-        config=config,
-        N=state,
-        R=rank,
-        H=heads,
-        BLOCK_N=power_of_two(state),
-        BLOCK_R=power_of_two(rank, 16),
-        TOKENS=config.block,
-        HEADS=config.tile,
-        PRECISION=precision(dtype),
-        PARTS=parts.shape[0],
-        PDL=pdl,
     )
+    strides = parts.stride(0), parts.stride(1), params.eps
+    sizes = {"PARTS": parts.shape[0], "N": state, "R": rank, "H": heads, "HEADS": config.tile}
+    jobs = 2 + triton.cdiv(heads, config.tile)
+    if config.block == 1:
+        launch(
+            selection_row_kernel,
+            (tokens, jobs),
+            *tensors,
+            *strides,
+            config=config,
+            **sizes,
+            BLOCK_P=power_of_two(parts.shape[0]),
+            BLOCK_N=power_of_two(state),
+            BLOCK_R=power_of_two(rank),
+            PDL=pdl,
+        )
+    else:
+        launch(
+            selection_kernel,
+            (triton.cdiv(tokens, config.block), jobs),
+            *tensors,
+            tokens,
+            *strides,
+            config=config,
+            **sizes,
+            BLOCK_N=power_of_two(state),
+            BLOCK_R=power_of_two(rank, 16),
+            TOKENS=config.block,
+            PRECISION=precision(dtype),
+            PDL=pdl,
+        )
     return B, C, dt
