@@ -41,10 +41,11 @@ slides: $(VENV)/.installed-notebooks
 	$(RUN) tools.course.slides build/slides
 
 # Both parts run, and either can fail. Without Chromium the browser tests are left out, and
-# tools/chromium.sh has said why.
+# tools/chromium.sh, for which mypy need not wait, has said why.
 test: $(VENV)/.installed-test
-	@status=0; $(MAKE) --no-print-directory lint || status=1; \
-	if tools/chromium.sh; then marks=; else marks='not browser'; fi; \
+	@status=0; tools/chromium.sh & chromium=$$!; \
+	$(MAKE) --no-print-directory lint || status=1; \
+	if wait $$chromium; then marks=; else marks='not browser'; fi; \
 	OMP_NUM_THREADS=1 $(RUN) pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder -m "$$marks" || status=1; \
 	exit $$status
 

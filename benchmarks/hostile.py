@@ -1,6 +1,6 @@
 """What hostile clients cost the others: gaps of a neighbour's stream, stalls of /health, memory.
 
-    python benchmarks/hostile.py [--only WORDS] [--json FILE]
+    python benchmarks/hostile.py [--only WORDS] [--commit NAME] [--json FILE]
 
 A server with the embedded model streams greedily to one neighbour, and `/health` is asked every
 few milliseconds, while one request after another arrives that is made to be expensive: grammars
@@ -9,15 +9,24 @@ store, penalties over long prompts. The first row is a friendly request: what th
 anyway. `gap_ms` is the longest time between two tokens of the neighbour, `health_ms` the slowest
 answer of `/health`, `front_mb` what the front's memory has grown by a second after the answer.
 
+`--commit` asks the server of another commit the same, which may do whatever it did then. After
+PATIENCE seconds nobody waits any longer: such a time says "at least".
+
 Invariant: the neighbour's text is the one that it has when nobody else is there; a difference, a
-5xx answer to a hostile request, or a server that is not ready again ends the program with 1.
+5xx answer to a hostile request, or a server that does not answer a friendly one afterwards
+(`broken`: the next row has a new one) ends the program with 1, unless a commit is named.
 """
 
 import argparse
+import contextlib
 import http.client
+import io
 import itertools
 import json
+import subprocess
 import sys
+import tarfile
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -33,6 +42,8 @@ MOST = (4 << 20) - 200  # bytes of a body
 ASKED = 64  # tokens of a hostile request
 NEIGHBOUR = {"model": NAME, "prompt": "To be", "max_tokens": 1500, "ignore_eos": True}
 SLOW_HEALTH = 0.005  # seconds between two questions
+PATIENCE = 20  # seconds
+PLAIN = {"model": NAME, "prompt": "To be", "max_tokens": ASKED, "seed": 1}
 
 
 def grammars() -> dict[str, dict[str, Any]]:
@@ -142,15 +153,14 @@ def bodies() -> Iterator[tuple[str, str, bytes]]:
 
 def requests() -> Iterator[tuple[str, str, bytes]]:
     """Every request in turn: what kind it is of, its path, its body."""
-    plain = {"model": NAME, "prompt": "To be", "max_tokens": ASKED, "seed": 1}
     completions = "/v1/completions"
-    yield "a friendly request", completions, json.dumps(plain).encode()
+    yield "a friendly request", completions, json.dumps(PLAIN).encode()
     for name, grammar in grammars().items():
-        body = json.dumps({**plain, "structured_outputs": grammar}).encode()
+        body = json.dumps({**PLAIN, "structured_outputs": grammar}).encode()
         yield f"grammar: {name}", completions, body
     for name, path, body in bodies():
         yield f"body: {name}", path, body
-    many = {**plain, "prompt": [7] * 500, "n": 16, "max_tokens": 24, "ignore_eos": True}
+    many = {**PLAIN, "prompt": [7] * 500, "n": 16, "max_tokens": 24, "ignore_eos": True}
     yield "16 answers, no penalty", completions, json.dumps(many).encode()
     yield "16 answers, penalties", completions, json.dumps(many | PENALTIES).encode()
 
@@ -158,14 +168,14 @@ def requests() -> Iterator[tuple[str, str, bytes]]:
 PENALTIES = {"repetition_penalty": 1.1, "frequency_penalty": 0.1, "presence_penalty": 0.1}
 
 
-def post(server: Server, path: str, body: bytes) -> tuple[int, bytes]:
+def post(server: Server, path: str, body: bytes, seconds: float = PATIENCE) -> tuple[int, bytes]:
     """A request that may fail: status 0 and why."""
-    connection = http.client.HTTPConnection(urlsplit(server.address).netloc, timeout=120)
+    connection = http.client.HTTPConnection(urlsplit(server.address).netloc, timeout=seconds)
     try:
         connection.request("POST", path, body, {"Content-Type": "application/json"})
         answer = connection.getresponse()
         return answer.status, answer.read()
-    except OSError as error:
+    except (OSError, http.client.HTTPException) as error:
         return 0, repr(error).encode()
     finally:
         connection.close()
@@ -183,10 +193,14 @@ class Neighbour(threading.Thread):
 
     def run(self) -> None:
         while not self._over.is_set() and self.wrong is None:
-            self._stream()
+            try:
+                self._stream()
+            except (OSError, http.client.HTTPException) as error:
+                self.wrong = repr(error)
 
     def _stream(self) -> None:
-        connection = http.client.HTTPConnection(urlsplit(self._server.address).netloc, timeout=300)
+        netloc = urlsplit(self._server.address).netloc
+        connection = http.client.HTTPConnection(netloc, timeout=PATIENCE)
         body = json.dumps({**NEIGHBOUR, "temperature": 0, "stream": True})
         connection.request("POST", "/v1/completions", body, {"Content-Type": "application/json"})
         arrivals, text = list[float](), ""
@@ -208,10 +222,13 @@ class Neighbour(threading.Thread):
         self._over.set()
         self.join(60)
 
-    def longest_gap(self, since: float) -> float:
-        """Seconds between two tokens of one stream, of which the second came after `since`."""
+    def longest_gap(self, since: float, until: float) -> float:
+        """Seconds between two tokens of one stream, of which the second came after `since`. If
+        nothing has come any more, the time that the last token has been alone."""
         pairs = [pair for stream in self.arrivals for pair in itertools.pairwise(stream)]
-        return max((b - a for a, b in pairs if b > since), default=float("inf"))
+        found = [b - a for a, b in pairs if b > since]
+        last = max((stream[-1] for stream in self.arrivals if stream), default=since)
+        return max([*found, until - last] if last < until else found)
 
 
 class Pulse(threading.Thread):
@@ -222,12 +239,14 @@ class Pulse(threading.Thread):
         self._server, self._over, self.slowest = server, threading.Event(), 0.0
 
     def run(self) -> None:
+        netloc = urlsplit(self._server.address).netloc
         while not self._over.is_set():
             started = time.perf_counter()
-            connection = http.client.HTTPConnection(urlsplit(self._server.address).netloc)
-            connection.request("GET", "/health")
-            connection.getresponse().read()
-            connection.close()
+            with contextlib.suppress(OSError, http.client.HTTPException):
+                connection = http.client.HTTPConnection(netloc, timeout=PATIENCE)
+                connection.request("GET", "/health")
+                connection.getresponse().read()
+                connection.close()
             self.slowest = max(self.slowest, time.perf_counter() - started)
             time.sleep(SLOW_HEALTH)
 
@@ -238,9 +257,13 @@ class Pulse(threading.Thread):
 
 
 def front_mb(server: Server) -> float:
-    status = Path(f"/proc/{server.front_pid}/status").read_text()
-    (line,) = (line for line in status.splitlines() if line.startswith("VmRSS"))
-    return int(line.split()[1]) / 1024
+    """0 if there is no front any more."""
+    try:
+        status = Path(f"/proc/{server.front_pid}/status").read_text()
+    except OSError:
+        return 0.0
+    lines = [line for line in status.splitlines() if line.startswith("VmRSS")]
+    return int(lines[0].split()[1]) / 1024 if lines else 0.0
 
 
 def measure(server: Server, name: str, path: str, body: bytes, expected: str) -> dict[str, Any]:
@@ -252,40 +275,73 @@ def measure(server: Server, name: str, path: str, body: bytes, expected: str) ->
     status, answer = post(server, path, body)
     took = time.perf_counter() - started
     time.sleep(0.2)
+    until = time.perf_counter()
     slowest = pulse.end()
     neighbour.end()
-    gap = neighbour.longest_gap(started)
-    if status == 0 or status >= 500 or neighbour.wrong:
-        sys.exit(f"{name}: {status} {answer[:300]!r}; the neighbour: {neighbour.wrong}")
-    if not all(expected.startswith(text) for text in neighbour.texts):
-        sys.exit(f"{name}: the neighbour's text is another one")
     time.sleep(1)
+    friendly, _ = post(server, "/v1/completions", json.dumps(PLAIN).encode())
+    message = ""
+    if status >= 400:
+        with contextlib.suppress(ValueError, LookupError, TypeError):
+            message = json.loads(answer)["error"]["message"][:120]
     return {
         "asked": name,
         "bytes": len(body),
         "status": status,
         "seconds": round(took, 2),
-        "gap_ms": round(1e3 * gap, 1),
+        "gap_ms": round(1e3 * neighbour.longest_gap(started, until), 1),
         "health_ms": round(1e3 * slowest, 1),
         "front_mb": round(front_mb(server) - before, 1),
-        "says": json.loads(answer)["error"]["message"][:120] if status >= 400 else "",
+        "says": message,
+        "broken": friendly != 200,
+        "text_changed": not all(expected.startswith(text) for text in neighbour.texts),
+        "neighbour": neighbour.wrong or "",
     }
+
+
+def measured(asked: list[tuple[str, str, bytes]], tree: Path | None) -> Iterator[dict[str, Any]]:
+    """The rows, of one server as long as it lives. `tree`: where another one's package is."""
+    # Only float64 promises the same text in any company.
+    settings = {"dtype": "float64", "max_num_batched_tokens": 128}
+    while asked:
+        with running_server("tiny", settings, tree) as server:
+            body = json.dumps({**NEIGHBOUR, "temperature": 0}).encode()
+            _, answer = post(server, "/v1/completions", body, 300)
+            expected = json.loads(answer)["choices"][0]["text"]
+            broken = False
+            while asked and not broken:
+                row = measure(server, *asked.pop(0), expected)
+                broken = row["broken"]
+                yield row
+
+
+@contextlib.contextmanager
+def exported(commit: str | None) -> Iterator[Path | None]:
+    """A folder with the project as it was then."""
+    if commit is None:
+        yield None
+        return
+    archive = subprocess.run(["git", "archive", commit], capture_output=True, check=True).stdout
+    with tempfile.TemporaryDirectory() as folder:
+        with tarfile.open(fileobj=io.BytesIO(archive)) as files:
+            files.extractall(folder, filter="data")
+        yield Path(folder)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--only", default="", help="requests whose names have these words")
+    parser.add_argument("--commit", help="the server of this commit, instead of the present one")
     parser.add_argument("--json", type=Path, help="write the result here")
     options = parser.parse_args()
-    rows = []
-    # Only float64 promises the same text in any company.
-    with running_server("tiny", {"dtype": "float64", "max_num_batched_tokens": 128}) as server:
-        body = json.dumps({**NEIGHBOUR, "temperature": 0}).encode()
-        expected = json.loads(post(server, "/v1/completions", body)[1])["choices"][0]["text"]
-        for name, path, data in requests():
-            if options.only in name:
-                rows.append(measure(server, name, path, data, expected))
-                print(rows[-1], flush=True)
+    asked, rows = [one for one in requests() if options.only in one[0]], []
+    with exported(options.commit) as tree:
+        for row in measured(asked, tree):
+            rows.append(row)
+            print(row, flush=True)
+            bad = row["broken"] or row["text_changed"] or row["neighbour"]
+            if options.commit is None and (bad or row["status"] not in range(200, 500)):
+                sys.exit(f"{row['asked']}: a hostile request has cost others something")
     if options.json:
         write(report("hostile", rows), options.json)
 

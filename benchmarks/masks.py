@@ -22,7 +22,8 @@ import numpy as np
 import torch
 
 from plamo_ref.bench.report import report, write
-from plamo_ref.sampling import GuidedParams, GuideMaker, RowContext, SamplingParams, adjust
+from plamo_ref.sampling import GuidedParams, GuideMaker, SamplingParams
+from plamo_ref.sampling.adjust import RowContext, adjust
 from plamo_ref.text.tokenizer import Plamo2Tokenizer, Row
 
 SPECIAL = ("unk", "bos", "eos", "pad", "op")

@@ -26,7 +26,8 @@ from torch import Tensor
 
 from plamo_ref.bench.report import report, write
 from plamo_ref.engine.fast.adjust_tables import AdjustTables
-from plamo_ref.sampling import GuidedParams, RowContext, SamplingParams, adjust
+from plamo_ref.sampling import GuidedParams, SamplingParams
+from plamo_ref.sampling.adjust import RowContext, adjust
 
 STEPS = 20
 LONGEST = 1 << 20

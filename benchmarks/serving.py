@@ -8,9 +8,11 @@ import contextlib
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from asyncio import open_connection
 from collections.abc import Iterator, Mapping
@@ -64,11 +66,7 @@ class Server:
     @property
     def engine_pid(self) -> int:
         """The front's only child."""
-        (child,) = (
-            int(path.parent.name)
-            for path in Path("/proc").glob("[0-9]*/stat")
-            if _stat(path)[1:2] == [str(self.front_pid)]
-        )
+        (child,) = _children(self.front_pid)
         return child
 
     def cpu_seconds(self) -> tuple[float, float]:
@@ -85,6 +83,12 @@ class Server:
         return {name: float(value) for name, value in pairs if name.startswith(kept)}
 
 
+def _children(pid: int) -> list[int]:
+    """Processes that this one has started."""
+    every = Path("/proc").glob("[0-9]*/stat")
+    return [int(path.parent.name) for path in every if _stat(path)[1:2] == [str(pid)]]
+
+
 def _cpu_seconds(pid: int) -> float:
     fields = _stat(Path(f"/proc/{pid}/stat"))
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
@@ -99,13 +103,20 @@ def _stat(path: Path) -> list[str]:
 
 
 @contextlib.contextmanager
-def running_server(model: str, engine: Mapping[str, Any]) -> Iterator[Server]:
-    """Start `plamo-ref serve` with these engine settings, and wait until it is ready."""
+def running_server(
+    model: str, engine: Mapping[str, Any], tree: Path | None = None
+) -> Iterator[Server]:
+    """Start `plamo-ref serve` with these engine settings, and wait until it is ready.
+
+    `tree`: the folder of another version of the project, to run instead of this one."""
     command = [sys.executable, "-m", "plamo_ref", "serve", "--port", "0", "--model", model]
     command += ["--served-model-name", NAME, "--max-requests", "4096"]
     for name, value in engine.items():
         command += ["--" + name.replace("_", "-"), str(value)]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+    environment = dict(os.environ) if tree is None else {**os.environ, "PYTHONPATH": str(tree)}
+    with subprocess.Popen(
+        command, stderr=subprocess.PIPE, text=True, cwd=tree, env=environment
+    ) as process:
         assert process.stderr is not None
         said = ""
         while (found := re.search(r"listening on (http://\S+)", said)) is None:
@@ -113,11 +124,19 @@ def running_server(model: str, engine: Mapping[str, Any]) -> Iterator[Server]:
             if not line:
                 sys.exit(f"the server did not start: {said}")
             said += line
+        # Nobody reads what else it says, and a full pipe would stop it.
+        threading.Thread(target=process.stderr.read, daemon=True).start()
         try:
             yield Server(found[1], process.pid)
         finally:
+            family = [*_children(process.pid), process.pid]
             process.terminate()
-            process.wait(60)
+            try:
+                process.wait(30)
+            except subprocess.TimeoutExpired:
+                for pid in family:
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGKILL)
 
 
 @dataclass

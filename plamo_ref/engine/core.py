@@ -37,7 +37,8 @@ from plamo_ref.engine.tokens import (
     read_tokens,
     score_prompt,
 )
-from plamo_ref.sampling import Guide, SamplingParams, Tables
+from plamo_ref.sampling import Guide, SamplingParams
+from plamo_ref.sampling.adjust import Tables
 
 GRAMMAR_SECONDS = 0.01  # for the grammars of a step: a mask takes a hundredth of that
 Work = Callable[..., FinishReason | None]

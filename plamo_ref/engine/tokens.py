@@ -16,16 +16,9 @@ from plamo_ref.engine.config import EngineError
 from plamo_ref.engine.request import FinishReason, Request
 from plamo_ref.kernels.choice import TORCH
 from plamo_ref.kernels.table import Kernels
-from plamo_ref.sampling import (
-    GuidedError,
-    RowContext,
-    SamplingParams,
-    Tables,
-    adjust,
-    sample,
-    token_logprobs,
-    uniform,
-)
+from plamo_ref.sampling import GuidedError, SamplingParams, token_logprobs, uniform
+from plamo_ref.sampling.adjust import RowContext, Tables, adjust
+from plamo_ref.sampling.sampler import sample
 
 NO_TOKEN = -1
 

@@ -1,7 +1,7 @@
 """What the files of a checkpoint folder say of themselves: index, headers, sizes.
 
-Invariant: nothing here reads a tensor; every defect is one `CheckpointError` that names the file,
-the tensor, what was expected and what was found.
+Invariant: nothing here reads a tensor, or needs torch; every defect is one `CheckpointError` that
+names the file, the tensor, what was expected and what was found.
 """
 
 import json
@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-import torch
 from safetensors import SafetensorError, safe_open
 
 from plamo_ref.config import Plamo2Config
@@ -23,7 +22,7 @@ GENERATION_FILE = "generation_config.json"
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 LM_HEAD = "lm_head.weight"
-DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}  # what torch calls them
 MAX_FILE_NAME = 255  # bytes, on every file system
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 

@@ -40,7 +40,9 @@ from plamo_ref.proof.lab import Interruption, Pair, Scenario, ScenarioRequest
 from plamo_ref.proof.ranks import caches_of, is_under_way
 from plamo_ref.proof.sharing import found_by_nobody
 from plamo_ref.reference import Plamo2Reference
-from plamo_ref.sampling import RowContext, TokenLogprobs, adjust, sample, token_logprobs, uniform
+from plamo_ref.sampling import TokenLogprobs, token_logprobs, uniform
+from plamo_ref.sampling.adjust import RowContext, adjust
+from plamo_ref.sampling.sampler import sample
 
 TOLERANCE = 1e-10  # of logits, in float64
 
@@ -135,9 +137,8 @@ def _happen(step: int, scenario: Scenario, core: EngineCore, result: ScenarioRes
     for number, request in enumerate(scenario.requests):
         if request.arrival == step:
             guide = request.guide(core.runner.model.config.vocab_size)
-            name = f"r{number}"
             prompt = _prompt(request, result.requests, core.max_model_len)
-            added = core.add(prompt, request.params, (), name, guide, request.borders)
+            added = core.add(prompt, request.params, (), f"r{number}", guide, request.borders)
             result.requests.append(added)
     for _ in range(min(scenario.preemptions.get(step, 0), len(core.queues.running))):
         core.queues.preempt(core.queues.running[-1], Schedule())
@@ -229,9 +230,7 @@ def check_law(
     name = f"request {request.request_id}"
     largest = 0.0
     with torch.inference_mode():
-        truth = reference.run(torch.tensor([*prompt, *outputs])).logits[
-            :-1
-        ]  # [prompt + output - 1]
+        truth = reference.run(torch.tensor([*prompt, *outputs])).logits[:-1]  # of all but the last
     if outputs:
         expected = truth[len(prompt) - 1 :]
         for index, row in logits.items():

@@ -12,7 +12,9 @@ import torch
 
 from plamo_ref.errors import PlamoRefError
 from plamo_ref.reference.model import Plamo2Reference, SequenceState
-from plamo_ref.sampling import Guide, RowContext, SamplingParams, adjust, sample, uniform
+from plamo_ref.sampling import Guide, SamplingParams, uniform
+from plamo_ref.sampling.adjust import RowContext, adjust
+from plamo_ref.sampling.sampler import sample
 from plamo_ref.text.stream import TextStream
 from plamo_ref.text.tokenizer import Plamo2Tokenizer
 

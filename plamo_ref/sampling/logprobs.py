@@ -5,9 +5,10 @@ Invariant: probabilities are of the unchanged logits, in at least float32.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -20,8 +21,10 @@ class TokenLogprobs:
     top: tuple[tuple[int, float], ...]  # (token id, log probability), most likely first
 
 
-def token_logprobs(logits: Tensor, tokens: Sequence[int], count: int) -> list[TokenLogprobs]:
+def token_logprobs(logits: "Tensor", tokens: Sequence[int], count: int) -> list[TokenLogprobs]:
     """For rows of logits [n, V] and the token of each, its log probability and `count` best."""
+    import torch
+
     wide = torch.promote_types(logits.dtype, torch.float32)
     values = torch.log_softmax(logits.to(wide), dim=-1)  # [n, V]
     chosen = values.gather(1, torch.tensor(tokens, device=logits.device)[:, None])  # [n, 1]

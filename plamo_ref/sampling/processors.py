@@ -6,14 +6,18 @@ comes back is logits that a token can be chosen by, or an error that names the p
 
 import math
 from collections.abc import Callable, Sequence
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from plamo_ref.errors import PlamoRefError
 
 # The output's tokens so far and the logits [V] of the next one → its logits, which may be the same
 # tensor, changed. A step that was interrupted asks again, so the answer follows from these two.
-LogitsProcessor = Callable[[list[int], Tensor], Tensor]
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    LogitsProcessor = Callable[[list[int], Tensor], Tensor]
+else:  # types are read when messages are, also where there is no torch
+    LogitsProcessor = Callable[[list[int], Any], Any]
 
 
 class LogitsProcessorError(PlamoRefError, ValueError):
@@ -21,13 +25,15 @@ class LogitsProcessorError(PlamoRefError, ValueError):
 
 
 def process(
-    logits: Tensor, processors: Sequence[LogitsProcessor], output_ids: Sequence[int]
+    logits: "Tensor", processors: Sequence[LogitsProcessor], output_ids: Sequence[int]
 ) -> None:
     """Let all processors change a row [V] in place.
 
     Raises:
         LogitsProcessorError: one of them returned no such row, or one that leaves no choice.
     """
+    from torch import Tensor
+
     for place, processor in enumerate(processors):
         name = f"logits_processors[{place}] ({getattr(processor, '__name__', repr(processor))})"
         given = processor(list(output_ids), logits)

@@ -91,7 +91,8 @@ class Checkpoint:
 
     def dtype(self, name: str) -> torch.dtype:
         """The dtype on disk."""
-        return DTYPES[self._entry(name).code]
+        dtype: torch.dtype = getattr(torch, DTYPES[self._entry(name).code])
+        return dtype
 
     @property
     def generation_config(self) -> Mapping[str, Any]:

@@ -107,7 +107,7 @@ def _prepared(
             tensor = torch.cat([tensor, tensor.new_zeros(extra, config.hidden_size)])
         if tuple(tensor.shape) != shapes[name]:
             fail(folder, name, f"shape {list(shapes[name])}", f"{list(tensor.shape)}")
-        if tensor.dtype not in DTYPES.values():
+        if str(tensor.dtype).removeprefix("torch.") not in DTYPES.values():
             fail(folder, name, "float32, bfloat16 or float16 (see dtype=)", tensor.dtype)
         if not all(bound.isfinite() for bound in tensor.aminmax()):
             fail(folder, name, f"finite numbers in {tensor.dtype}", "NaN or infinity")

@@ -29,7 +29,7 @@ class RoomyRunner(ModelRunner):
 
     def place(self, room: Room) -> ForwardBatch:
         widths = tuple((kind, 12) for kind, _ in room.widths)
-        more = (4, 19) if room.prompts else (0, 0)
+        more = (room.prompts + 2, room.tokens + 3) if room.prompts else (0, 0)
         return super().place(Room(3, *more, widths, 3 if room.photographs else 0))
 
 

@@ -13,7 +13,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from plamo_ref.sampling import GuidedParams, RowContext, SamplingError, SamplingParams, adjust
+from plamo_ref.sampling import GuidedParams, SamplingError, SamplingParams
+from plamo_ref.sampling.adjust import RowContext, adjust
 
 V = 9
 TOKENS = st.integers(0, V - 1)

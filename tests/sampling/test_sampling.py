@@ -13,16 +13,14 @@ from hypothesis import strategies as st
 
 from plamo_ref.kernels.sample.twin import sample as draw_rows
 from plamo_ref.sampling import (
-    RowContext,
     SamplingError,
     SamplingParams,
-    adjust,
     child_seed,
-    knob_table,
-    sample,
     token_logprobs,
     uniform,
 )
+from plamo_ref.sampling.adjust import RowContext, adjust
+from plamo_ref.sampling.sampler import knob_table, sample
 
 LOGITS = st.lists(st.integers(-40, 40).map(lambda x: x / 8), min_size=1, max_size=12)
 PARAMS = st.builds(

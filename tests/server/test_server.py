@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
+import psutil
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -82,6 +83,14 @@ def test_the_model_the_version_and_the_health_are_told(client):
     assert client.get("/v1/models/tiny").json() == model
     assert client.get("/version").json() == {"version": plamo_ref.__version__}
     assert client.get("/health").json() == {"status": "ready", "restarts": 0}
+
+
+def test_the_front_has_no_torch_to_wait_for(server, client):
+    """Nothing that a client asks for needs it there: half of the start, 200 MB."""
+    complete(client, prompt="To be", max_tokens=2, logprobs=1, structured_outputs={"regex": "a*"})
+    loaded = {Path(each.path).name for each in psutil.Process(server.process.pid).memory_maps()}
+    assert any(name.startswith("_zmq") for name in loaded)
+    assert [name for name in loaded if "torch" in name] == []
 
 
 def test_a_completion_is_the_offline_engines(client):

@@ -13,8 +13,10 @@ from pathlib import Path
 
 import click
 import nbformat
+from jupyter_client.manager import KernelManager
 from nbclient import NotebookClient
 from nbformat import NotebookNode
+from nbformat.v4 import new_code_cell
 
 from plamo_ref.errors import PlamoRefError
 from tools.course.editions import Exercise, exercises, rehearsal
@@ -83,20 +85,32 @@ def read_answers(path: Path) -> list[WrongAnswer]:
     return found
 
 
-def try_answers(path: Path, answers: list[WrongAnswer]) -> list[Trial]:
-    """Run the lesson once, in its folder, and try everything on its self-checks."""
+def try_answers(
+    path: Path, answers: list[WrongAnswer], kernel: KernelManager | None = None
+) -> list[Trial]:
+    """Run the lesson once, in its folder, and try everything on its self-checks.
+
+    `kernel`: one in which other lessons of the same folder may have run, all of whose names are
+    forgotten first; what they have imported need not be imported again. None: a new one.
+    """
     notebook = nbformat.read(path, as_version=4)
     known = {exercise.number: exercise for exercise in exercises(notebook)}
     if unknown := {answer.exercise for answer in answers} - known.keys():
         raise AnswerError(f"{path.name} has exercises {sorted(known)}, not {sorted(unknown)}")
     by_exercise = {n: [a for a in answers if a.exercise == n] for n in known}
     edition = rehearsal(notebook, {n: [a.code for a in some] for n, some in by_exercise.items()})
-    NotebookClient(
+    if kernel is not None:
+        edition.cells.insert(0, new_code_cell("%reset -f", id="forget"))
+    client = NotebookClient(
         edition,
+        km=kernel,
         timeout=CELL_SECONDS,
         kernel_name="python3",
         resources={"metadata": {"path": str(path.parent.resolve())}},
-    ).execute()
+    )
+    client.execute()
+    if kernel is not None:
+        client.kc.stop_channels()
     cells = {cell.id: cell for cell in edition.cells}
     return [t for n, exercise in known.items() for t in _trials(exercise, by_exercise[n], cells)]
 

@@ -281,15 +281,11 @@ def model_cases(device: torch.device, dtype: torch.dtype, shape: Shape) -> Itera
     for context, requests in ((300, 1), (2047, 1), (300, 128), (2100, 32)):
         yield paged_case(make, shape, [(context, 1)] * requests, shape.window)
     yield paged_case(make, shape, [(9000, 1)] * 2, None)
-    for shares in ([(0, 2048)], [(4000, 2048)], [(0, 300), (100, 77), (2500, 1000)]):
-        yield paged_case(make, shape, shares, shape.window)
+    for chunks in ([(0, 2048)], [(4000, 2048)], [(0, 300), (100, 77), (2500, 1000)]):
+        yield paged_case(make, shape, chunks, shape.window)
     yield paged_case(make, shape, [(1000, 1048)], None)
-    for requests, counts in (
-        (1, (8192,)),
-        (32, (100, 333, 700, 1)),
-        (128, (64,) * 32),
-        (8, (16,) * 8),
-    ):
+    shares = ((1, (8192,)), (32, (100, 333, 700, 1)), (128, (64,) * 32), (8, (16,) * 8))
+    for requests, counts in shares:
         yield from conv_cases(make, shape, requests, counts)
         yield from scan_cases(make, shape, requests, counts)
     yield from scan_cases(make, shape, 128, (700, 1, 300), torch.bfloat16)
