@@ -20,7 +20,9 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate, pairwise
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -72,6 +74,18 @@ class Room:
     def size(self) -> int:
         """Integers in the vector."""
         return sum(map(math.prod, self.shapes.values()))
+
+    @cached_property
+    def places(self) -> Mapping[str, tuple[int, int, tuple[int, ...]]]:
+        """Where each part begins and ends, and its shape."""
+        ends = list(accumulate(map(math.prod, self.shapes.values()), initial=0))
+        each = zip(self.shapes.items(), pairwise(ends), strict=True)
+        return {name: (begin, end, shape) for (name, shape), (begin, end) in each}
+
+    def arrays(self, vector: np.ndarray) -> dict[str, np.ndarray]:
+        """As `parts`, of memory that the host writes."""
+        places = self.places.items()
+        return {name: vector[begin:end].reshape(shape) for name, (begin, end, shape) in places}
 
     def parts(self, vector: Tensor) -> dict[str, Tensor]:
         """The views of a vector of this room, by name."""

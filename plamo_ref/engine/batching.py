@@ -17,7 +17,6 @@ from torch import Tensor
 from plamo_ref.batch import ForwardBatch, Room
 from plamo_ref.config import LayerKind
 from plamo_ref.engine.memory.cache import HybridCache
-from plamo_ref.engine.memory.pool import NULL_PLACE
 from plamo_ref.engine.memory.table_rows import GroupRows, Ints, TableRows
 from plamo_ref.engine.request import Request
 from plamo_ref.engine.scheduling.scheduler import Schedule
@@ -49,6 +48,12 @@ class Unread:
         """Where each request's is."""
         return {request: row for row, request in enumerate(self.requests)}
 
+    def rows_of(self, requests: Sequence[Request]) -> Sequence[int]:
+        """Where those of some requests are."""
+        if list(requests) == list(self.requests):
+            return range(len(requests))  # the same as a step ago
+        return [self.rows[request] for request in requests]
+
 
 def build_batch(
     schedule: Schedule, cache: HybridCache, place: Place, unread: Unread | None = None
@@ -61,22 +66,22 @@ def build_batch(
     """
     requests = _in_order(schedule)
     told = _tell(requests, schedule)
-    holdings = [cache.holdings[request.request_id] for request in requests]
+    holdings = [r.settled or cache.holdings[r.request_id] for r in requests]
     rows = cache.rows.find(holdings, told.pasts, told.counts)
     batch = place(_room(told, cache.rows, rows))
     host = torch.zeros(batch.room.size, dtype=torch.int64, pin_memory=batch.vector.is_cuda)
-    put = {name: part.numpy() for name, part in batch.room.parts(host).items()}
+    put = batch.room.arrays(host.numpy())
     layout = _Layout.of(told, batch.room)
     _write_requests(put, told, layout, batch.room)
-    put["state_slots"][layout.requests] = [holding.slot or NULL_PLACE for holding in holdings]
+    put["state_slots"][layout.requests] = cache.rows.slots[rows]
     for kind, group in cache.rows.groups.items():
         _write_group(put, kind, group, rows, cache.block_size, layout)
 
     late = len(told.late)
     ends = layout.row_of(layout.starts[1:] - 1)  # of each request's last token
-    if unread is not None:
+    if late and unread is not None:
         put["late_rows"][:late] = ends[told.late]
-        put["late_from"][:late] = [unread.rows[requests[i]] for i in told.late]
+        put["late_from"][:late] = unread.rows_of([requests[i] for i in told.late])
     scored = [layout.starts[i] - told.pasts[i] + at for i, places in told.scored for at in places]
     scored_rows = layout.row_of(np.array(scored, dtype=np.int64))
     wanted = np.concatenate((ends[told.complete], scored_rows))
@@ -107,17 +112,32 @@ class _Told:
     scored: list[tuple[int, range]]  # prompt positions whose successors get a logprob
     photographs: list[tuple[int, int, int]]  # of whom, behind how many new tokens, which slot
 
-    @property
+    @cached_property
     def num_decodes(self) -> int:
         return int(((self.counts == 1) & (self.pasts > 0)).sum())
 
 
 def _tell(requests: Sequence[Request], schedule: Schedule) -> _Told:
-    """One pass over the requests."""
+    """What they say. Those who are settled, which is most of them, come first, and compute the
+    token that they got in the last step."""
+    settled = sum(request.settled is not None for request in requests)
     pasts = [request.num_computed_tokens for request in requests]
-    counts = [schedule.tokens[request] for request in requests]
-    told = _Told(np.array(pasts), np.array(counts), [], [], [], [], [])
-    for i, (request, past, new) in enumerate(zip(requests, pasts, counts, strict=True)):
+    counts = [schedule.tokens[request] for request in requests[settled:]]
+    unread = [request.num_unread_tokens for request in requests[:settled]]
+    told = _Told(
+        pasts=np.array(pasts, dtype=np.int64),
+        counts=np.array([1] * settled + counts, dtype=np.int64),
+        token_ids=[
+            0 if late else r.output_ids[-1] for r, late in zip(requests, unread, strict=False)
+        ],
+        late=[i for i, late in enumerate(unread) if late],
+        complete=list(range(settled)),
+        scored=[],
+        photographs=[],
+    )
+    for i, (request, past, new) in enumerate(
+        zip(requests[settled:], pasts[settled:], counts, strict=True), settled
+    ):
         told.token_ids.extend(request.tokens(past, past + new))
         if past + new == request.num_tokens:
             told.complete.append(i)
@@ -155,10 +175,12 @@ class _Layout:
 
     @classmethod
     def of(cls, told: _Told, room: Room) -> "_Layout":
-        starts = np.concatenate(([0], np.cumsum(told.counts)))
-        number = np.arange(starts[-1])
         decodes, moved = told.num_decodes, room.decodes - told.num_decodes
         owner = np.arange(len(told.counts))
+        if decodes == len(owner):  # a token each: a row is a request's and its token's
+            return cls(np.arange(decodes + 1), told.pasts, owner, owner, owner, decodes, moved)
+        starts = np.concatenate(([0], np.cumsum(told.counts)))
+        number = np.arange(starts[-1])
         return cls(
             starts=starts,
             positions=number - np.repeat(starts[:-1] - told.pasts, told.counts),
@@ -213,10 +235,13 @@ def _write_group(
 
 
 def _in_order(schedule: Schedule) -> list[Request]:
-    """Decodes, then prompts. A decode is one token with a past: also the last token of a prompt
-    that was cut just before it."""
+    """Decodes, those who are settled first; then prompts. A decode is one token with a past: also
+    the last token of a prompt that was cut just before it."""
     tokens = schedule.tokens
-    decodes = [r for r, new in tokens.items() if new == 1 and r.num_computed_tokens > 0]
-    if len(decodes) == len(tokens):
-        return decodes
-    return decodes + [r for r, new in tokens.items() if new > 1 or r.num_computed_tokens == 0]
+    settled = [request for request in tokens if request.settled is not None]
+    if len(settled) == len(tokens):
+        return settled
+    others = [request for request in tokens if request.settled is None]
+    decodes = [r for r in others if tokens[r] == 1 and r.num_computed_tokens > 0]
+    prompts = [r for r in others if tokens[r] > 1 or r.num_computed_tokens == 0]
+    return settled + decodes + prompts

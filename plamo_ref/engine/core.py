@@ -201,13 +201,12 @@ class EngineCore:
             logits = logits.clone()  # a recorded step writes where the last one wrote
         record = begun(plan, schedule, self.cache, *times) if self.observers else None
         flight = Flight.of(plan, logits, tokens, record)
-        for request in plan.requests:
-            request.num_computed_tokens += schedule.tokens[request]
-        for request in plan.sampled:
-            request.num_unread_tokens += 1
-            if is_leaving(request):
-                # The device works in order, so whoever gets its memory comes after it.
-                self.queues.remove(request)
+        for request, new in schedule.tokens.items():
+            request.num_computed_tokens += new
+        self.queues.settle(plan.sampled)
+        for request in filter(is_leaving, plan.sampled):
+            # The device works in order, so whoever gets its memory comes after it.
+            self.queues.remove(request)
         return flight
 
     def _choose(self, plan: BatchPlan, logits: Tensor, unread: Unread | None) -> Tensor:

@@ -54,7 +54,7 @@ def _settle(request: Request) -> None:
     elif request.status == "running":
         request.reset()
     else:
-        request.num_computed_tokens = 0
+        request.num_computed_tokens, request.settled = 0, None
 
 
 def _look_at_output(request: Request) -> None:

@@ -12,9 +12,12 @@ follow from them, and recovery.py makes them again after an error.
 import time
 from collections.abc import Collection
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from plamo_ref.sampling import Guide, SamplingParams, TokenLogprobs
+
+if TYPE_CHECKING:
+    from plamo_ref.engine.memory.holding import Holding
 
 Status = Literal["waiting", "running", "finished"]
 FinishReason = Literal["stop", "length", "abort", "error"]
@@ -50,6 +53,8 @@ class Request:
     prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)  # from the second token on
     num_computed_tokens: int = 0
     num_unread_tokens: int = 0  # chosen by a launched step; still on the device
+    # Its memory, once all that it computes in a step is the token that it got in the last one.
+    settled: "Holding | None" = None
     num_preemptions: int = 0
     num_cached_tokens: int | None = None  # not computed, but found; None: it has not begun
     cache_miss: str = ""  # why it was not more (see prefix.py); "": there was no more to be found
@@ -141,6 +146,7 @@ class Request:
     def reset(self) -> None:
         """Preempted: nothing is in the cache any more; the output so far is kept."""
         self.num_computed_tokens = 0
+        self.settled = None
         self.num_preemptions += 1
         self.status = "waiting"
 
@@ -150,6 +156,7 @@ class Request:
         self.finish_reason = reason  # from here on it has ended, whatever comes between
         self.status = "finished"
         self.awaits_guide = False
+        self.settled = None
         if self.guide is not None:
             self.guide.close()
         self.times.finished = time.perf_counter()

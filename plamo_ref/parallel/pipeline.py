@@ -119,8 +119,7 @@ class PipelinedCore(EngineCore):
         _set_under_way(step.plan.requests, False)
         plan, logits = _of_those_who_stayed(step.plan, logits)
         tokens = self._choose(plan, logits, None)
-        for request in plan.sampled:
-            request.num_unread_tokens += 1
+        self.queues.settle(plan.sampled)
         return self._land(Flight.of(plan, logits, tokens, step.record))
 
 

@@ -55,10 +55,7 @@ exec(compile(source, "<lesson>", "exec"))
 """
 
 
-@pytest.mark.parametrize("interpret", ["0", "1"])
-def test_a_launch_is_compiled_as_the_gpu_would_get_it(interpret):
-    out = run(
-        """
+LAUNCHES = """
 def launches():
     for dtype, n in ((torch.bfloat16, 4096), (torch.float32, 4095)):
         x = torch.empty(n, dtype=dtype, device="meta")
@@ -67,30 +64,28 @@ def launches():
 for result in compiled(launches):
     print(result.kernel, result.constants, result.registers > 8, result.spills, result.shared)
     print(result.count("ld.global.v4") > 0, result.instructions > 20, "0 spills" in repr(result))
-print(compiled(launches, 80)[0].ptx.count(".target sm_80"))
-""",
-        TRITON_INTERPRET=interpret,
-    )
-    first, one, second, two, target = out.splitlines()
-    assert first == second == "gate_kernel {'BLOCK': 1024} True 0 0"
-    # 4096 is a multiple of 16, and elements are then loaded 16 bytes at a time; 4095 is none.
-    assert (one, two) == ("True True True", "False True True")
-    assert target == "1"
-
-
-def test_kernels_of_the_package_are_compiled_through_their_launchers():
-    out = run(
-        """
+"""
+THROUGH_A_LAUNCHER = """
 from plamo_ref.kernels.choice import triton_table
 
-def launches():
+def of_the_package():
     x = torch.empty(8, 64, dtype=torch.bfloat16, device="meta")
     triton_table().rms_norm(x, x[0], 1e-6)
 
-print(*(result.kernel for result in compiled(launches)))
+for result in compiled(of_the_package, 80):
+    print(result.kernel, result.ptx.count(".target sm_80"))
 """
-    )
-    assert out.split() == ["rms_norm_kernel"]
+
+
+@pytest.mark.parametrize("interpret", ["0", "1"])
+def test_a_launch_is_compiled_as_the_gpu_would_get_it(interpret):
+    """The reader's own, and one of the package through its launcher, for an older GPU."""
+    code = LAUNCHES + (THROUGH_A_LAUNCHER if interpret == "1" else "")
+    first, one, second, two, *rest = run(code, TRITON_INTERPRET=interpret).splitlines()
+    assert first == second == "gate_kernel {'BLOCK': 1024} True 0 0"
+    # 4096 is a multiple of 16, and elements are then loaded 16 bytes at a time; 4095 is none.
+    assert (one, two) == ("True True True", "False True True")
+    assert rest == (["rms_norm_kernel 1"] if interpret == "1" else [])
 
 
 def test_what_cannot_be_compiled_is_said():

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from plamo_ref.batch import ForwardBatch, Room
+from plamo_ref.engine import core as core_module
 from plamo_ref.engine.batching import BatchPlan, build_batch
 from plamo_ref.engine.core import EngineCore
 from plamo_ref.engine.scheduling.scheduler import Schedule
@@ -87,6 +88,24 @@ def check_against_a_walk(plan: BatchPlan, schedule: Schedule, core: EngineCore) 
 @given(st.integers(0, 10_000), st.sampled_from(["v0", "v1"]))
 def test_a_batch_is_what_a_walk_through_the_requests_finds(seed, scheduler):
     assert plans(seed, scheduler)
+
+
+def test_those_who_go_on_are_told_as_a_walk_finds_them(monkeypatch):
+    """Whole steps of the core, in which most requests compute the token of the step before."""
+    core, shares = new_core(seats=3, max_num_batched_tokens=8, block_size=2), []
+
+    def checked(schedule, *rest):
+        plan = build_batch(schedule, *rest)
+        check_against_a_walk(plan, schedule, core)
+        shares.append(sum(r.settled is not None for r in plan.requests) / len(plan.requests))
+        return plan
+
+    monkeypatch.setattr(core_module, "build_batch", checked)
+    for length in (1, 9, 4, 30):
+        core.add([7] * length, SamplingParams(max_tokens=9, seed=length, ignore_eos=True))
+    while core.has_work:
+        core.step()
+    assert {0.0, 1.0} < set(shares), "alone, all of them, and beside a prompt"
 
 
 def test_decodes_come_first_each_with_one_token():

@@ -109,7 +109,7 @@ def try_answers(
         resources={"metadata": {"path": str(path.parent.resolve())}},
     )
     client.execute()
-    if kernel is not None:
+    if kernel is not None and client.kc is not None:
         client.kc.stop_channels()
     cells = {cell.id: cell for cell in edition.cells}
     return [t for n, exercise in known.items() for t in _trials(exercise, by_exercise[n], cells)]

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from plamo_ref.config import LayerKind
 from plamo_ref.engine.memory.holding import BlockTable, Holding
+from plamo_ref.engine.memory.pool import NULL_PLACE
 
 Ints = NDArray[np.int64]
 
@@ -47,6 +48,7 @@ class TableRows:
 
     def __init__(self, kinds: Iterable[LayerKind]) -> None:
         self.groups = {kind: GroupRows() for kind in kinds}
+        self.slots: Ints = np.zeros(0, dtype=np.int64)  # of their states
         self._calm_until: Ints = np.zeros(0, dtype=np.int64)
         self._owners: list[Holding] = []  # by row, also of those who hold nothing any more
 
@@ -67,6 +69,7 @@ class TableRows:
             self._owners.append(holding)
         for kind, group in self.groups.items():
             group.write(holding.row, holding.tables[kind])
+        self.slots[holding.row] = holding.slot or NULL_PLACE
         self._calm_until[holding.row] = holding.calm_until
         return holding.row
 
@@ -76,6 +79,6 @@ class TableRows:
             holding.row = -1
         self._owners.clear()
         rows = max(wanted, len(self._calm_until))
-        self._calm_until = np.zeros(rows, dtype=np.int64)
+        self._calm_until, self.slots = np.zeros((2, rows), dtype=np.int64)
         for group in self.groups.values():
             group.clear(rows)

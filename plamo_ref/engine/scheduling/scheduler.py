@@ -10,6 +10,7 @@ Built in notebooks/07_continuous_batching.ipynb.
 
 from bisect import insort
 from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -100,16 +101,23 @@ class Queues:
         found = self.prefix.find(request)[0] if request.status == "waiting" else 0
         return request.num_uncomputed_tokens - found
 
+    def settle(self, requests: Iterable[Request]) -> None:
+        """A token of each has been chosen. Until they leave, the newest token is all that they
+        compute in a step."""
+        for request in requests:
+            request.num_unread_tokens += 1
+            if request.settled is None and request.status == "running":
+                request.settled = self.cache.holdings[request.request_id]
+
     def goes_on(self, request: Request) -> bool:
-        """Whether a request computes one token in the next step, whose memory it has already: then
-        nothing is to be decided. So it is with most of them, and this is where the host's time
-        goes."""
-        computed = request.num_computed_tokens
+        """Whether a running request computes one token in the next step, whose memory it has
+        already: then nothing is to be decided. So it is with most of them, and this is where the
+        host's time goes."""
+        held = request.settled
         return (
-            request.status == "running"
+            held is not None
+            and request.num_computed_tokens < held.calm_until
             and not (request.awaits_guide or request.under_way)
-            and request.num_tokens == computed + 1 > len(request.prompt_ids)
-            and computed < self.cache.holdings[request.request_id].calm_until
         )
 
     def grant(self, request: Request, wanted: int, schedule: Schedule) -> int:
@@ -168,6 +176,9 @@ class Queues:
         schedule.preempted.append(request)
 
     def _fit(self, request: Request, wanted: int) -> int:
+        pools = self.cache.blocks.values()
+        if wanted == 1 and self.cache.arena is None and all(p.num_available for p in pools):
+            return 1  # which takes a block of each kind at the most
         return self.cache.fit(request.request_id, request.num_computed_tokens, wanted)
 
     def _until_stop(self, request: Request, computed: int, wanted: int) -> int:
