@@ -53,7 +53,7 @@ class Unread:
     """The tokens of the step before, which are still on the device."""
 
     tokens: Tensor
-    rows: dict[int, int]
+    requests: range
 
 
 def wishes(vocab_size: int) -> dict[str, tuple[SamplingParams, int]]:

@@ -21,12 +21,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate, pairwise
+from typing import TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from plamo_ref.config import LayerKind
+
+Vector = TypeVar("Vector", Tensor, np.ndarray)
 
 
 @dataclass(frozen=True)
@@ -75,23 +78,11 @@ class Room:
         """Integers in the vector."""
         return sum(map(math.prod, self.shapes.values()))
 
-    @cached_property
-    def places(self) -> Mapping[str, tuple[int, int, tuple[int, ...]]]:
-        """Where each part begins and ends, and its shape."""
-        ends = list(accumulate(map(math.prod, self.shapes.values()), initial=0))
-        each = zip(self.shapes.items(), pairwise(ends), strict=True)
-        return {name: (begin, end, shape) for (name, shape), (begin, end) in each}
-
-    def arrays(self, vector: np.ndarray) -> dict[str, np.ndarray]:
-        """As `parts`, of memory that the host writes."""
-        places = self.places.items()
-        return {name: vector[begin:end].reshape(shape) for name, (begin, end, shape) in places}
-
-    def parts(self, vector: Tensor) -> dict[str, Tensor]:
+    def parts(self, vector: Vector) -> dict[str, Vector]:
         """The views of a vector of this room, by name."""
-        sizes = [math.prod(shape) for shape in self.shapes.values()]
-        pieces = zip(self.shapes.items(), vector.split(sizes), strict=True)
-        return {name: piece.view(shape) for (name, shape), piece in pieces}
+        ends = accumulate(map(math.prod, self.shapes.values()), initial=0)
+        places = zip(self.shapes.items(), pairwise(ends), strict=True)
+        return {name: vector[a:b].reshape(shape) for (name, shape), (a, b) in places}
 
 
 @dataclass(frozen=True)

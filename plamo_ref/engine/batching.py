@@ -20,6 +20,7 @@ from plamo_ref.engine.memory.cache import HybridCache
 from plamo_ref.engine.memory.table_rows import GroupRows, Ints, TableRows
 from plamo_ref.engine.request import Request
 from plamo_ref.engine.scheduling.scheduler import Schedule
+from plamo_ref.engine.settled import newest, places_of
 
 Place = Callable[[Room], ForwardBatch]  # a batch on the device with at least so much room
 Rows = slice | Tensor  # of the step's tokens
@@ -43,17 +44,6 @@ class Unread:
     tokens: Tensor  # [n] int64 on the device
     requests: Sequence[Request]  # [n] whose they are
 
-    @cached_property
-    def rows(self) -> Mapping[Request, int]:
-        """Where each request's is."""
-        return {request: row for row, request in enumerate(self.requests)}
-
-    def rows_of(self, requests: Sequence[Request]) -> Sequence[int]:
-        """Where those of some requests are."""
-        if list(requests) == list(self.requests):
-            return range(len(requests))  # the same as a step ago
-        return [self.rows[request] for request in requests]
-
 
 def build_batch(
     schedule: Schedule, cache: HybridCache, place: Place, unread: Unread | None = None
@@ -70,7 +60,7 @@ def build_batch(
     rows = cache.rows.find(holdings, told.pasts, told.counts)
     batch = place(_room(told, cache.rows, rows))
     host = torch.zeros(batch.room.size, dtype=torch.int64, pin_memory=batch.vector.is_cuda)
-    put = batch.room.arrays(host.numpy())
+    put = batch.room.parts(host.numpy())
     layout = _Layout.of(told, batch.room)
     _write_requests(put, told, layout, batch.room)
     put["state_slots"][layout.requests] = cache.rows.slots[rows]
@@ -81,7 +71,7 @@ def build_batch(
     ends = layout.row_of(layout.starts[1:] - 1)  # of each request's last token
     if late and unread is not None:
         put["late_rows"][:late] = ends[told.late]
-        put["late_from"][:late] = unread.rows_of([requests[i] for i in told.late])
+        put["late_from"][:late] = places_of([requests[i] for i in told.late], unread.requests)
     scored = [layout.starts[i] - told.pasts[i] + at for i, places in told.scored for at in places]
     scored_rows = layout.row_of(np.array(scored, dtype=np.int64))
     wanted = np.concatenate((ends[told.complete], scored_rows))
@@ -118,26 +108,14 @@ class _Told:
 
 
 def _tell(requests: Sequence[Request], schedule: Schedule) -> _Told:
-    """What they say. Those who are settled, which is most of them, come first, and compute the
-    token that they got in the last step."""
+    """What they say. Those who are settled come first; they compute their newest token."""
     settled = sum(request.settled is not None for request in requests)
     pasts = [request.num_computed_tokens for request in requests]
-    counts = [schedule.tokens[request] for request in requests[settled:]]
-    unread = [request.num_unread_tokens for request in requests[:settled]]
-    told = _Told(
-        pasts=np.array(pasts, dtype=np.int64),
-        counts=np.array([1] * settled + counts, dtype=np.int64),
-        token_ids=[
-            0 if late else r.output_ids[-1] for r, late in zip(requests, unread, strict=False)
-        ],
-        late=[i for i, late in enumerate(unread) if late],
-        complete=list(range(settled)),
-        scored=[],
-        photographs=[],
-    )
-    for i, (request, past, new) in enumerate(
-        zip(requests[settled:], pasts[settled:], counts, strict=True), settled
-    ):
+    counts = [schedule.tokens[request] for request in requests]
+    ids, late = newest(requests[:settled])
+    told = _Told(np.array(pasts), np.array(counts), ids, late, list(range(settled)), [], [])
+    for i in range(settled, len(requests)):
+        request, past, new = requests[i], pasts[i], counts[i]
         told.token_ids.extend(request.tokens(past, past + new))
         if past + new == request.num_tokens:
             told.complete.append(i)
@@ -239,9 +217,6 @@ def _in_order(schedule: Schedule) -> list[Request]:
     the last token of a prompt that was cut just before it."""
     tokens = schedule.tokens
     settled = [request for request in tokens if request.settled is not None]
-    if len(settled) == len(tokens):
-        return settled
     others = [request for request in tokens if request.settled is None]
     decodes = [r for r in others if tokens[r] == 1 and r.num_computed_tokens > 0]
-    prompts = [r for r in others if tokens[r] > 1 or r.num_computed_tokens == 0]
-    return settled + decodes + prompts
+    return settled + decodes + [r for r in others if tokens[r] > 1 or r.num_computed_tokens == 0]

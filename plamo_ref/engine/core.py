@@ -28,6 +28,7 @@ from plamo_ref.engine.scheduling.limits import Limits, longest_request
 from plamo_ref.engine.scheduling.scheduler import Queues, Scheduler
 from plamo_ref.engine.scheduling.scheduler_v0 import V0Scheduler
 from plamo_ref.engine.scheduling.scheduler_v1 import V1Scheduler
+from plamo_ref.engine.settled import settle
 from plamo_ref.engine.tokens import (
     awaits_guide,
     choose_on_device,
@@ -203,7 +204,7 @@ class EngineCore:
         flight = Flight.of(plan, logits, tokens, record)
         for request, new in schedule.tokens.items():
             request.num_computed_tokens += new
-        self.queues.settle(plan.sampled)
+        settle(plan.sampled, self.cache)
         for request in filter(is_leaving, plan.sampled):
             # The device works in order, so whoever gets its memory comes after it.
             self.queues.remove(request)
@@ -226,7 +227,7 @@ class EngineCore:
     def _land(self, flight: Flight) -> Told | None:
         """Wait for a step's tokens and hand them out. Returns what its observers are told."""
         plan, logits, on_host = flight.plan, flight.logits, flight.tokens_on_host
-        count = len(plan.sampled)
+        row = count = len(plan.sampled)
         flight.wait()
         self.runner.check()
         parts, errors = together_or_alone(
@@ -235,7 +236,6 @@ class EngineCore:
             instead=[0],
         )
         self._blame(plan.sampled, errors)
-        row = count
         for request, places in plan.scored:
             self._work_for(request, score_prompt, request, places, logits[row : row + len(places)])
             row += len(places)

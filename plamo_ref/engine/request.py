@@ -12,12 +12,10 @@ follow from them, and recovery.py makes them again after an error.
 import time
 from collections.abc import Collection
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
+from plamo_ref.engine.memory.holding import Holding
 from plamo_ref.sampling import Guide, SamplingParams, TokenLogprobs
-
-if TYPE_CHECKING:
-    from plamo_ref.engine.memory.holding import Holding
 
 Status = Literal["waiting", "running", "finished"]
 FinishReason = Literal["stop", "length", "abort", "error"]
@@ -54,7 +52,7 @@ class Request:
     num_computed_tokens: int = 0
     num_unread_tokens: int = 0  # chosen by a launched step; still on the device
     # Its memory, once all that it computes in a step is the token that it got in the last one.
-    settled: "Holding | None" = None
+    settled: Holding | None = None
     num_preemptions: int = 0
     num_cached_tokens: int | None = None  # not computed, but found; None: it has not begun
     cache_miss: str = ""  # why it was not more (see prefix.py); "": there was no more to be found

@@ -30,6 +30,7 @@ from plamo_ref.engine.memory.planner import MemoryPlan
 from plamo_ref.engine.record import StepRecord
 from plamo_ref.engine.request import Request
 from plamo_ref.engine.runner import ModelRunner
+from plamo_ref.engine.settled import settle
 from plamo_ref.parallel.driver import SharedRunner
 
 
@@ -119,7 +120,7 @@ class PipelinedCore(EngineCore):
         _set_under_way(step.plan.requests, False)
         plan, logits = _of_those_who_stayed(step.plan, logits)
         tokens = self._choose(plan, logits, None)
-        self.queues.settle(plan.sampled)
+        settle(plan.sampled, self.cache)
         return self._land(Flight.of(plan, logits, tokens, step.record))
 
 

@@ -45,7 +45,7 @@ def check(tables: AdjustTables, lives: list[Life], dtype: torch.dtype, seed: int
     late = [life for life in lives if life.unread]
     unread = SimpleNamespace(
         tokens=torch.tensor([V - 1, *(life.tokens[-1] for life in late)]),
-        rows={life: row for row, life in enumerate(late, start=1)},
+        requests=[None, *late],
     )
     got = tables.adjust(logits, lives, [life.known() for life in lives], unread)
     expected = adjust(logits, [life.whole() for life in lives])
@@ -148,7 +148,7 @@ def test_no_token_is_read_a_second_time(host_reads):
     Watched.reads = 0
     for count in range(20):
         known = Watched([4] * (count if host_reads else max(0, count - 1)))
-        unread = SimpleNamespace(tokens=torch.tensor([4]), rows={"key": 0})
+        unread = SimpleNamespace(tokens=torch.tensor([4]), requests=["key"])
         context = RowContext(params, prompt, known, (), num_outputs=count)
         tables.adjust(logits, ["key"], [context], unread)
     assert Watched.reads == 1000 + (19 if host_reads else 0)

@@ -10,7 +10,7 @@ seat knows how many output tokens its row counts, and a row that cannot be conti
 filled anew, so whatever became of a step, the result is `adjust`'s, bit by bit.
 """
 
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
@@ -39,8 +39,8 @@ class Unread(Protocol):
         ...
 
     @property
-    def rows(self) -> Mapping[Any, int]:
-        """Where each request's is."""
+    def requests(self) -> Sequence[Any]:
+        """[n] whose they are."""
         ...
 
 
@@ -180,6 +180,7 @@ class AdjustTables:
         """What has occurred in the asking rows [n, V], as `penalise_all` wants it."""
         width, device = table.rows.shape[1], table.rows.device
         seats = [self._seat(each.key) for each in asking]
+        unread_of = {} if unread is None else {r: i for i, r in enumerate(unread.requests)}
         known: list[int] = []  # places in the table, one row after the other
         late: list[tuple[int, int]] = []  # seat, and place among the unread
         for seat, (_, key, context) in zip(seats, asking, strict=True):
@@ -191,7 +192,7 @@ class AdjustTables:
             known += [seat.number * width + token for token in outputs[start:]]
             if context.total > max(start, len(outputs)):
                 assert unread is not None, f"{key}: its last token is neither known nor unread"
-                late.append((seat.number, unread.rows[key]))
+                late.append((seat.number, unread_of[key]))
         places = moved(known, device)
         if late and unread is not None:
             owners, rows = moved(late, device).unbind(1)

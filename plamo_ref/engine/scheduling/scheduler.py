@@ -10,7 +10,6 @@ Built in notebooks/07_continuous_batching.ipynb.
 
 from bisect import insort
 from collections import deque
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -100,25 +99,6 @@ class Queues:
         """Tokens that a request has to compute, less what it will find when it is admitted."""
         found = self.prefix.find(request)[0] if request.status == "waiting" else 0
         return request.num_uncomputed_tokens - found
-
-    def settle(self, requests: Iterable[Request]) -> None:
-        """A token of each has been chosen. Until they leave, the newest token is all that they
-        compute in a step."""
-        for request in requests:
-            request.num_unread_tokens += 1
-            if request.settled is None and request.status == "running":
-                request.settled = self.cache.holdings[request.request_id]
-
-    def goes_on(self, request: Request) -> bool:
-        """Whether a running request computes one token in the next step, whose memory it has
-        already: then nothing is to be decided. So it is with most of them, and this is where the
-        host's time goes."""
-        held = request.settled
-        return (
-            held is not None
-            and request.num_computed_tokens < held.calm_until
-            and not (request.awaits_guide or request.under_way)
-        )
 
     def grant(self, request: Request, wanted: int, schedule: Schedule) -> int:
         """Allocate up to `wanted` tokens for a running request; preempt newer ones if need be.

@@ -9,6 +9,7 @@ Built in notebooks/07_continuous_batching.ipynb.
 
 from plamo_ref.engine.request import Request
 from plamo_ref.engine.scheduling.scheduler import Queues, Schedule
+from plamo_ref.engine.settled import goes_on
 
 
 class V0Scheduler:
@@ -47,7 +48,7 @@ class V0Scheduler:
         queues = self.queues
         budget = queues.config.max_num_batched_tokens
         for request in [r for r in queues.running if r.is_decoding and r.can_run][:budget]:
-            if queues.goes_on(request):
+            if goes_on(request):
                 schedule.tokens[request] = 1
             elif request.can_run:
                 queues.grant(request, 1, schedule)

@@ -6,6 +6,7 @@ Built in notebooks/08_v1_scheduler.ipynb.
 """
 
 from plamo_ref.engine.scheduling.scheduler import Queues, Schedule
+from plamo_ref.engine.settled import goes_on
 
 
 class V1Scheduler:
@@ -21,7 +22,7 @@ class V1Scheduler:
         for request in list(queues.running):
             if not budget:
                 break
-            if queues.goes_on(request):
+            if goes_on(request):
                 schedule.tokens[request] = 1
                 budget -= 1
             elif request.can_run:  # not preempted a moment ago, not waiting for its grammar
