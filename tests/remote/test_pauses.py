@@ -1,6 +1,7 @@
 """What lives as long as the engine is not looked at again by the collector.
 
-Invariant tested: what was there is set aside, what comes later is collected, and the end undoes it.
+Invariant tested: what was there is set aside, what comes later is collected, and the end undoes it;
+a step makes nothing that only the collector would find.
 """
 
 import gc
@@ -8,8 +9,10 @@ import weakref
 from collections.abc import Iterator
 
 import pytest
+from engines import new_core
 
 from plamo_ref.remote.pauses import collect_all, set_aside
+from plamo_ref.sampling import SamplingParams
 
 
 class Circle:
@@ -52,3 +55,22 @@ def test_the_end_undoes_it():
     collect_all()
     assert gc.get_freeze_count() == 0
     assert seen() is None
+
+
+@pytest.mark.parametrize("overlap", [False, True])
+def test_tokens_leave_no_garbage_for_the_collector(overlap):
+    """What a step makes goes when nobody names it any more: nothing waits for a collection."""
+    core = new_core(overlap=overlap)
+    for prompt in ([1, 2, 3], [4] * 9):
+        core.add(prompt, SamplingParams(max_tokens=200, seed=1, ignore_eos=True))
+    for _ in range(20):
+        core.step()
+    gc.collect()
+    gc.disable()
+    try:
+        for _ in range(150):
+            core.step()
+        assert gc.collect() == 0
+    finally:
+        gc.enable()
+    assert core.has_work

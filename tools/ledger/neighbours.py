@@ -22,7 +22,7 @@ def interrupts(rows: Sequence[Row]) -> list[Table]:
     ]
 
 
-def hostile(rows: Sequence[Row]) -> list[Table]:
+def hostile(rows: Sequence[Row], when: str = "") -> list[Table]:
     """The worst of each kind of request; the friendly one says what the machine does anyway."""
     kinds = {r["asked"].partition(":")[0]: [] for r in rows}  # type: dict[str, list[Row]]
     for r in rows:
@@ -31,7 +31,9 @@ def hostile(rows: Sequence[Row]) -> list[Table]:
         {
             "kind": kind,
             "requests": len(found),
-            "refused": sum(r["status"] >= 400 for r in found),
+            "refused": sum(r["status"] in range(400, 500) for r in found),
+            "unanswered": sum(r["status"] == 0 for r in found),
+            "broken": sum(r["broken"] for r in found),
             "grown": max(r["front_mb"] for r in found),
             **{key: max(r[key] for r in found) for key in ("seconds", "gap_ms", "health_ms")},
         }
@@ -39,17 +41,24 @@ def hostile(rows: Sequence[Row]) -> list[Table]:
     ]
     return [
         table(
-            "Requests made to be expensive, one after another; the worst of each kind",
+            f"Requests made to be expensive, one after another; the worst of each kind{when}",
             shown,
             Column("kind", "kind"),
             Column("requests", "requests"),
             Column("refused", "refused"),
+            Column("not answered in 20 s", "unanswered"),
+            Column("servers that then served nobody", "broken"),
             Column("longest answer, s", "seconds", "{:.2f}"),
             Column("longest pause of a neighbour's stream, ms", "gap_ms", "{:.0f}"),
             Column("slowest /health, ms", "health_ms", "{:.0f}"),
             Column("the front has grown by, MB", "grown", "{:.0f}"),
         )
     ]
+
+
+def hostile_before(rows: Sequence[Row]) -> list[Table]:
+    """The same asked of the server as it was; what took 20 s took that at least."""
+    return hostile(rows, ", before bodies were bounded and grammars ran in processes of their own")
 
 
 def penalties(rows: Sequence[Row]) -> list[Table]:

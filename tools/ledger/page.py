@@ -119,7 +119,7 @@ SECTIONS = (
         "When something goes wrong",
         "A step is a transaction: whatever breaks off a call, the others' streams stay what they "
         "were. A hostile request may cost its sender, not the others.",
-        ("interrupts", "hostile"),
+        ("interrupts", "hostile", "hostile_before"),
     ),
     Section(
         "Penalties, biases and masks",

@@ -6,7 +6,7 @@ Invariant: every record that the ledger shows has its function here, by the reco
 from collections.abc import Callable, Mapping, Sequence
 
 from tools.ledger.exactness import deviations
-from tools.ledger.neighbours import arena, hostile, interrupts, penalties
+from tools.ledger.neighbours import arena, hostile, hostile_before, interrupts, penalties
 from tools.ledger.peer import peer_tables
 from tools.ledger.ranks import parallel, prefix_cost
 from tools.ledger.records import Row
@@ -301,6 +301,7 @@ TABLES: Mapping[str, Callable[[Sequence[Row]], list[Table]]] = {
     "masks": _masks,
     "interrupts": interrupts,
     "hostile": hostile,
+    "hostile_before": hostile_before,
     "penalties": penalties,
     "gpu_penalties": penalties,
     "arena": arena,
