@@ -1,11 +1,14 @@
 """Products with a quantized weight: as fast as its fewer bytes can be read.
 
-Formulas and twins: plamo_ref/kernels/linear/quantized.py. The kernel: triton_product.py.
+Formulas and twins: plamo_ref/kernels/linear/quantized.py. The kernels: triton_product.py, and of
+int4 triton_int4.py.
 
     tokens      e4m3 activations            plain activations
     to 128      the kernel                  the kernel
     to 256      the library's fp8 product   the kernel
     more        the library's fp8 product   W made plain by `dequantize`, the library's product
+
+A row of int4 that is no whole number of units is made plain for any number of tokens.
 
 Invariant: what is computed is the same on each of these ways.
 """
@@ -27,11 +30,12 @@ from plamo_ref.kernels.launch import (
 from plamo_ref.kernels.linear import triton_swiglu as triton_mlp
 from plamo_ref.kernels.linear.triton import LEAST_TOKENS, parts_of
 from plamo_ref.kernels.linear.triton_dequantize import dequantize
+from plamo_ref.kernels.linear.triton_int4 import int4_linear_kernel
 from plamo_ref.kernels.linear.triton_numbers import as_stored
 from plamo_ref.kernels.linear.triton_product import quantized_linear_kernel
-from plamo_ref.quantization.weight import Activations, QuantizedTokens, QuantizedWeight
+from plamo_ref.quantization.weight import UNIT, Activations, QuantizedTokens, QuantizedWeight
 
-# Size: tokens. A block is rows of W, a tile columns of one loop iteration; of int4 it is the group.
+# Size: tokens. A block is rows of W, a tile columns of one loop iteration; of int4 it is a unit.
 CONFIGS = {
     "fp8": (
         Config(up_to=16, block=64, warps=4, stages=5, tile=128),
@@ -44,9 +48,9 @@ CONFIGS = {
         Config(up_to=128, block=64, warps=4, stages=4, tile=64),
     ),
     "int4": (
-        Config(up_to=16, block=64, warps=4, stages=6, tile=128),
-        Config(up_to=64, block=64, warps=4, stages=5, tile=128),
-        Config(up_to=128, block=64, warps=8, stages=4, tile=128),
+        Config(up_to=16, block=64, warps=2, stages=6, tile=UNIT),
+        Config(up_to=64, block=64, warps=4, stages=5, tile=UNIT),
+        Config(up_to=128, block=64, warps=4, stages=4, tile=UNIT),
     ),
 }
 SWIGLU_CONFIGS = {  # two accumulators
@@ -58,8 +62,8 @@ SWIGLU_CONFIGS = {  # two accumulators
     "int8": (*CONFIGS["int8"][:2], Config(up_to=128, block=64, warps=8, stages=3, tile=64)),
     "int4": (
         CONFIGS["int4"][0],
-        Config(up_to=64, block=64, warps=8, stages=4, tile=128),
-        Config(up_to=128, block=64, warps=8, stages=3, tile=128),
+        Config(up_to=64, block=64, warps=4, stages=4, tile=UNIT),
+        Config(up_to=128, block=64, warps=8, stages=3, tile=UNIT),
     ),
 }
 BLOCK_T = 128  # tokens of a tile, at most
@@ -86,7 +90,7 @@ def quantized_linear_swiglu(
     x: Activations, weight: QuantizedWeight, *, pdl: bool = False
 ) -> Tensor:
     """x [T, in], weight [2F, in], gate rows first → [T, F]."""
-    if x.shape[0] > BLOCK_T:
+    if x.shape[0] > BLOCK_T or _many(x, weight):
         return triton_mlp.swiglu(quantized_linear(x, weight, pdl=pdl))
     return _few_tokens(x, weight, parts=1, swiglu=True, pdl=pdl)[0]
 
@@ -95,7 +99,7 @@ def _many(x: Activations, weight: QuantizedWeight) -> bool:
     """Whether the library multiplies. Its fp8 product gives bfloat16, from sizes that 16 divides;
     it is the better one earlier, for it needs no plain weight."""
     if not isinstance(x, QuantizedTokens):
-        return x.shape[0] > MANY
+        return x.shape[0] > MANY or (weight.format == "int4" and weight.unit != UNIT)
     aligned = not any(size % 16 for size in weight.shape)
     return x.shape[0] > BLOCK_T and aligned and x.dtype == torch.bfloat16
 
@@ -138,18 +142,44 @@ def _few_tokens(
         )
     config = pick((SWIGLU_CONFIGS if swiglu else CONFIGS)[weight.format], tokens)
     if x.dtype == torch.float32:  # twice as wide, and every operand in two halves: for checking
-        config = Config(config.up_to, block=config.block, warps=config.warps, stages=2, tile=32)
-    tile = weight.group or config.tile
-    part = triton.cdiv(triton.cdiv(columns, parts), tile) * tile
+        tile = UNIT if weight.format == "int4" else 32
+        config = Config(config.up_to, block=config.block, warps=config.warps, stages=2, tile=tile)
+    part = triton.cdiv(triton.cdiv(columns, parts), config.tile) * config.tile
     parts = triton.cdiv(columns, part)
     given = with_unit_stride(given)
     dtype = x.dtype if parts == 1 else torch.float32
     out = torch.empty((parts, tokens, rows), dtype=dtype, device=given.device)
     block_t = min(power_of_two(tokens, LEAST_TOKENS), BLOCK_T)
+    grid = (triton.cdiv(rows, config.block) * triton.cdiv(tokens, block_t), parts)
+    tiles = {"BLOCK_N": config.block, "BLOCK_T": block_t, "SWIGLU": swiglu, "PDL": pdl}
+    if weight.format == "int4":
+        words = weight.values.view(torch.int32)
+        launch(
+            int4_linear_kernel,
+            grid,
+            given,
+            words,
+            weight.scale,
+            out,
+            tokens,
+            given.stride(0),
+            rows,
+            columns,
+            words.stride(0),
+            weight.scale.stride(1),
+            part // UNIT,
+            config=config,
+            GROUP=weight.group,
+            ASM=given.device.type != "cpu",
+            PRECISION=precision(x.dtype),
+            PREFETCH=64,
+            **tiles,
+        )
+        return out
     values, decode = as_stored(weight.values)
     launch(
         quantized_linear_kernel,
-        (triton.cdiv(rows, config.block) * triton.cdiv(tokens, block_t), parts),
+        grid,
         as_stored(given)[0],
         x.scale if isinstance(x, QuantizedTokens) else weight.scale,
         values,
@@ -160,21 +190,14 @@ def _few_tokens(
         rows,
         columns,
         weight.values.stride(0),
-        weight.scale.stride(0),
         part,
         config=config,
-        FORMAT=weight.format,
-        GROUP=weight.group,
         QUANTIZED=quantized,
         IN_FP8=quantized and not decode and x.dtype == torch.bfloat16,
         DECODE=decode,
-        ASM=given.device.type != "cpu",
-        SWIGLU=swiglu,
-        BLOCK_N=config.block,
-        BLOCK_K=tile,
-        BLOCK_T=block_t,
+        BLOCK_K=config.tile,
         PRECISION=precision(x.dtype),
         PREFETCH=256,
-        PDL=pdl,
+        **tiles,
     )
     return out
