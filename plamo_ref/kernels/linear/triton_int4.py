@@ -6,7 +6,7 @@ plamo_ref/quantization/weight.py.
 
 A word of a unit has a weight of each of its eight slices of 16 columns. So what a thread has of
 16 words are eight operands of the matrix unit as they have to lie, once their bits are spread: two
-words become sixteen numbers in 20 instructions (UNPACK), and none goes to another thread.
+words become sixteen numbers in 24 instructions (UNPACK), and none goes to another thread.
 
 The scales of an iteration are asked for in the one before: nothing else in the loop would wait for
 memory.
@@ -25,20 +25,19 @@ WORDS = tl.constexpr(16)  # of a unit
 LINE = tl.constexpr(32)  # words in a line of the cache
 
 # Two words, and of each byte of both: two times two numbers. A bfloat16 with the bits 0x430n is
-# 128 + n; one with the bits 0x43n0 is 128 + 16 n, brought down by a factor.
+# 128 + n, so 136 less is the weight.
 BYTE = """
-    prmt.b32 t, $8, $9, SELECT;
-    lop3.b32 low, t, 0x000F000F, 0x43004300, 0xEA;
-    lop3.b32 high, t, 0x00F000F0, 0x43004300, 0xEA;
+    prmt.b32 low, $8, $9, SELECT;
+    shr.b32 high, low, 4;
+    lop3.b32 low, low, 0x000F000F, 0x43004300, 0xEA;
+    lop3.b32 high, high, 0x000F000F, 0x43004300, 0xEA;
     fma.rn.bf16x2 $LOW, low, one, less;
-    fma.rn.bf16x2 $HIGH, high, part, lesser;"""
+    fma.rn.bf16x2 $HIGH, high, one, less;"""
 UNPACK = tl.constexpr(
     """{
-    .reg .b32 t, low, high, one, less, part, lesser;
+    .reg .b32 low, high, one, less;
     mov.b32 one, 0x3F803F80;
-    mov.b32 less, 0xC308C308;
-    mov.b32 part, 0x3D803D80;
-    mov.b32 lesser, 0xC180C180;"""
+    mov.b32 less, 0xC308C308;"""
     + "".join(
         BYTE.replace("SELECT", f"0x{4 + byte}{4 + byte}{byte}{byte}")
         .replace("LOW", str(2 * byte))
@@ -164,12 +163,11 @@ def int4_linear_kernel(
         xs = (tl.load(x, mask=t_in, other=0.0),)
         for i in tl.static_range(1, 8):
             xs += (tl.load(x + i * SLICE, mask=t_in, other=0.0),)
-        words = tl.load(w_row + (unit * WORDS + word)[None, :], mask=n_in[:, None], other=0)
+        w = w_row + word[None, :] + unit * WORDS
+        words = tl.load(w, mask=n_in[:, None], other=0)
         acc = add_unit(acc, words, scales, xs, ASM, PRECISION)
         if SWIGLU:
-            words = tl.load(
-                w_row + far + (unit * WORDS + word)[None, :], mask=n_in[:, None], other=0
-            )
+            words = tl.load(w + far, mask=n_in[:, None], other=0)
             up = add_unit(up, words, up_scales, xs, ASM, PRECISION)
         scales, up_scales = next_scales, next_up_scales
     if SWIGLU:
