@@ -46,10 +46,10 @@ BYTES = [
     (128, 128, 4, 4), (128, 128, 8, 5), (128, 256, 8, 3), (32, 256, 4, 6), (32, 512, 4, 3),
 ]  # fmt: skip
 INT4 = [
-    (64, 128, 2, 4), (64, 128, 2, 6), (64, 128, 1, 4), (64, 128, 4, 4), (64, 128, 4, 8),
-    (32, 128, 1, 6), (32, 128, 2, 6), (32, 128, 1, 10), (16, 128, 1, 8), (128, 128, 4, 4),
-    (128, 128, 2, 4), (128, 128, 8, 5), (128, 128, 4, 6),
+    (128, 128, 2, 4), (128, 128, 2, 3), (128, 128, 1, 4), (128, 128, 4, 4), (128, 128, 4, 6),
+    (128, 128, 8, 5), (256, 128, 4, 3), (256, 128, 8, 3), (64, 128, 1, 6), (64, 128, 2, 6),
 ]  # fmt: skip
+PROGRAMS = (132, 264, 528, 1056, 2112)  # wanted in all, by turns
 CANDIDATES = {"fp8": BYTES, "int8": BYTES, "int4": INT4}
 
 
@@ -63,13 +63,19 @@ class Job(NamedTuple):
     parts: int
 
 
+def fused(scheme: str, shape: str) -> bool:
+    """Whether SwiGLU is a part of the kernel."""
+    return SHAPES[shape][2] and SCHEMES[scheme].format in table.SWIGLU_CONFIGS
+
+
 def jobs(schemes: list[str], shapes: list[str], counts: list[int]) -> Iterator[Job]:
     for scheme, shape, tokens in itertools.product(schemes, shapes, counts):
-        outs, ins, swiglu = SHAPES[shape]
+        outs, ins, _ = SHAPES[shape]
+        swiglu = fused(scheme, shape)
         for candidate in CANDIDATES[SCHEMES[scheme].format]:
             blocks = triton.cdiv(outs // (1 + swiglu), candidate[0])
             most = max(1, ins // max(LEAST_COLUMNS, candidate[1]))
-            wishes = {min(most, 1 << max(1, w // blocks).bit_length() - 1) for w in (132, 264, 528)}
+            wishes = {min(most, 1 << max(1, w // blocks).bit_length() - 1) for w in PROGRAMS}
             for parts in {1} if swiglu else wishes:
                 yield Job(scheme, shape, tokens, candidate, parts)
 
@@ -89,7 +95,7 @@ def operands(job: Job, device: str, copies: int = 1) -> tuple[Activations, list[
 def multiply(job: Job, x: Activations, weight: QuantizedWeight) -> torch.Tensor:
     block, tile, warps, stages = job.candidate
     config = Config(up_to=1 << 30, block=block, warps=warps, stages=stages, tile=tile)
-    swiglu = SHAPES[job.shape][2]
+    swiglu = fused(job.scheme, job.shape)
     for configs in (table.CONFIGS, table.SWIGLU_CONFIGS):
         configs[weight.format] = (config,)  # type: ignore[assignment]
     return table._few_tokens(x, weight, job.parts, swiglu=swiglu, pdl=True)
@@ -133,7 +139,7 @@ def distinct(all_jobs: list[Job]) -> list[Job]:
     """One for each kernel: shapes of a kind share theirs."""
     kernels = {}
     for job in all_jobs:
-        swiglu = SHAPES[job.shape][2]
+        swiglu = fused(job.scheme, job.shape)
         rung = max(16, triton.next_power_of_2(job.tokens))
         kernels[job.scheme, swiglu, rung, job.candidate, job.parts > 1] = job
     return list(kernels.values())
@@ -141,7 +147,8 @@ def distinct(all_jobs: list[Job]) -> list[Job]:
 
 def time_case(of_case: list[Job]) -> list[dict[str, object]]:
     """All candidates for one weight and number of tokens, the fastest first."""
-    outs, ins, swiglu = SHAPES[of_case[0].shape]
+    outs, ins, _ = SHAPES[of_case[0].shape]
+    swiglu = fused(of_case[0].scheme, of_case[0].shape)
     torch.manual_seed(0)
     size = outs * ins * (0.52 if of_case[0].scheme == "int4" else 1)
     copies = max(1, int(WEIGHT_BYTES / size))

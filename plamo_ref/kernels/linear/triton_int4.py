@@ -17,7 +17,7 @@ Invariant: a word of W is read once for each tile of tokens.
 import triton
 import triton.language as tl
 
-from plamo_ref.kernels.launch import prefetch, silu, start_next, wait_for_earlier
+from plamo_ref.kernels.launch import prefetch, start_next, wait_for_earlier
 
 UNIT = tl.constexpr(128)
 SLICE = tl.constexpr(16)  # columns of a slice: the depth of one product of the matrix unit
@@ -115,7 +115,6 @@ def int4_linear_kernel(
     scale_stride,  # of a group
     units,  # of a part
     GROUP: tl.constexpr,
-    SWIGLU: tl.constexpr,
     ASM: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_T: tl.constexpr,
@@ -135,9 +134,7 @@ def int4_linear_kernel(
     word, k = tl.arange(0, WORDS), tl.arange(0, SLICE)
     w_row = w_ptr + n.to(tl.int64)[:, None] * w_stride
     x_row = x_ptr + t.to(tl.int64)[None, :] * x_stride + k[:, None]
-    far = N.to(tl.int64) * w_stride  # N rows further down: of up
     acc = tl.zeros((BLOCK_N, BLOCK_T), dtype=tl.float32)
-    up = tl.zeros((BLOCK_N, BLOCK_T), dtype=tl.float32)
     if PDL:
         start_next()
         if PREFETCH > 0:
@@ -145,20 +142,12 @@ def int4_linear_kernel(
             line = begin * WORDS + tl.arange(0, PREFETCH // LINE) * LINE
             at = w_row + tl.where(line < end * WORDS, line, begin * WORDS)[None, :]
             prefetch(tl.where(n_in[:, None], at, w_ptr).to(tl.int64))
-            if SWIGLU:
-                prefetch(tl.where(n_in[:, None], at + far, w_ptr).to(tl.int64))
     scales = scales_of(scale_ptr + n, begin, scale_stride, n_in, GROUP)
-    up_scales = scales
-    if SWIGLU:
-        up_scales = scales_of(scale_ptr + N + n, begin, scale_stride, n_in, GROUP)
     if PDL:
         wait_for_earlier()
     for unit in range(begin, end):
         later = tl.minimum(unit + 1, end - 1)
         next_scales = scales_of(scale_ptr + n, later, scale_stride, n_in, GROUP)
-        next_up_scales = next_scales
-        if SWIGLU:
-            next_up_scales = scales_of(scale_ptr + N + n, later, scale_stride, n_in, GROUP)
         x = x_row + unit * UNIT
         xs = (tl.load(x, mask=t_in, other=0.0),)
         for i in tl.static_range(1, 8):
@@ -166,14 +155,7 @@ def int4_linear_kernel(
         w = w_row + word[None, :] + unit * WORDS
         words = tl.load(w, mask=n_in[:, None], other=0)
         acc = add_unit(acc, words, scales, xs, ASM, PRECISION)
-        if SWIGLU:
-            words = tl.load(w + far, mask=n_in[:, None], other=0)
-            up = add_unit(up, words, up_scales, xs, ASM, PRECISION)
-        scales, up_scales = next_scales, next_up_scales
-    if SWIGLU:
-        # The product is rounded before SwiGLU, as where they are two operations.
-        acc, up = acc.to(out_ptr.dtype.element_ty), up.to(out_ptr.dtype.element_ty)
-        acc = silu(acc.to(tl.float32)) * up.to(tl.float32)
+        scales = next_scales
     out = out_ptr + (part * T + t).to(tl.int64)[None, :] * N + n[:, None]
     tl.store(out, acc.to(out_ptr.dtype.element_ty), mask=n_in[:, None] & t_in)
 

@@ -28,7 +28,7 @@ from plamo_ref.kernels.launch import (
     with_unit_stride,
 )
 from plamo_ref.kernels.linear import triton_swiglu as triton_mlp
-from plamo_ref.kernels.linear.triton import LEAST_TOKENS, parts_of
+from plamo_ref.kernels.linear.triton import LEAST_TOKENS, PROGRAMS, parts_of
 from plamo_ref.kernels.linear.triton_dequantize import dequantize
 from plamo_ref.kernels.linear.triton_int4 import int4_linear_kernel
 from plamo_ref.kernels.linear.triton_numbers import as_stored
@@ -38,9 +38,8 @@ from plamo_ref.quantization.weight import UNIT, Activations, QuantizedTokens, Qu
 # Size: tokens. A block is rows of W, a tile columns of one loop iteration; of int4 it is a unit.
 CONFIGS = {
     "fp8": (
-        Config(up_to=16, block=64, warps=4, stages=5, tile=128),
-        Config(up_to=64, block=64, warps=4, stages=4, tile=128),
-        Config(up_to=128, block=64, warps=4, stages=4, tile=128),
+        Config(up_to=64, block=64, warps=4, stages=4, tile=256),
+        Config(up_to=128, block=128, warps=8, stages=5, tile=128),
     ),
     "int8": (
         Config(up_to=16, block=64, warps=4, stages=5, tile=128),
@@ -48,26 +47,18 @@ CONFIGS = {
         Config(up_to=128, block=64, warps=4, stages=4, tile=64),
     ),
     "int4": (
-        Config(up_to=16, block=64, warps=2, stages=6, tile=UNIT),
-        Config(up_to=64, block=64, warps=4, stages=5, tile=UNIT),
-        Config(up_to=128, block=64, warps=4, stages=4, tile=UNIT),
+        Config(up_to=16, block=128, warps=2, stages=4, tile=UNIT),
+        Config(up_to=64, block=128, warps=4, stages=6, tile=UNIT),
+        Config(up_to=128, block=128, warps=8, stages=5, tile=UNIT),
     ),
 }
-SWIGLU_CONFIGS = {  # two accumulators
-    "fp8": (
-        CONFIGS["fp8"][0],
-        Config(up_to=64, block=64, warps=8, stages=4, tile=128),
-        Config(up_to=128, block=64, warps=8, stages=3, tile=128),
-    ),
+SWIGLU_CONFIGS = {  # two accumulators; beyond the last row, and of int4, the product comes first
+    "fp8": (Config(up_to=64, block=128, warps=8, stages=3, tile=256),),
     "int8": (*CONFIGS["int8"][:2], Config(up_to=128, block=64, warps=8, stages=3, tile=64)),
-    "int4": (
-        CONFIGS["int4"][0],
-        Config(up_to=64, block=64, warps=4, stages=4, tile=UNIT),
-        Config(up_to=128, block=64, warps=8, stages=3, tile=UNIT),
-    ),
 }
 BLOCK_T = 128  # tokens of a tile, at most
 MANY = 256  # tokens from which on the library multiplies
+INT4_PROGRAMS = 512  # wanted in all: they have much to do between two loads
 
 
 def quantized_linear(x: Activations, weight: QuantizedWeight, *, pdl: bool = False) -> Tensor:
@@ -82,7 +73,8 @@ def quantized_linear_parts(x: Activations, weight: QuantizedWeight, *, pdl: bool
     if _many(x, weight):
         return _library(x, weight)[None]
     tokens, block = x.shape[0], pick(CONFIGS[weight.format], x.shape[0]).block
-    parts = parts_of(*weight.shape, block, tokens) if tokens <= BLOCK_T else 1
+    most = INT4_PROGRAMS if weight.format == "int4" else PROGRAMS
+    parts = parts_of(*weight.shape, block, tokens, most) if tokens <= BLOCK_T else 1
     return _few_tokens(x, weight, parts, pdl=pdl)
 
 
@@ -90,8 +82,10 @@ def quantized_linear_swiglu(
     x: Activations, weight: QuantizedWeight, *, pdl: bool = False
 ) -> Tensor:
     """x [T, in], weight [2F, in], gate rows first → [T, F]."""
-    if x.shape[0] > BLOCK_T or _many(x, weight):
-        return triton_mlp.swiglu(quantized_linear(x, weight, pdl=pdl))
+    configs = SWIGLU_CONFIGS.get(weight.format)
+    if configs is None or x.shape[0] > configs[-1].up_to or _many(x, weight):
+        product = quantized_linear_parts(x, weight, pdl=pdl)
+        return triton_mlp.swiglu_parts(product, x.dtype, pdl=pdl)
     return _few_tokens(x, weight, parts=1, swiglu=True, pdl=pdl)[0]
 
 
@@ -151,7 +145,7 @@ def _few_tokens(
     out = torch.empty((parts, tokens, rows), dtype=dtype, device=given.device)
     block_t = min(power_of_two(tokens, LEAST_TOKENS), BLOCK_T)
     grid = (triton.cdiv(rows, config.block) * triton.cdiv(tokens, block_t), parts)
-    tiles = {"BLOCK_N": config.block, "BLOCK_T": block_t, "SWIGLU": swiglu, "PDL": pdl}
+    tiles = {"BLOCK_N": config.block, "BLOCK_T": block_t, "PDL": pdl}
     if weight.format == "int4":
         words = weight.values.view(torch.int32)
         launch(
@@ -195,6 +189,7 @@ def _few_tokens(
         QUANTIZED=quantized,
         IN_FP8=quantized and not decode and x.dtype == torch.bfloat16,
         DECODE=decode,
+        SWIGLU=swiglu,
         BLOCK_K=config.tile,
         PRECISION=precision(x.dtype),
         PREFETCH=256,
