@@ -96,8 +96,8 @@ def multiply(job: Job, x: Activations, weight: QuantizedWeight) -> torch.Tensor:
     block, tile, warps, stages = job.candidate
     config = Config(up_to=1 << 30, block=block, warps=warps, stages=stages, tile=tile)
     swiglu = fused(job.scheme, job.shape)
-    for configs in (table.CONFIGS, table.SWIGLU_CONFIGS):
-        configs[weight.format] = (config,)  # type: ignore[assignment]
+    configs = table.SWIGLU_CONFIGS if swiglu else table.CONFIGS
+    configs[table._kind(x, weight)] = (config,)  # type: ignore[assignment]
     return table._few_tokens(x, weight, job.parts, swiglu=swiglu, pdl=True)
 
 

@@ -152,11 +152,9 @@ def number_of_parts(weight: Tensor, config: Config, tokens: int) -> int:
     return parts_of(rows, columns, config.block, tokens)
 
 
-def parts_of(
-    rows: int, columns: int, block: int, tokens: int, most_programs: int = PROGRAMS
-) -> int:
+def parts_of(rows: int, columns: int, block: int, tokens: int) -> int:
     """The same for a weight of so many rows and columns, in blocks of rows."""
-    programs = most_programs if tokens <= 32 else most_programs // 2
+    programs = PROGRAMS if tokens <= 32 else PROGRAMS // 2
     wanted = min(programs // triton.cdiv(rows, block), columns // LEAST_COLUMNS)
     return 1 << max(wanted, 1).bit_length() - 1
 

@@ -28,18 +28,24 @@ from plamo_ref.kernels.launch import (
     with_unit_stride,
 )
 from plamo_ref.kernels.linear import triton_swiglu as triton_mlp
-from plamo_ref.kernels.linear.triton import LEAST_TOKENS, PROGRAMS, parts_of
+from plamo_ref.kernels.linear.triton import LEAST_TOKENS, parts_of
 from plamo_ref.kernels.linear.triton_dequantize import dequantize
 from plamo_ref.kernels.linear.triton_int4 import int4_linear_kernel
 from plamo_ref.kernels.linear.triton_numbers import as_stored
 from plamo_ref.kernels.linear.triton_product import quantized_linear_kernel
 from plamo_ref.quantization.weight import UNIT, Activations, QuantizedTokens, QuantizedWeight
 
+# Measured on an H200 by benchmarks/quantized_sweep.py, but for int8's rows.
 # Size: tokens. A block is rows of W, a tile columns of one loop iteration; of int4 it is a unit.
 CONFIGS = {
     "fp8": (
         Config(up_to=64, block=64, warps=4, stages=4, tile=256),
         Config(up_to=128, block=128, warps=8, stages=5, tile=128),
+    ),
+    "fp8 as numbers": (  # its bytes become numbers in registers
+        Config(up_to=16, block=64, warps=4, stages=5, tile=128),
+        Config(up_to=64, block=64, warps=4, stages=4, tile=128),
+        Config(up_to=128, block=64, warps=4, stages=4, tile=128),
     ),
     "int8": (
         Config(up_to=16, block=64, warps=4, stages=5, tile=128),
@@ -47,18 +53,21 @@ CONFIGS = {
         Config(up_to=128, block=64, warps=4, stages=4, tile=64),
     ),
     "int4": (
-        Config(up_to=16, block=128, warps=2, stages=4, tile=UNIT),
-        Config(up_to=64, block=128, warps=4, stages=6, tile=UNIT),
+        Config(up_to=32, block=256, warps=4, stages=3, tile=UNIT),
         Config(up_to=128, block=128, warps=8, stages=5, tile=UNIT),
     ),
 }
 SWIGLU_CONFIGS = {  # two accumulators; beyond the last row, and of int4, the product comes first
     "fp8": (Config(up_to=64, block=128, warps=8, stages=3, tile=256),),
+    "fp8 as numbers": (
+        CONFIGS["fp8 as numbers"][0],
+        Config(up_to=64, block=64, warps=8, stages=4, tile=128),
+        Config(up_to=128, block=64, warps=8, stages=3, tile=128),
+    ),
     "int8": (*CONFIGS["int8"][:2], Config(up_to=128, block=64, warps=8, stages=3, tile=64)),
 }
 BLOCK_T = 128  # tokens of a tile, at most
 MANY = 256  # tokens from which on the library multiplies
-INT4_PROGRAMS = 512  # wanted in all: they have much to do between two loads
 
 
 def quantized_linear(x: Activations, weight: QuantizedWeight, *, pdl: bool = False) -> Tensor:
@@ -72,9 +81,8 @@ def quantized_linear_parts(x: Activations, weight: QuantizedWeight, *, pdl: bool
     """x [T, in], weight [out, in] → [parts, T, out]; float32 if there are several."""
     if _many(x, weight):
         return _library(x, weight)[None]
-    tokens, block = x.shape[0], pick(CONFIGS[weight.format], x.shape[0]).block
-    most = INT4_PROGRAMS if weight.format == "int4" else PROGRAMS
-    parts = parts_of(*weight.shape, block, tokens, most) if tokens <= BLOCK_T else 1
+    tokens, block = x.shape[0], pick(CONFIGS[_kind(x, weight)], x.shape[0]).block
+    parts = parts_of(*weight.shape, block, tokens) if tokens <= BLOCK_T else 1
     return _few_tokens(x, weight, parts, pdl=pdl)
 
 
@@ -82,11 +90,19 @@ def quantized_linear_swiglu(
     x: Activations, weight: QuantizedWeight, *, pdl: bool = False
 ) -> Tensor:
     """x [T, in], weight [2F, in], gate rows first → [T, F]."""
-    configs = SWIGLU_CONFIGS.get(weight.format)
+    configs = SWIGLU_CONFIGS.get(_kind(x, weight))
     if configs is None or x.shape[0] > configs[-1].up_to or _many(x, weight):
         product = quantized_linear_parts(x, weight, pdl=pdl)
         return triton_mlp.swiglu_parts(product, x.dtype, pdl=pdl)
     return _few_tokens(x, weight, parts=1, swiglu=True, pdl=pdl)[0]
+
+
+def _kind(x: Activations, weight: QuantizedWeight) -> str:
+    """Which tables are for them."""
+    if weight.format != "fp8":
+        return weight.format
+    is_fp8 = isinstance(x, QuantizedTokens) and not as_stored(weight.values)[1]
+    return "fp8" if is_fp8 and x.dtype == torch.bfloat16 else "fp8 as numbers"
 
 
 def _many(x: Activations, weight: QuantizedWeight) -> bool:
@@ -134,7 +150,7 @@ def _few_tokens(
             f"quantized_linear: x {list(x.shape)} does not fit a weight {list(weight.shape)} with "
             "contiguous rows [out, in]"
         )
-    config = pick((SWIGLU_CONFIGS if swiglu else CONFIGS)[weight.format], tokens)
+    config = pick((SWIGLU_CONFIGS if swiglu else CONFIGS)[_kind(x, weight)], tokens)
     if x.dtype == torch.float32:  # twice as wide, and every operand in two halves: for checking
         tile = UNIT if weight.format == "int4" else 32
         config = Config(config.up_to, block=config.block, warps=config.warps, stages=2, tile=tile)
