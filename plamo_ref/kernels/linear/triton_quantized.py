@@ -58,7 +58,10 @@ CONFIGS = {
     ),
 }
 SWIGLU_CONFIGS = {  # two accumulators; beyond the last row, and of int4, the product comes first
-    "fp8": (Config(up_to=64, block=128, warps=8, stages=3, tile=256),),
+    "fp8": (
+        Config(up_to=32, block=128, warps=8, stages=3, tile=256),
+        Config(up_to=64, block=128, warps=8, stages=5, tile=128),
+    ),
     "fp8 as numbers": (
         CONFIGS["fp8 as numbers"][0],
         Config(up_to=64, block=64, warps=8, stages=4, tile=128),
