@@ -5,7 +5,7 @@
     int4    weight_packed [out, in / 8] int32, of v + 8      weight_scale [out, in / group]
 
 An int32 has neighbouring columns, the first one in its lowest bits; weight_shape [2] beside it says
-[out, in]. int8 is also found as `weight` itself. On the device int4 lies in halves of a group
+[out, in]. int8 is also found as `weight` itself. On the device a word of int4 has other columns
 (weight.py), so that it is packed anew when it comes and when it goes.
 
 Invariant: what was written is read back bit by bit.
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from plamo_ref.quantization.quantize import pack, unpack
 from plamo_ref.quantization.schemes import Scheme
-from plamo_ref.quantization.weight import FP8, QuantizedWeight
+from plamo_ref.quantization.weight import FP8, QuantizedWeight, by_column, unit_of
 
 GROUPS = (32, 64, 128)  # columns that may share a scale of int4
 BITS = {"int8": 8, "int4": 4}
@@ -31,7 +31,7 @@ def to_tensors(name: str, weight: QuantizedWeight, scheme: Scheme) -> dict[str, 
     scale = scale.contiguous()
     if weight.format == "fp8":
         return {name: weight.values, f"{name}_scale": scale}
-    numbers = unpack(weight.values, weight.group) if weight.format == "int4" else weight.values
+    numbers = unpack(weight.values, weight.unit) if weight.format == "int4" else weight.values
     shape = torch.tensor(weight.shape)
     packed = to_words(numbers, BITS[weight.format])
     return {f"{name}_packed": packed, f"{name}_scale": scale, f"{name}_shape": shape}
@@ -48,7 +48,8 @@ def from_tensors(values: Tensor, scale: Tensor, columns: int, scheme: Scheme) ->
         values = numbers.contiguous()
         return QuantizedWeight(values, scale, scheme.format, 0, scheme.quantized_activations)
     group = columns // scale.shape[1]
-    return QuantizedWeight(pack(numbers, group), scale.bfloat16(), "int4", group)
+    packed = pack(numbers, unit_of(columns, group))
+    return QuantizedWeight(packed, by_column(scale.bfloat16()), "int4", group)
 
 
 def obstacle(values: Tensor, scale: Tensor, rows: int, columns: int, scheme: Scheme) -> str:

@@ -14,7 +14,14 @@ import torch
 from torch import Tensor
 
 from plamo_ref.quantization.schemes import Scheme, group_of, is_quantized
-from plamo_ref.quantization.weight import FP8, LARGEST, QuantizedWeight, Weight
+from plamo_ref.quantization.weight import (
+    FP8,
+    LARGEST,
+    QuantizedWeight,
+    Weight,
+    by_column,
+    unit_of,
+)
 
 AT_ONCE = 1 << 22  # weights of a slice
 CLIPS = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7)
@@ -28,7 +35,7 @@ def quantize(weight: Tensor, scheme: Scheme) -> QuantizedWeight:
     most = _largest(weight).to(wide) if scheme.per_tensor else None
     if scheme.format == "int4":
         values = weight.new_empty((rows, columns // 2), dtype=torch.uint8)
-        scale = weight.new_empty((rows, columns // group), dtype=torch.bfloat16)
+        scale = by_column(weight.new_empty((rows, columns // group), dtype=torch.bfloat16))
     else:
         kind = FP8 if scheme.format == "fp8" else torch.int8
         values = weight.new_empty((rows, columns), dtype=kind)
@@ -48,20 +55,21 @@ def dequantize(weight: QuantizedWeight, dtype: torch.dtype) -> Tensor:
     wide = torch.promote_types(dtype, torch.float32)
     if weight.format != "int4":
         return (weight.values.to(wide) * weight.scale.to(wide)[:, None]).to(dtype)
-    numbers = unpack(weight.values, weight.group).unflatten(1, (-1, weight.group))
+    numbers = unpack(weight.values, weight.unit).unflatten(1, (-1, weight.group))
     return (numbers.to(wide) * weight.scale.to(wide)[:, :, None]).flatten(1).to(dtype)
 
 
-def pack(numbers: Tensor, group: int) -> Tensor:
-    """Whole numbers from -8 to 7 [out, in] → bytes [out, in / 2]."""
-    low, high = (numbers + 8).to(torch.uint8).unflatten(1, (-1, 2, group // 2)).unbind(2)
-    return (low | high << 4).flatten(1)
+def pack(numbers: Tensor, unit: int) -> Tensor:
+    """Whole numbers from -8 to 7 [out, in] → words as bytes [out, in / 2]."""
+    slices = (numbers + 8).to(torch.uint8).unflatten(1, (-1, 4, 2, unit // 8))  # byte, half, word
+    low, high = slices.unbind(3)
+    return (low | high << 4).transpose(2, 3).flatten(1)
 
 
-def unpack(values: Tensor, group: int) -> Tensor:
-    """Bytes [out, in / 2] → whole numbers from -8 to 7, int8 [out, in]."""
-    halves = values.unflatten(1, (-1, group // 2))
-    numbers = torch.stack((halves & 15, halves >> 4), dim=2).to(torch.int8) - 8
+def unpack(values: Tensor, unit: int) -> Tensor:
+    """Words as bytes [out, in / 2] → whole numbers from -8 to 7, int8 [out, in]."""
+    words = values.unflatten(1, (-1, unit // 8, 4)).transpose(2, 3)  # [out, units, byte, word]
+    numbers = torch.stack((words & 15, words >> 4), dim=3).to(torch.int8) - 8
     return numbers.flatten(1)
 
 
@@ -105,7 +113,8 @@ def _int4(weight: Tensor, group: int) -> tuple[Tensor, Tensor]:
         better = error < least
         best, least = torch.where(better, scale, best), torch.where(better, error, least)
     assert best is not None
-    return pack(_rounded(grouped, best).flatten(1), group), best
+    unit = unit_of(grouped.shape[1] * group, group)
+    return pack(_rounded(grouped, best).flatten(1), unit), best
 
 
 def _rounded(grouped: Tensor, scale: Tensor) -> Tensor:

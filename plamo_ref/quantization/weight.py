@@ -1,11 +1,13 @@
 """A quantized weight, and activations quantized for one product.
 
-int4: a byte has two weights v + 8, those of one column of each half of a group:
+int4: eight weights v + 8 are a word of 32 bits, the lowest bits first. 128 columns are a unit of 16
+words, and a word has every sixteenth of them:
 
-    group of 128   byte 0: columns 0 and 64 (its upper half)   …   byte 63: columns 63 and 127
+    word 0: columns 0, 16, 32 … 112      word 1: columns 1, 17 … 113      …      word 15: 15 … 127
 
-so that whoever unpacks 64 bytes has two times 64 neighbours, and the activations that belong to
-them are neighbours as well.
+so that whoever spreads 16 words has eight times 16 neighbours, the depth of one product of a GPU's
+matrix unit, and each number where it is wanted. A row that is no whole number of such units has
+units of a group.
 
 Invariant: what is stored is exactly this; nothing keeps the tensor that it was made from.
 """
@@ -20,6 +22,12 @@ from plamo_ref.quantization.schemes import Format
 
 FP8 = torch.float8_e4m3fn  # no infinities; 448 is the largest number
 LARGEST = {"fp8": 448.0, "int8": 127.0, "int4": 7.0}
+UNIT = 128  # columns of int4 that are packed together
+
+
+def unit_of(columns: int, group: int) -> int:
+    """Columns of a unit in a row of so many."""
+    return group if columns % UNIT else UNIT
 
 
 @dataclass(frozen=True)
@@ -28,7 +36,8 @@ class QuantizedWeight:
 
     Attributes:
         values: e4m3 or int8 [out, in]; of int4 uint8 [out, in / 2].
-        scale: float32 [out]; of int4 bfloat16 [out, in / group].
+        scale: float32 [out]; of int4 bfloat16 [out, in / group], where those of neighbouring rows
+            are neighbours in memory: that is how a kernel asks for them.
         group: columns that share a scale; 0: all of a row.
         quantized_activations: the product wants a `QuantizedTokens`.
     """
@@ -46,6 +55,11 @@ class QuantizedWeight:
         return rows, columns * 2 if self.format == "int4" else columns
 
     @property
+    def unit(self) -> int:
+        """Columns that are packed together, of int4."""
+        return unit_of(self.shape[1], self.group)
+
+    @property
     def nbytes(self) -> int:
         return self.values.nbytes + self.scale.nbytes
 
@@ -57,7 +71,7 @@ class QuantizedWeight:
         start, stop, _ = index[1].indices(self.shape[1])
         if not self.group:
             return replace(self, values=self.values[:, start:stop])
-        if start % self.group or stop % self.group:
+        if start % self.unit or stop % self.unit:
             return None
         values = self.values[:, start // 2 : stop // 2]
         scale = self.scale[:, start // self.group : stop // self.group]
@@ -69,7 +83,15 @@ class QuantizedWeight:
         values = torch.cat([part.values.view(torch.uint8) for part in parts]).view(
             parts[0].values.dtype
         )
-        return replace(parts[0], values=values, scale=torch.cat([part.scale for part in parts]))
+        scale = torch.cat([part.scale for part in parts])
+        return replace(
+            parts[0], values=values, scale=by_column(scale) if scale.dim() > 1 else scale
+        )
+
+
+def by_column(scale: Tensor) -> Tensor:
+    """The same [out, groups], those of neighbouring rows side by side."""
+    return scale.T.contiguous().T
 
 
 @dataclass(frozen=True)

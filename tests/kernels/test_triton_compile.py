@@ -300,11 +300,13 @@ REGISTERS = {
     "add_norm_kernel": 64,
     "linear_kernel": 200,
     "quantized_linear_kernel": 255,
+    "int4_linear_kernel": 255,
+    "int4_dequantize_kernel": 128,
     "quantize_tokens_kernel": 48,
     "dequantize_kernel": 64,
     "selection_row_kernel": 96,
     "selection_kernel": 216,
-    "swiglu_kernel": 40,
+    "swiglu_kernel": 64,
     "qk_norm_rope_kernel": 56,
     "decode_kernel": 128,
     "join_kernel": 48,
@@ -405,20 +407,26 @@ def test_keys_travel_while_earlier_ones_are_multiplied(kernel, capability, compi
 
 
 def test_a_quantized_weight_becomes_numbers_in_registers(compiler):
-    """Its bytes are in shared memory once, as they came: nothing is written there by a program,
-    and int4 becomes bfloat16 in groups of four."""
+    """Its bytes are in shared memory once, as they came: nothing is written there in the loop, and
+    a word of int4 becomes eight bfloat16 without another look at it."""
     seen = set()
     for launch in launches(MODELS[0], BF16):
-        if (
-            launch.kernel.__name__ == "quantized_linear_kernel"
-            and launch.constants["BLOCK_T"] == 16
-        ):
-            ptx, kind = compiler(launch, 90).ptx, launch.constants["FORMAT"]
+        name, constants = launch.kernel.__name__, launch.constants
+        if constants.get("BLOCK_T") != 16:
+            continue
+        if name == "quantized_linear_kernel":
+            ptx = compiler(launch, 90).ptx
             assert "st.shared" not in ptx
-            assert ("prmt.b32" in ptx) == (kind != "fp8")
-            assert ("e4m3" in ptx) == (kind == "fp8")
-            seen.add((kind, launch.constants["IN_FP8"]))
-    assert seen == {("fp8", True), ("fp8", False), ("int8", False), ("int4", False)}
+            seen.add("fp8" if constants["IN_FP8"] else "e4m3" if "e4m3" in ptx else "int8")
+        if name == "int4_linear_kernel":
+            ptx = compiler(launch, 90).ptx
+            words = len(re.findall(r"ld\.shared\.v2\.b32", ptx)) * 2
+            numbers = len(re.findall(r"fma\.rn\.bf16x2", ptx)) * 2
+            assert numbers == constants["BLOCK_N"] * 128 / (32 * launch.warps)
+            assert words >= numbers / 8
+            assert "ld.shared.v2.b8" not in ptx
+            seen.add("int4")
+    assert seen == {"fp8", "e4m3", "int8", "int4"}
 
 
 def test_a_spill_would_be_noticed(compiler):

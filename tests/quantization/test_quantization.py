@@ -54,16 +54,26 @@ def noise(*shape: int, seed: int = 0) -> torch.Tensor:
 # --- numbers --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("group", [32, 64, 128])
-def test_packed_numbers_come_back_and_lie_in_halves(group):
-    numbers = torch.randint(-8, 8, (5, 3 * group), generator=torch.Generator().manual_seed(1))
-    packed = pack(numbers, group)
-    assert packed.shape == (5, 3 * group // 2)
+@pytest.mark.parametrize("unit", [32, 64, 128])
+def test_packed_numbers_come_back_and_a_word_has_every_sixteenth(unit):
+    numbers = torch.randint(-8, 8, (5, 3 * unit), generator=torch.Generator().manual_seed(1))
+    packed = pack(numbers, unit)
+    assert packed.shape == (5, 3 * unit // 2)
     assert packed.dtype == torch.uint8
-    assert torch.equal(unpack(packed, group).long(), numbers)
-    assert (
-        int(packed[2, 7]) == (int(numbers[2, 7]) + 8) | (int(numbers[2, 7 + group // 2]) + 8) << 4
-    )
+    assert torch.equal(unpack(packed, unit).long(), numbers)
+    words = packed.view(torch.int32)
+    word, apart = 3, unit // 8
+    for place in range(8):
+        column = unit + word + place * apart  # of the second unit
+        there = int(words[2, apart + word]) >> 4 * place & 15
+        assert there == int(numbers[2, column]) + 8
+
+
+def test_scales_of_neighbouring_rows_are_neighbours():
+    weight = quantize(noise(6, 256), SCHEMES["int4"])
+    for made in (weight, QuantizedWeight.joined([weight, weight])):
+        assert made.scale.stride(0) == 1
+    assert torch.equal(made.scale, torch.cat([weight.scale] * 2))
 
 
 @pytest.mark.parametrize("name", SCHEMES)

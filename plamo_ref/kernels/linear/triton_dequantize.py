@@ -16,12 +16,8 @@ from torch import Tensor
 
 from plamo_ref.kernels.errors import KernelError
 from plamo_ref.kernels.launch import Config, launch, pick, power_of_two, ready, with_unit_stride
-from plamo_ref.kernels.linear.triton_numbers import (
-    as_stored,
-    decode_fp8,
-    encode_fp8,
-    packed_numbers,
-)
+from plamo_ref.kernels.linear.triton_int4 import int4_dequantize_kernel
+from plamo_ref.kernels.linear.triton_numbers import as_stored, decode_fp8, encode_fp8
 from plamo_ref.quantization.quantize import TINY
 from plamo_ref.quantization.weight import FP8, LARGEST, QuantizedTokens, QuantizedWeight
 
@@ -31,7 +27,8 @@ TOKEN_CONFIGS = (
     Config(up_to=8192, block=0, warps=8),
     Config(up_to=1 << 20, block=0, warps=16),
 )
-WEIGHT_CONFIG = Config(up_to=1 << 20, block=8, warps=4, tile=256)  # rows, stored columns
+WEIGHT_CONFIG = Config(up_to=1 << 20, block=8, warps=4, tile=256)  # rows, columns
+INT4_ROWS = 64  # of a program, each of one unit
 LARGEST_FP8, LEAST = tl.constexpr(LARGEST["fp8"]), tl.constexpr(TINY)
 
 
@@ -93,13 +90,9 @@ def dequantize_kernel(
     scale_ptr,
     out_ptr,
     N,
-    K,  # of what is stored: bytes of a row
+    K,
     w_stride,
-    scale_stride,
-    FORMAT: tl.constexpr,
-    GROUP: tl.constexpr,
     DECODE: tl.constexpr,
-    ASM: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
@@ -107,29 +100,36 @@ def dequantize_kernel(
     k = tl.program_id(1) * BLOCK_K + tl.arange(0, BLOCK_K)[None, :]
     inside = (n < N) & (k < K)
     stored = tl.load(w_ptr + n.to(tl.int64) * w_stride + k, mask=inside, other=0.0)
-    if FORMAT == "int4":
-        HALF: tl.constexpr = GROUP // 2
-        scale = tl.load(scale_ptr + n * scale_stride + k // HALF, mask=inside, other=0.0)
-        scale = scale.to(tl.float32)
-        out = out_ptr + n.to(tl.int64) * (2 * K) + k // HALF * GROUP + k % HALF
-        kind = out_ptr.dtype.element_ty
-        low = packed_numbers(stored, False, kind, ASM).to(tl.float32) * scale
-        high = packed_numbers(stored, True, kind, ASM).to(tl.float32) * scale
-        tl.store(out, low.to(kind), mask=inside)
-        tl.store(out + HALF, high.to(kind), mask=inside)
-    else:
-        scale = tl.load(scale_ptr + n, mask=n < N, other=0.0)
-        number = decode_fp8(stored) if DECODE else stored.to(tl.float32)
-        out = out_ptr + n.to(tl.int64) * K + k
-        tl.store(out, (number * scale).to(out_ptr.dtype.element_ty), mask=inside)
+    scale = tl.load(scale_ptr + n, mask=n < N, other=0.0)
+    number = decode_fp8(stored) if DECODE else stored.to(tl.float32)
+    out = out_ptr + n.to(tl.int64) * K + k
+    tl.store(out, (number * scale).to(out_ptr.dtype.element_ty), mask=inside)
 
 
 def dequantize(weight: QuantizedWeight, dtype: torch.dtype) -> Tensor:
     """The weight [out, in] that this stands for."""
     out = torch.empty(weight.shape, dtype=dtype, device=weight.values.device)
-    rows, columns = weight.values.shape
+    (rows, columns), config = weight.shape, WEIGHT_CONFIG
+    if weight.format == "int4":
+        words = weight.values.view(torch.int32)
+        launch(
+            int4_dequantize_kernel,
+            (triton.cdiv(rows, INT4_ROWS), columns // weight.unit),
+            words,
+            weight.scale,
+            out,
+            rows,
+            columns,
+            words.stride(0),
+            *weight.scale.stride(),
+            config=config,
+            GROUP=weight.group,
+            COLUMNS=weight.unit,
+            ASM=words.device.type != "cpu",
+            BLOCK_N=INT4_ROWS,
+        )
+        return out
     values, decode = as_stored(weight.values)
-    config = WEIGHT_CONFIG
     launch(
         dequantize_kernel,
         (triton.cdiv(rows, config.block), triton.cdiv(columns, config.tile)),
@@ -139,12 +139,8 @@ def dequantize(weight: QuantizedWeight, dtype: torch.dtype) -> Tensor:
         rows,
         columns,
         values.stride(0),
-        weight.scale.stride(0),
         config=config,
-        FORMAT=weight.format,
-        GROUP=weight.group,
         DECODE=decode,
-        ASM=values.device.type != "cpu",
         BLOCK_N=config.block,
         BLOCK_K=config.tile,
     )

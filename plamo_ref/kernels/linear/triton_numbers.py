@@ -11,21 +11,6 @@ from torch import Tensor
 
 from plamo_ref.quantization.weight import FP8
 
-UNPACK = """{
-    .reg .b32 a, b, one, less;
-    mov.b32 one, 0x3F803F80;
-    mov.b32 less, 0xC308C308;
-    shr.b32 b, $2, SHIFT;
-    prmt.b32 a, b, 0, 0x4140;
-    prmt.b32 b, b, 0, 0x4342;
-    lop3.b32 a, a, 0x000F000F, 0x43004300, 0xEA;
-    lop3.b32 b, b, 0x000F000F, 0x43004300, 0xEA;
-    fma.rn.bf16x2 $0, a, one, less;
-    fma.rn.bf16x2 $1, b, one, less;
-}"""
-LOWER_HALVES = tl.constexpr(UNPACK.replace("SHIFT", "0"))
-UPPER_HALVES = tl.constexpr(UNPACK.replace("SHIFT", "4"))
-
 
 @triton.jit
 def decode_fp8(byte):
@@ -53,28 +38,6 @@ def encode_fp8(x):
 def numbers(stored, KIND: tl.constexpr, DECODE: tl.constexpr):
     """What is stored, as numbers of a kind."""
     return (decode_fp8(stored) if DECODE else stored).to(KIND)
-
-
-@triton.jit
-def packed_numbers(packed, UPPER: tl.constexpr, KIND: tl.constexpr, ASM: tl.constexpr):
-    """The weights in one half of each byte of int4, as numbers of a kind.
-
-    A bfloat16 with the bits 0x430n is 128 + n: four bytes are spread, completed and lowered by
-    136 (UNPACK) in six instructions, for four weights.
-    """
-    if ASM and tl.bfloat16 == KIND:
-        number = tl.inline_asm_elementwise(
-            UPPER_HALVES if UPPER else LOWER_HALVES,
-            "=r,=r,r",
-            [packed],
-            dtype=tl.bfloat16,
-            is_pure=True,
-            pack=4,
-        )
-    else:
-        half = packed >> 4 if UPPER else packed & 15
-        number = (half.to(tl.int32) - 8).to(KIND)
-    return number
 
 
 def as_stored(values: Tensor) -> tuple[Tensor, bool]:

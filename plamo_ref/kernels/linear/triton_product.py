@@ -8,10 +8,8 @@ of tokens. Between the load and the product the bytes become numbers, in registe
 
     fp8     are multiplied as they are where x is e4m3 too, else they become numbers of x's kind
     int8    become numbers of x's kind
-    int4    four bytes become two times four: columns of a group's lower half and of its upper half,
-            each multiplied with its own tile of x; the group's scale comes after its product
 
-Scales of rows and of tokens come once, at the end.
+Scales of rows and of tokens come once, at the end. int4 has a kernel of its own (triton_int4.py).
 
 Invariant: a byte of W is read once for each tile of tokens, whatever it becomes.
 """
@@ -20,7 +18,7 @@ import triton
 import triton.language as tl
 
 from plamo_ref.kernels.launch import prefetch, silu, start_next, wait_for_earlier
-from plamo_ref.kernels.linear.triton_numbers import numbers, packed_numbers
+from plamo_ref.kernels.linear.triton_numbers import numbers
 
 LINE = tl.constexpr(128)  # bytes in a line of the cache
 
@@ -29,37 +27,23 @@ LINE = tl.constexpr(128)  # bytes in a line of the cache
 def add_product(
     acc,
     w_row,
-    scale_row,
     start,
     end,
     x,
-    upper_x,
     n_in,
-    FORMAT: tl.constexpr,
-    GROUP: tl.constexpr,
     IN_FP8: tl.constexpr,
     DECODE: tl.constexpr,
-    ASM: tl.constexpr,
     BLOCK_K: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     """acc [BLOCK_N, BLOCK_T] and the product of some columns, from `start` on."""
-    if FORMAT == "int4":
-        column = start // 2 + tl.arange(0, GROUP // 2)
-        w = tl.load(w_row + column[None, :], mask=n_in, other=0.0)
-        low = packed_numbers(w, False, x.dtype, ASM)
-        high = packed_numbers(w, True, x.dtype, ASM)
-        group = tl.dot(low, x, input_precision=PRECISION)
-        group = tl.dot(high, upper_x, acc=group, input_precision=PRECISION)
-        acc += group * tl.load(scale_row + start // GROUP, mask=n_in, other=0.0).to(tl.float32)
+    column = start + tl.arange(0, BLOCK_K)
+    w = tl.load(w_row + column[None, :], mask=n_in & (column < end)[None, :], other=0.0)
+    if IN_FP8:
+        # Sums of fp8 products within the unit keep few bits: they leave it after every tile.
+        acc = tl.dot(w, x, acc=acc, max_num_imprecise_acc=BLOCK_K)
     else:
-        column = start + tl.arange(0, BLOCK_K)
-        w = tl.load(w_row + column[None, :], mask=n_in & (column < end)[None, :], other=0.0)
-        if IN_FP8:
-            # Sums of fp8 products within the unit keep few bits: they leave it after every tile.
-            acc = tl.dot(w, x, acc=acc, max_num_imprecise_acc=BLOCK_K)
-        else:
-            acc = tl.dot(numbers(w, x.dtype, DECODE), x, acc=acc, input_precision=PRECISION)
+        acc = tl.dot(numbers(w, x.dtype, DECODE), x, acc=acc, input_precision=PRECISION)
     return acc
 
 
@@ -75,14 +59,10 @@ def quantized_linear_kernel(
     N,
     K,
     w_stride,
-    scale_stride,
     columns,  # of a part, a multiple of BLOCK_K but for the last part
-    FORMAT: tl.constexpr,
-    GROUP: tl.constexpr,  # of int4; it is BLOCK_K
     QUANTIZED: tl.constexpr,  # x is e4m3, with a scale for each token
     IN_FP8: tl.constexpr,  # … and is multiplied so
     DECODE: tl.constexpr,  # e4m3 comes as bytes
-    ASM: tl.constexpr,
     SWIGLU: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -101,46 +81,34 @@ def quantized_linear_kernel(
     begin = part * columns
     end = tl.minimum(begin + columns, K)
     w_row = w_ptr + n.to(tl.int64)[:, None] * w_stride
-    scale_row = scale_ptr + n[:, None] * scale_stride
+    scale_row = scale_ptr + n[:, None]
     x_row = x_ptr + t.to(tl.int64)[None, :] * x_stride
-    far, far_scale = N.to(tl.int64) * w_stride, N * scale_stride  # N rows further down: of up
+    far = N.to(tl.int64) * w_stride  # N rows further down: of up
     acc = tl.zeros((BLOCK_N, BLOCK_T), dtype=tl.float32)
     up = tl.zeros((BLOCK_N, BLOCK_T), dtype=tl.float32)
     if PDL:
         start_next()
         if PREFETCH > 0:
             # A weight depends on nobody: its way from memory to L2 can begin before x is there.
-            first = begin // 2 if FORMAT == "int4" else begin
-            last = end // 2 if FORMAT == "int4" else end
-            line = first + tl.arange(0, PREFETCH // LINE) * LINE
-            at = w_row + tl.where(line < last, line, first)[None, :]
+            line = begin + tl.arange(0, PREFETCH // LINE) * LINE
+            at = w_row + tl.where(line < end, line, begin)[None, :]
             prefetch(tl.where(n_in, at, w_ptr).to(tl.int64))
             if SWIGLU:
                 prefetch(tl.where(n_in, at + far, w_ptr).to(tl.int64))
         wait_for_earlier()
-    HALF: tl.constexpr = GROUP // 2 if FORMAT == "int4" else BLOCK_K
-    k = tl.arange(0, HALF)
+    k = tl.arange(0, BLOCK_K)
     for start in range(begin, end, BLOCK_K):
         inside = t_in & (start + k < end)[:, None]
         x = tl.load(x_row + (start + k)[:, None], mask=inside, other=0.0)
-        upper_x = x
-        if FORMAT == "int4":
-            upper_x = tl.load(x_row + (start + HALF + k)[:, None], mask=inside, other=0.0)
         if QUANTIZED and not IN_FP8:
             x = numbers(x, tl.float32, DECODE)
-        acc = add_product(
-            acc, w_row, scale_row, start, end, x, upper_x, n_in,
-            FORMAT, GROUP, IN_FP8, DECODE, ASM, BLOCK_K, PRECISION,
-        )  # fmt: skip
+        acc = add_product(acc, w_row, start, end, x, n_in, IN_FP8, DECODE, BLOCK_K, PRECISION)
         if SWIGLU:
-            up = add_product(
-                up, w_row + far, scale_row + far_scale, start, end, x, upper_x, n_in,
-                FORMAT, GROUP, IN_FP8, DECODE, ASM, BLOCK_K, PRECISION,
-            )  # fmt: skip
-    if FORMAT != "int4":
-        acc *= tl.load(scale_row, mask=n_in, other=0.0)
-        if SWIGLU:
-            up *= tl.load(scale_row + far_scale, mask=n_in, other=0.0)
+            w_up = w_row + far
+            up = add_product(up, w_up, start, end, x, n_in, IN_FP8, DECODE, BLOCK_K, PRECISION)
+    acc *= tl.load(scale_row, mask=n_in, other=0.0)
+    if SWIGLU:
+        up *= tl.load(scale_row + N, mask=n_in, other=0.0)
     if QUANTIZED:
         of_token = tl.load(x_scale_ptr + t, mask=t < T, other=0.0)[None, :]
         acc, up = acc * of_token, up * of_token

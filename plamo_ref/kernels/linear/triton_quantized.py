@@ -1,11 +1,14 @@
 """Products with a quantized weight: as fast as its fewer bytes can be read.
 
-Formulas and twins: plamo_ref/kernels/linear/quantized.py. The kernel: triton_product.py.
+Formulas and twins: plamo_ref/kernels/linear/quantized.py. The kernels: triton_product.py, and of
+int4 triton_int4.py.
 
     tokens      e4m3 activations            plain activations
     to 128      the kernel                  the kernel
     to 256      the library's fp8 product   the kernel
     more        the library's fp8 product   W made plain by `dequantize`, the library's product
+
+A row of int4 that is no whole number of units is made plain for any number of tokens.
 
 Invariant: what is computed is the same on each of these ways.
 """
@@ -27,13 +30,19 @@ from plamo_ref.kernels.launch import (
 from plamo_ref.kernels.linear import triton_swiglu as triton_mlp
 from plamo_ref.kernels.linear.triton import LEAST_TOKENS, parts_of
 from plamo_ref.kernels.linear.triton_dequantize import dequantize
+from plamo_ref.kernels.linear.triton_int4 import int4_linear_kernel
 from plamo_ref.kernels.linear.triton_numbers import as_stored
 from plamo_ref.kernels.linear.triton_product import quantized_linear_kernel
-from plamo_ref.quantization.weight import Activations, QuantizedTokens, QuantizedWeight
+from plamo_ref.quantization.weight import UNIT, Activations, QuantizedTokens, QuantizedWeight
 
-# Size: tokens. A block is rows of W, a tile columns of one loop iteration; of int4 it is the group.
+# Measured on an H200 by benchmarks/quantized_sweep.py, but for int8's rows.
+# Size: tokens. A block is rows of W, a tile columns of one loop iteration; of int4 it is a unit.
 CONFIGS = {
     "fp8": (
+        Config(up_to=64, block=64, warps=4, stages=4, tile=256),
+        Config(up_to=128, block=128, warps=8, stages=5, tile=128),
+    ),
+    "fp8 as numbers": (  # its bytes become numbers in registers
         Config(up_to=16, block=64, warps=4, stages=5, tile=128),
         Config(up_to=64, block=64, warps=4, stages=4, tile=128),
         Config(up_to=128, block=64, warps=4, stages=4, tile=128),
@@ -44,23 +53,21 @@ CONFIGS = {
         Config(up_to=128, block=64, warps=4, stages=4, tile=64),
     ),
     "int4": (
-        Config(up_to=16, block=64, warps=4, stages=6, tile=128),
-        Config(up_to=64, block=64, warps=4, stages=5, tile=128),
-        Config(up_to=128, block=64, warps=8, stages=4, tile=128),
+        Config(up_to=32, block=256, warps=4, stages=3, tile=UNIT),
+        Config(up_to=128, block=128, warps=8, stages=5, tile=UNIT),
     ),
 }
-SWIGLU_CONFIGS = {  # two accumulators
+SWIGLU_CONFIGS = {  # two accumulators; beyond the last row, and of int4, the product comes first
     "fp8": (
-        CONFIGS["fp8"][0],
+        Config(up_to=32, block=128, warps=8, stages=3, tile=256),
+        Config(up_to=64, block=128, warps=8, stages=5, tile=128),
+    ),
+    "fp8 as numbers": (
+        CONFIGS["fp8 as numbers"][0],
         Config(up_to=64, block=64, warps=8, stages=4, tile=128),
         Config(up_to=128, block=64, warps=8, stages=3, tile=128),
     ),
     "int8": (*CONFIGS["int8"][:2], Config(up_to=128, block=64, warps=8, stages=3, tile=64)),
-    "int4": (
-        CONFIGS["int4"][0],
-        Config(up_to=64, block=64, warps=8, stages=4, tile=128),
-        Config(up_to=128, block=64, warps=8, stages=3, tile=128),
-    ),
 }
 BLOCK_T = 128  # tokens of a tile, at most
 MANY = 256  # tokens from which on the library multiplies
@@ -77,7 +84,7 @@ def quantized_linear_parts(x: Activations, weight: QuantizedWeight, *, pdl: bool
     """x [T, in], weight [out, in] → [parts, T, out]; float32 if there are several."""
     if _many(x, weight):
         return _library(x, weight)[None]
-    tokens, block = x.shape[0], pick(CONFIGS[weight.format], x.shape[0]).block
+    tokens, block = x.shape[0], pick(CONFIGS[_kind(x, weight)], x.shape[0]).block
     parts = parts_of(*weight.shape, block, tokens) if tokens <= BLOCK_T else 1
     return _few_tokens(x, weight, parts, pdl=pdl)
 
@@ -86,16 +93,26 @@ def quantized_linear_swiglu(
     x: Activations, weight: QuantizedWeight, *, pdl: bool = False
 ) -> Tensor:
     """x [T, in], weight [2F, in], gate rows first → [T, F]."""
-    if x.shape[0] > BLOCK_T:
-        return triton_mlp.swiglu(quantized_linear(x, weight, pdl=pdl))
+    configs = SWIGLU_CONFIGS.get(_kind(x, weight))
+    if configs is None or x.shape[0] > configs[-1].up_to or _many(x, weight):
+        product = quantized_linear_parts(x, weight, pdl=pdl)
+        return triton_mlp.swiglu_parts(product, x.dtype, pdl=pdl)
     return _few_tokens(x, weight, parts=1, swiglu=True, pdl=pdl)[0]
+
+
+def _kind(x: Activations, weight: QuantizedWeight) -> str:
+    """Which tables are for them."""
+    if weight.format != "fp8":
+        return weight.format
+    is_fp8 = isinstance(x, QuantizedTokens) and not as_stored(weight.values)[1]
+    return "fp8" if is_fp8 and x.dtype == torch.bfloat16 else "fp8 as numbers"
 
 
 def _many(x: Activations, weight: QuantizedWeight) -> bool:
     """Whether the library multiplies. Its fp8 product gives bfloat16, from sizes that 16 divides;
     it is the better one earlier, for it needs no plain weight."""
     if not isinstance(x, QuantizedTokens):
-        return x.shape[0] > MANY
+        return x.shape[0] > MANY or (weight.format == "int4" and weight.unit != UNIT)
     aligned = not any(size % 16 for size in weight.shape)
     return x.shape[0] > BLOCK_T and aligned and x.dtype == torch.bfloat16
 
@@ -136,20 +153,46 @@ def _few_tokens(
             f"quantized_linear: x {list(x.shape)} does not fit a weight {list(weight.shape)} with "
             "contiguous rows [out, in]"
         )
-    config = pick((SWIGLU_CONFIGS if swiglu else CONFIGS)[weight.format], tokens)
+    config = pick((SWIGLU_CONFIGS if swiglu else CONFIGS)[_kind(x, weight)], tokens)
     if x.dtype == torch.float32:  # twice as wide, and every operand in two halves: for checking
-        config = Config(config.up_to, block=config.block, warps=config.warps, stages=2, tile=32)
-    tile = weight.group or config.tile
-    part = triton.cdiv(triton.cdiv(columns, parts), tile) * tile
+        tile = UNIT if weight.format == "int4" else 32
+        config = Config(config.up_to, block=config.block, warps=config.warps, stages=2, tile=tile)
+    part = triton.cdiv(triton.cdiv(columns, parts), config.tile) * config.tile
     parts = triton.cdiv(columns, part)
     given = with_unit_stride(given)
     dtype = x.dtype if parts == 1 else torch.float32
     out = torch.empty((parts, tokens, rows), dtype=dtype, device=given.device)
     block_t = min(power_of_two(tokens, LEAST_TOKENS), BLOCK_T)
+    grid = (triton.cdiv(rows, config.block) * triton.cdiv(tokens, block_t), parts)
+    tiles = {"BLOCK_N": config.block, "BLOCK_T": block_t, "PDL": pdl}
+    if weight.format == "int4":
+        words = weight.values.view(torch.int32)
+        launch(
+            int4_linear_kernel,
+            grid,
+            given,
+            words,
+            weight.scale,
+            out,
+            tokens,
+            given.stride(0),
+            rows,
+            columns,
+            words.stride(0),
+            weight.scale.stride(1),
+            part // UNIT,
+            config=config,
+            GROUP=weight.group,
+            ASM=given.device.type != "cpu",
+            PRECISION=precision(x.dtype),
+            PREFETCH=64,
+            **tiles,
+        )
+        return out
     values, decode = as_stored(weight.values)
     launch(
         quantized_linear_kernel,
-        (triton.cdiv(rows, config.block) * triton.cdiv(tokens, block_t), parts),
+        grid,
         as_stored(given)[0],
         x.scale if isinstance(x, QuantizedTokens) else weight.scale,
         values,
@@ -160,21 +203,15 @@ def _few_tokens(
         rows,
         columns,
         weight.values.stride(0),
-        weight.scale.stride(0),
         part,
         config=config,
-        FORMAT=weight.format,
-        GROUP=weight.group,
         QUANTIZED=quantized,
         IN_FP8=quantized and not decode and x.dtype == torch.bfloat16,
         DECODE=decode,
-        ASM=given.device.type != "cpu",
         SWIGLU=swiglu,
-        BLOCK_N=config.block,
-        BLOCK_K=tile,
-        BLOCK_T=block_t,
+        BLOCK_K=config.tile,
         PRECISION=precision(x.dtype),
         PREFETCH=256,
-        PDL=pdl,
+        **tiles,
     )
     return out
