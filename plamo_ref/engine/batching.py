@@ -35,6 +35,7 @@ class BatchPlan:
     sampled: tuple[Request, ...]  # those whose last known token is computed, in order
     scored: tuple[tuple[Request, range], ...]  # prompt positions whose successors get a logprob
     rows: Rows  # whose logits are wanted: those of `sampled` first
+    num_late: int = 0  # tokens that only the device knows
 
 
 @dataclass(frozen=True)
@@ -83,8 +84,8 @@ def build_batch(
     put["logits_rows"][: len(wanted)] = wanted
 
     batch.vector.copy_(host, non_blocking=True)
-    if late and unread is not None:
-        batch.token_ids[batch.late_rows[:late]] = unread.tokens[batch.late_from[:late]]
+    if unread is not None:
+        fill_in(batch, late, unread.tokens)
     in_order = np.array_equal(wanted, np.arange(len(wanted)))
     return BatchPlan(
         batch,
@@ -92,7 +93,14 @@ def build_batch(
         sampled=tuple(requests[i] for i in told.complete),
         scored=tuple((requests[i], places) for i, places in told.scored if places),
         rows=slice(0, len(wanted)) if in_order else batch.logits_rows[: len(wanted)],
+        num_late=late,
     )
+
+
+def fill_in(batch: ForwardBatch, count: int, tokens: Tensor) -> None:
+    """Write `count` tokens that only the device knows to their places in a step."""
+    if count:
+        batch.token_ids[batch.late_rows[:count]] = tokens[batch.late_from[:count]]
 
 
 @dataclass(frozen=True)

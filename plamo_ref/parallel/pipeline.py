@@ -1,13 +1,19 @@
 """Several steps in flight, one in each stage: the core for a pipeline.
 
 A round: the stages hand on what they have computed, the next step is told to all, and every stage
-computes the step that has come to it. What the last one computes lands in the same round. With n
+computes the step that has come to it. With n
 stages a request's token takes n rounds, so other requests fill the steps between: a step takes an
 n-th of those that run.
 
     round      1   2   3   4   5
     stage 0    A   B   A   B   A
-    stage 1        A   B   A   B      A's tokens land in rounds 2 and 4
+    stage 1        A   B   A   B      A's tokens are chosen in rounds 2 and 4
+
+Overlapped, a round is given to the ranks before the tokens of the one before it are read: while
+they compute round 3, the host reads what round 2 has chosen and lays out round 4. A's second step
+is laid out without the tokens that its first one chooses; on the last stage's device, where they
+are chosen, they are written into the step's vector, of which all stages are told. Without overlap
+a round lands before the next one is laid out, and all stages wait for the host meanwhile.
 
 Invariant: no request is in two steps that are under way: it rests (`Request.under_way`) until its
 step has landed. Each stage sees all steps in their order, each behind the copies that belong before
@@ -17,12 +23,13 @@ or aborted meanwhile disturbs nothing that is under way.
 
 import time
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 
-from plamo_ref.engine.batching import BatchPlan, build_batch
+from plamo_ref.engine.batching import BatchPlan, Unread, build_batch, fill_in
 from plamo_ref.engine.config import EngineConfig
 from plamo_ref.engine.core import GRAMMAR_SECONDS, EngineCore
 from plamo_ref.engine.flight import Flight, Told, begun
@@ -30,6 +37,7 @@ from plamo_ref.engine.memory.planner import MemoryPlan
 from plamo_ref.engine.record import StepRecord
 from plamo_ref.engine.request import Request
 from plamo_ref.engine.runner import ModelRunner
+from plamo_ref.engine.tokens import is_leaving, needs_host
 from plamo_ref.parallel.driver import SharedRunner
 
 
@@ -41,6 +49,19 @@ class Begun:
     record: StepRecord | None
 
 
+@dataclass(frozen=True)
+class Arrived(Begun):
+    """One that has come to the end, as far as it concerns those who have not ended meanwhile."""
+
+    rows: list[int] | slice  # of its logits
+
+    @property
+    def needs_host(self) -> bool:
+        """Whether it must land before the next round is given. (For a penalty it need not: that
+        looks at earlier tokens than the step chooses, and they are known.)"""
+        return bool(self.plan.scored) or any(needs_host(r, True) for r in self.plan.sampled)
+
+
 class PipelinedCore(EngineCore):
     """All requests of one model whose layers are on several stages."""
 
@@ -49,19 +70,20 @@ class PipelinedCore(EngineCore):
         assert isinstance(runner, SharedRunner)
         self._pipeline = runner
         self._stages = config.pipeline_parallel_size
-        self._overlap = False  # what there is to overlap are stages
-        self._under_way: deque[Begun | None] = deque([None] * self._stages)  # newest first
+        # Newest first. The last one comes to the end in the round that was given last.
+        self._under_way: deque[Begun | None] = deque([None] * self._stages)
+        self._logits: Callable[[], Tensor | None] | None = None  # waits for that round
 
     @property
     def is_under_way(self) -> bool:
-        """Whether some stage has something to compute."""
+        """Whether some step has begun and has not landed."""
         return any(self._under_way)
 
     def recover(self) -> None:
         """As the core; what is under way comes to its end first, and counts for nothing."""
         if self._torn:
             self._pipeline.drain()
-            self._under_way = deque([None] * self._stages)
+            self._under_way, self._logits = deque([None] * self._stages), None
             for request in self.requests.values():
                 request.under_way = False
         super().recover()
@@ -77,20 +99,21 @@ class PipelinedCore(EngineCore):
         mended, self._mended = self._mended, False
         if self._decide(undecided, seconds) and not mended:
             return None
-        first = self._begin()
-        copies = self.cache.copies if first is not None else []
-        plan = None if first is None else first.plan
-        logits = self._pipeline.round(plan, copies)
-        self._under_way.appendleft(first)
-        self._under_way.pop()
-        through = self._under_way[-1]
-        if through is None or logits is None:
-            return None
-        self._under_way[-1] = None
-        return self._complete(through, logits)
+        told, arrived = None, self._arrive()  # without overlap nothing does here, but below
+        if arrived is not None and arrived.needs_host:
+            told, arrived = self._land(self._fly(arrived)), None
+        first = self._begin(arrived)
+        flight = None if arrived is None else self._fly(arrived, first)
+        self._give(first)
+        if not self._overlap and (arrived := self._arrive()) is not None:
+            flight = self._fly(arrived)
+        return told if flight is None else self._land(flight)
 
-    def _begin(self) -> Begun | None:
-        """Decide the next step and lay it out."""
+    # --- a step's way --------------------------------------------------------------------------
+
+    def _begin(self, before: Arrived | None) -> Begun | None:
+        """Decide the next step and lay it out; the tokens of the step `before` are not there yet,
+        and are left out."""
         started = time.perf_counter()
         resting = self._let_rest()
         schedule = self.queues.with_photographs(self.scheduler.schedule())
@@ -98,7 +121,12 @@ class PipelinedCore(EngineCore):
         times = (started, time.perf_counter())
         if not schedule:
             return None
-        plan = build_batch(schedule, self.cache, self.runner.place)
+        unread = None
+        if before is not None:
+            sampled = before.plan.sampled
+            nothing = torch.zeros(len(sampled), dtype=torch.int64, device=self.runner.device)
+            unread = Unread(nothing, sampled)
+        plan = build_batch(schedule, self.cache, self.runner.place, unread)
         self.queues.prefix.develop(schedule.photographs)
         record = begun(plan, schedule, self.cache, *times) if self.observers else None
         for request in plan.requests:
@@ -114,14 +142,43 @@ class PipelinedCore(EngineCore):
         _set_under_way(resting, True)
         return resting
 
-    def _complete(self, step: Begun, logits: Tensor) -> Told | None:
-        """Choose and land the tokens of a step that is through."""
+    def _give(self, first: Begun | None) -> None:
+        """Give the ranks a round, in which `first` comes into the first stage."""
+        if first is None and not self.is_under_way:
+            return
+        plan, copies = (None, []) if first is None else (first.plan, self.cache.copies)
+        self._logits = self._pipeline.start_round(plan, copies)
+        self._under_way.appendleft(first)
+        self._under_way.pop()
+
+    def _arrive(self) -> Arrived | None:
+        """The step that the last round brings to its end: its requests have a token, unread."""
+        step, self._under_way[-1] = self._under_way[-1], None
+        if step is None:
+            return None
         _set_under_way(step.plan.requests, False)
-        plan, logits = _of_those_who_stayed(step.plan, logits)
-        tokens = self._choose(plan, logits, None)
-        for request in plan.sampled:
+        arrived = _of_those_who_stayed(step)
+        for request in arrived.plan.sampled:
             request.num_unread_tokens += 1
-        return self._land(Flight.of(plan, logits, tokens, step.record))
+            if is_leaving(request):
+                # Each stage works in order, so whoever gets its memory comes after it.
+                self.queues.remove(request)
+        return arrived
+
+    def _fly(self, step: Arrived, next_one: Begun | None = None) -> Flight:
+        """Choose a step's tokens, and write them into the next one that needs them."""
+        assert self._logits is not None
+        logits = self._logits()
+        assert logits is not None
+        logits = logits[step.rows]
+        if self.observers and self._overlap:
+            logits = logits.clone()  # a recorded step writes where the last one wrote
+        numbers = [len(request.output_ids) for request in step.plan.sampled]
+        tokens = self._choose(step.plan, logits, numbers, None)
+        flight = Flight.of(step.plan, logits, tokens, step.record)
+        if next_one is not None:
+            fill_in(next_one.plan.batch, next_one.plan.num_late, flight.tokens)
+        return flight
 
 
 def _set_under_way(requests: Iterable[Request], value: bool) -> None:
@@ -129,11 +186,11 @@ def _set_under_way(requests: Iterable[Request], value: bool) -> None:
         request.under_way = value
 
 
-def _of_those_who_stayed(plan: BatchPlan, logits: Tensor) -> tuple[BatchPlan, Tensor]:
-    """The plan and the logits without the rows of those who have ended since it began: their
-    grammars and tables are gone."""
+def _of_those_who_stayed(step: Begun) -> Arrived:
+    """A step without those who have ended since it began: their grammars and tables are gone."""
+    plan = step.plan
     if all(request.status != "finished" for request in plan.requests):
-        return plan, logits
+        return Arrived(plan, step.record, slice(None))
     sampled = [row for row, request in enumerate(plan.sampled) if request.status != "finished"]
     rows, row = list(sampled), len(plan.sampled)
     for request, places in plan.scored:
@@ -144,4 +201,4 @@ def _of_those_who_stayed(plan: BatchPlan, logits: Tensor) -> tuple[BatchPlan, Te
         sampled=tuple(plan.sampled[row] for row in sampled),
         scored=tuple(each for each in plan.scored if each[0].status != "finished"),
     )
-    return kept, logits[rows]
+    return Arrived(kept, step.record, rows)
