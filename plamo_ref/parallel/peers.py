@@ -1,0 +1,80 @@
+"""The memory of each rank that all ranks of a stage read and write (kernels/norm/triton_peers.py).
+
+Invariant: what is shared lives as long as its `Peers`; once `let_go` was called, no kernel waits
+for another rank any more, and what any of them computes is worth nothing.
+"""
+
+import pickle
+from collections.abc import Callable, Sequence
+from multiprocessing.reduction import ForkingPickler
+
+import torch
+import torch.multiprocessing  # teaches the pickler how tensors are shared
+from torch import Tensor
+
+from plamo_ref.engine.config import EngineError
+from plamo_ref.kernels.norm.triton_peers import MOST_ROWS, Memories, words
+
+Exchange = Callable[[bytes], Sequence[bytes]]  # of one rank → of all, in their order
+FOR_EVER = 1 << 62  # turns
+
+
+class Peers:
+    """One rank's memory, and those of the others."""
+
+    def __init__(self, exchange: Exchange, rank: int, width: int, device: torch.device) -> None:
+        """Every rank of the stage comes here at the same time; their devices are alike.
+
+        Args:
+            width: of the widest row that is summed.
+
+        Raises:
+            EngineError: two of the devices cannot reach each other's memory.
+        """
+        size, rows = len(exchange(b"")), most_rows(device)
+        self.memory = torch.zeros(words(size, rows, width), dtype=torch.int64, device=device)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)  # the zeros are there before anybody writes
+        told = exchange(bytes(ForkingPickler.dumps(self.memory)))
+        self._all = [
+            self.memory if number == rank else pickle.loads(each)
+            for number, each in enumerate(told)
+        ]
+        for other in self._all:
+            _reach(self.memory, other.device)
+        here = self.memory.data_ptr()
+        distances = [(each.data_ptr() - here) // 16 for each in self._all]
+        where = torch.tensor(distances, dtype=torch.int64, device=device)
+        self.memories = Memories(self.memory, where, rank, rows, width)
+        self._flags = self.memory[: size * rows]
+        exchange(b"")  # nobody begins, or leaves, before all are here
+
+    def let_go(self) -> None:
+        """Another rank is gone: let nobody here wait for it."""
+        if self.memory.is_cuda:
+            with torch.cuda.stream(torch.cuda.Stream(self.memory.device)):
+                self._flags.fill_(FOR_EVER)
+        else:
+            self._flags.fill_(FOR_EVER)
+
+
+def most_rows(device: torch.device) -> int:
+    """Rows that programs can wait for at once: a multiprocessor holds two of them."""
+    if device.type != "cuda":
+        return MOST_ROWS
+    return min(MOST_ROWS, 2 * torch.cuda.get_device_properties(device).multi_processor_count)
+
+
+def _reach(own: Tensor, device: torch.device) -> None:
+    """Let kernels on the device of `own` read and write the memory of another one.
+
+    PyTorch enables this, for good, at the first copy from one to the other.
+    """
+    if device == own.device:
+        return
+    if not torch.cuda.can_device_access_peer(own.device, device):
+        raise EngineError(
+            f"disable_custom_all_reduce=False: {own.device} cannot reach the memory of {device}; "
+            "leave it out"
+        )
+    own[:1].to(device)
