@@ -35,7 +35,8 @@ class BatchPlan:
     sampled: tuple[Request, ...]  # those whose last known token is computed, in order
     scored: tuple[tuple[Request, range], ...]  # prompt positions whose successors get a logprob
     rows: Rows  # whose logits are wanted: those of `sampled` first
-    num_late: int = 0  # tokens that only the device knows
+    numbers: Sequence[int]  # of the tokens that `sampled` get: how many outputs came before
+    num_late: int  # tokens that only the device knows
 
 
 @dataclass(frozen=True)
@@ -93,6 +94,7 @@ def build_batch(
         sampled=tuple(requests[i] for i in told.complete),
         scored=tuple((requests[i], places) for i, places in told.scored if places),
         rows=slice(0, len(wanted)) if in_order else batch.logits_rows[: len(wanted)],
+        numbers=[requests[i].num_output_tokens for i in told.complete],
         num_late=late,
     )
 

@@ -194,7 +194,7 @@ class EngineCore:
         if self.cache.copies:
             self.runner.copy(self.cache.copies)
         logits = self.runner.run(plan.batch, plan.rows)
-        tokens = self._choose(plan, logits, [r.num_output_tokens for r in plan.sampled], unread)
+        tokens = self._choose(plan, logits, unread)
         self.queues.prefix.develop(schedule.photographs)
         if self.observers and self._overlap:
             logits = logits.clone()  # a recorded step writes where the last one wrote
@@ -209,11 +209,9 @@ class EngineCore:
                 self.queues.remove(request)
         return flight
 
-    def _choose(
-        self, plan: BatchPlan, logits: Tensor, numbers: list[int], unread: Unread | None
-    ) -> Tensor:
+    def _choose(self, plan: BatchPlan, logits: Tensor, unread: Unread | None) -> Tensor:
         """A token for each of `plan.sampled`; ends those whose choice is an error."""
-        sampled, ops = plan.sampled, self.runner.model.ops
+        sampled, numbers, ops = plan.sampled, plan.numbers, self.runner.model.ops
         chosen, errors = together_or_alone(
             len(sampled),
             lambda rows: choose_on_device(
@@ -295,7 +293,7 @@ class EngineCore:
 
     def _blame(self, requests: Sequence[Request], errors: Mapping[int, Exception]) -> None:
         """End the requests that made these errors, by row."""
-        for row, error in errors.items():
-            if (request := requests[row]).status != "finished":
+        for request, error in ((requests[row], error) for row, error in errors.items()):
+            if request.status != "finished":
                 self._moved.append(request)
                 self._end(request, "error", error)

@@ -25,6 +25,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from itertools import chain, islice
 
 import torch
 from torch import Tensor
@@ -40,12 +41,15 @@ from plamo_ref.engine.runner import ModelRunner
 from plamo_ref.engine.tokens import is_leaving, needs_host
 from plamo_ref.parallel.driver import SharedRunner
 
+LEAST_TOKENS = 512  # of a step's share: with less, reading the weights takes longer than computing
+
 
 @dataclass(frozen=True)
 class Begun:
     """A step that the stages have been told of."""
 
     plan: BatchPlan
+    num_tokens: int
     record: StepRecord | None
 
 
@@ -132,15 +136,28 @@ class PipelinedCore(EngineCore):
         for request in plan.requests:
             request.num_computed_tokens += schedule.tokens[request]
         _set_under_way(plan.requests, True)
-        return Begun(plan, record)
+        return Begun(plan, schedule.num_tokens, record)
 
     def _let_rest(self) -> list[Request]:
-        """Leave some of those that could run to the next steps: each gets its share."""
+        """Leave some of those that could run to the next steps: each gets its share, of requests
+        and of tokens. A round takes as long as its longest step."""
         running = self.queues.running
-        share = -(-len(running) // self._stages)
-        resting = [request for request in running if request.can_run][share:]
+        able = [request for request in running if request.can_run]
+        self.queues.budget = self._share_of_tokens(able)
+        resting = able[-(-len(running) // self._stages) :]
         _set_under_way(resting, True)
         return resting
+
+    def _share_of_tokens(self, able: Iterable[Request]) -> int:
+        """Of all that could be computed now, and of what is under way."""
+        most, seats = self.config.max_num_batched_tokens, len(self.queues.running)
+        coming = islice(self.queues.waiting, max(0, self.queues.max_num_seqs - seats))
+        tokens = sum(step.num_tokens for step in self._under_way if step is not None)
+        for request in chain(able, coming):
+            tokens += request.num_uncomputed_tokens
+            if tokens >= most * self._stages:
+                return most
+        return min(most, max(LEAST_TOKENS, -(-tokens // self._stages)))
 
     def _give(self, first: Begun | None) -> None:
         """Give the ranks a round, in which `first` comes into the first stage."""
@@ -173,8 +190,7 @@ class PipelinedCore(EngineCore):
         logits = logits[step.rows]
         if self.observers and self._overlap:
             logits = logits.clone()  # a recorded step writes where the last one wrote
-        numbers = [len(request.output_ids) for request in step.plan.sampled]
-        tokens = self._choose(step.plan, logits, numbers, None)
+        tokens = self._choose(step.plan, logits, None)
         flight = Flight.of(step.plan, logits, tokens, step.record)
         if next_one is not None:
             fill_in(next_one.plan.batch, next_one.plan.num_late, flight.tokens)
@@ -190,7 +206,7 @@ def _of_those_who_stayed(step: Begun) -> Arrived:
     """A step without those who have ended since it began: their grammars and tables are gone."""
     plan = step.plan
     if all(request.status != "finished" for request in plan.requests):
-        return Arrived(plan, step.record, slice(None))
+        return Arrived(plan, step.num_tokens, step.record, slice(None))
     sampled = [row for row, request in enumerate(plan.sampled) if request.status != "finished"]
     rows, row = list(sampled), len(plan.sampled)
     for request, places in plan.scored:
@@ -199,6 +215,7 @@ def _of_those_who_stayed(step: Begun) -> Arrived:
     kept = replace(
         plan,
         sampled=tuple(plan.sampled[row] for row in sampled),
+        numbers=[plan.numbers[row] for row in sampled],
         scored=tuple(each for each in plan.scored if each[0].status != "finished"),
     )
-    return Arrived(kept, step.record, rows)
+    return Arrived(kept, step.num_tokens, step.record, rows)

@@ -16,7 +16,7 @@ class V1Scheduler:
 
     def schedule(self) -> Schedule:
         queues, schedule = self.queues, Schedule()
-        budget = queues.config.max_num_batched_tokens
+        budget = queues.budget
 
         for request in list(queues.running):
             if not budget:
