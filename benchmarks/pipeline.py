@@ -1,6 +1,6 @@
 """Why a pipeline waits, on a CPU: `python benchmarks/pipeline.py`.
 
-    python benchmarks/pipeline.py [--stages 2] [--stage-ms 5] [--host-ms 2] [--seats 8]
+    python benchmarks/pipeline.py [--stages 2] [--stage-ms 50] [--host-ms 20] [--seats 8]
         [--tokens 40] [--mixed 256] [--mixed-seats 256] [--json FILE]
 
 First with a clock on the wall. Ranks are threads whose stages sleep for `--stage-ms` instead of
@@ -222,8 +222,8 @@ def clocked(rounds: list[list[Load | None]], overlap: bool) -> tuple[float, list
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--stages", type=int, default=2)
-    parser.add_argument("--stage-ms", type=float, default=5.0)
-    parser.add_argument("--host-ms", type=float, default=2.0)
+    parser.add_argument("--stage-ms", type=float, default=50.0)
+    parser.add_argument("--host-ms", type=float, default=20.0)
     parser.add_argument("--seats", type=int, default=8, help="of one stage's step")
     parser.add_argument("--tokens", type=int, default=40)
     parser.add_argument("--mixed", type=int, default=256)
