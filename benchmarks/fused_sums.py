@@ -57,7 +57,7 @@ class Lab:
             torch.cuda.set_device(self.device)
         self.dtype = torch.bfloat16 if self.on_gpu else torch.float32
         self.pdl = self.on_gpu and can_overlap(self.device)
-        self.peers = Peers(exchange, rank, args.width, self.device)
+        self.peers = Peers(exchange, rank, args.ranks, args.width, self.device)
         self.options = {"memories": self.peers.memories, "pdl": self.pdl}
         self.gains = self.noise(0, args.width, seed=1)[0], self.noise(0, args.width, seed=2)[0]
 

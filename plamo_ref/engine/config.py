@@ -66,6 +66,9 @@ class EngineConfig:
     pipeline_parallel_size: int = knob(
         1, "Groups of them, one behind the other, that share its layers."
     )
+    disable_custom_all_reduce: bool = knob(
+        True, "Off: kernels add what ranks have, over NVLink (GPUs, Triton kernels); not timed yet."
+    )
     data_parallel_size: int = knob(1, "Copies of all that, on Ray, which share the requests.")
     block_size: int = knob(16, "Tokens in a KV block.")
     max_num_seqs: int = knob(64, "Requests that run at the same time.")
@@ -249,6 +252,7 @@ _KINDS: Mapping[str, Kind] = {
     "device": _Torchs(Text("'auto', 'cpu', 'cuda' or 'cuda:1'")),
     "tensor_parallel_size": NoneFor(_POSITIVE, EngineConfig.tensor_parallel_size),
     "pipeline_parallel_size": NoneFor(_POSITIVE, EngineConfig.pipeline_parallel_size),
+    "disable_custom_all_reduce": Flag(),
     "data_parallel_size": NoneFor(_POSITIVE, EngineConfig.data_parallel_size),
     "block_size": NoneFor(_POSITIVE, EngineConfig.block_size),
     "max_num_seqs": NoneFor(_POSITIVE, EngineConfig.max_num_seqs),

@@ -25,6 +25,7 @@ from plamo_ref.engine.copies import Copy
 from plamo_ref.engine.fast.graphs import DECODES, TOKENS
 from plamo_ref.engine.memory.planner import MemoryPlan
 from plamo_ref.engine.runner import ModelRunner
+from plamo_ref.kernels.choice import can_overlap
 from plamo_ref.kernels.table import Kernels
 from plamo_ref.model import Plamo2Model
 from plamo_ref.parallel.crew import Crew
@@ -204,7 +205,7 @@ def build_rank(
     model: Plamo2Config,
     engine: EngineConfig,
     load: Loader,
-    group: Group,
+    group: TorchGroup,
     device: torch.device,
     build_runner: RunnerBuilder,
 ) -> tuple[Rank, MemoryPlan]:
@@ -213,6 +214,11 @@ def build_rank(
     planned = widest(of_rank(model, group.rank, group.size), group.stages)
 
     def load_part(ops: Kernels, dtype: torch.dtype, device: torch.device) -> Plamo2Model:
+        if reads_peers(engine, group, ops, device):
+            from plamo_ref.parallel.fused import FusedSums
+
+            pdl = engine.pdl and can_overlap(device)
+            ops = FusedSums.of(model, group, ops, pdl=pdl)
         part = cut(load, group)(ops, dtype, device)
         if isinstance(part, StageModel):
             part.set_place(group.stage, group.stages, most_tokens(engine))
@@ -220,6 +226,12 @@ def build_rank(
 
     runner, plan = build_runner(planned, own, load_part, group.least)
     return Rank(runner, group), plan
+
+
+def reads_peers(engine: EngineConfig, group: Group, ops: Kernels, device: torch.device) -> bool:
+    """Whether kernels add what the ranks have, as was asked for and where they can."""
+    can = group.size > 1 and device.type == "cuda" and ops.name == "triton"
+    return can and not engine.disable_custom_all_reduce
 
 
 def most_tokens(engine: EngineConfig) -> int:

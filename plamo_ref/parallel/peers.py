@@ -1,10 +1,12 @@
 """The memory of each rank that all ranks of a stage read and write (kernels/norm/triton_peers.py).
 
+Between processes goes what torch.multiprocessing sends for a shared tensor: a handle (of CUDA's
+IPC, or of a shared file), which the ranks of one engine take from each other and nobody else.
+
 Invariant: what is shared lives as long as its `Peers`; once `let_go` was called, no kernel waits
 for another rank any more, and what any of them computes is worth nothing.
 """
 
-import pickle
 from collections.abc import Callable, Sequence
 from multiprocessing.reduction import ForkingPickler
 
@@ -15,14 +17,17 @@ from torch import Tensor
 from plamo_ref.engine.config import EngineError
 from plamo_ref.kernels.norm.triton_peers import MOST_ROWS, Memories, words
 
-Exchange = Callable[[bytes], Sequence[bytes]]  # of one rank → of all, in their order
+# Bytes of one rank → those of all, in their order; zeros may follow.
+Exchange = Callable[[bytes], Sequence[bytes]]
 FOR_EVER = 1 << 62  # turns
 
 
 class Peers:
     """One rank's memory, and those of the others."""
 
-    def __init__(self, exchange: Exchange, rank: int, width: int, device: torch.device) -> None:
+    def __init__(
+        self, exchange: Exchange, rank: int, size: int, width: int, device: torch.device
+    ) -> None:
         """Every rank of the stage comes here at the same time; their devices are alike.
 
         Args:
@@ -31,13 +36,13 @@ class Peers:
         Raises:
             EngineError: two of the devices cannot reach each other's memory.
         """
-        size, rows = len(exchange(b"")), most_rows(device)
+        rows = most_rows(device)
         self.memory = torch.zeros(words(size, rows, width), dtype=torch.int64, device=device)
         if device.type == "cuda":
             torch.cuda.synchronize(device)  # the zeros are there before anybody writes
         told = exchange(bytes(ForkingPickler.dumps(self.memory)))
         self._all = [
-            self.memory if number == rank else pickle.loads(each)
+            self.memory if number == rank else ForkingPickler.loads(each)
             for number, each in enumerate(told)
         ]
         for other in self._all:
@@ -47,7 +52,7 @@ class Peers:
         where = torch.tensor(distances, dtype=torch.int64, device=device)
         self.memories = Memories(self.memory, where, rank, rows, width)
         self._flags = self.memory[: size * rows]
-        exchange(b"")  # nobody begins, or leaves, before all are here
+        exchange(b"here")  # nobody begins, or leaves, before all are
 
     def let_go(self) -> None:
         """Another rank is gone: let nobody here wait for it."""

@@ -1,7 +1,7 @@
 """A seat by itself: what it does at the moment when its replica is lost, before it is asked again.
 
-Invariant tested: from that moment on nobody is sent there and what it knew counts for nothing, until a
-report says that it is there; who was never there has nothing to lose.
+Invariant tested: from that moment on nobody is sent there and what it knew counts for nothing,
+until a report says that it is there; who was never there has nothing to lose.
 """
 
 import asyncio
