@@ -9,9 +9,17 @@ from tools.ledger.records import Row
 from tools.ledger.table import Column, Table, shape_of, table
 
 
+def engine(row: Row) -> str:
+    """Its ranks and stages, and what is unusual."""
+    unusual = {"fused": "sums in kernels", "waits": "without overlap"}
+    return ", ".join(
+        [f"{row['ranks']} × {row['stages']}", *(w for key, w in unusual.items() if row.get(key))]
+    )
+
+
 def parallel(rows: Sequence[Row]) -> list[Table]:
     """Engines, then what one message costs."""
-    shown = [{**r, "engine": f"{r['ranks']} × {r['stages']}"} if "stages" in r else r for r in rows]
+    shown = [{**r, "engine": engine(r)} if "stages" in r else r for r in rows]
     return [
         table(
             "8B shape: ranks that share a stage's heads × stages",
