@@ -36,7 +36,6 @@ class BatchPlan:
     scored: tuple[tuple[Request, range], ...]  # prompt positions whose successors get a logprob
     rows: Rows  # whose logits are wanted: those of `sampled` first
     numbers: Sequence[int]  # of the tokens that `sampled` get: how many outputs came before
-    num_late: int  # tokens that only the device knows
 
 
 @dataclass(frozen=True)
@@ -85,8 +84,8 @@ def build_batch(
     put["logits_rows"][: len(wanted)] = wanted
 
     batch.vector.copy_(host, non_blocking=True)
-    if unread is not None:
-        fill_in(batch, late, unread.tokens)
+    if late and unread is not None:
+        batch.token_ids[batch.late_rows[:late]] = unread.tokens[batch.late_from[:late]]
     in_order = np.array_equal(wanted, np.arange(len(wanted)))
     return BatchPlan(
         batch,
@@ -95,14 +94,7 @@ def build_batch(
         scored=tuple((requests[i], places) for i, places in told.scored if places),
         rows=slice(0, len(wanted)) if in_order else batch.logits_rows[: len(wanted)],
         numbers=[requests[i].num_output_tokens for i in told.complete],
-        num_late=late,
     )
-
-
-def fill_in(batch: ForwardBatch, count: int, tokens: Tensor) -> None:
-    """Write `count` tokens that only the device knows to their places in a step."""
-    if count:
-        batch.token_ids[batch.late_rows[:count]] = tokens[batch.late_from[:count]]
 
 
 @dataclass(frozen=True)

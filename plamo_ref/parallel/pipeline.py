@@ -30,7 +30,7 @@ from itertools import chain, islice
 import torch
 from torch import Tensor
 
-from plamo_ref.engine.batching import BatchPlan, Unread, build_batch, fill_in
+from plamo_ref.engine.batching import BatchPlan, Unread, build_batch
 from plamo_ref.engine.config import EngineConfig
 from plamo_ref.engine.core import GRAMMAR_SECONDS, EngineCore
 from plamo_ref.engine.flight import Flight, Told, begun
@@ -193,8 +193,15 @@ class PipelinedCore(EngineCore):
         tokens = self._choose(step.plan, logits, None)
         flight = Flight.of(step.plan, logits, tokens, step.record)
         if next_one is not None:
-            fill_in(next_one.plan.batch, next_one.plan.num_late, flight.tokens)
+            fill_in(next_one.plan, flight.tokens)
         return flight
+
+
+def fill_in(plan: BatchPlan, tokens: Tensor) -> None:
+    """Write those tokens into a step that it was laid out without; the host has not read them."""
+    batch, late = plan.batch, sum(request.num_unread_tokens > 0 for request in plan.sampled)
+    if late:
+        batch.token_ids[batch.late_rows[:late]] = tokens[batch.late_from[:late]]
 
 
 def _set_under_way(requests: Iterable[Request], value: bool) -> None:

@@ -15,8 +15,7 @@ class V1Scheduler:
         self.queues = queues
 
     def schedule(self) -> Schedule:
-        queues, schedule = self.queues, Schedule()
-        budget = queues.budget
+        queues, schedule, budget = self.queues, Schedule(), self.queues.budget
 
         for request in list(queues.running):
             if not budget:
