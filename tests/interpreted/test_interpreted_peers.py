@@ -57,6 +57,7 @@ def live(rank: int, meeting: Path, results: Any) -> None:
     sums = 2 * CONFIG.num_hidden_layers + len(CONFIG.layers_of("mamba"))
     assert counted[rank] == [3 * sums, sums, sums, 0]  # of 6 tokens the ranks add
     check_sums(group.peers, rank)
+    check_places(group.peers, rank)
     check_let_go(group.peers, rank)
     results.put("done")
     group.leave()
@@ -97,6 +98,20 @@ def check_sums(met: peers.Peers, rank: int) -> None:
         assert all(torch.equal(*pair) for pair in zip(found, expected, strict=True))
         narrow = peer_sum(mine[:, :, :10], memories=met.memories)
         assert torch.equal(narrow, total[None, :, :10])
+
+
+def check_places(met: peers.Peers, rank: int) -> None:
+    """A row's numbers are put at its own place in one half, whatever their dtype."""
+    numbers = met.memories.numbers(torch.int32).view(2, ROWS, -1)
+    for dtype, row in ((F32, 3), (torch.bfloat16, 3), (torch.bfloat16, 0), (F32, 2)):
+        before = numbers.clone()
+        turn = int(met.memory[rank * ROWS + row]) + 1
+        x = torch.full((1, row + 1, met.memories.pitch), float(turn + 1), dtype=dtype)
+        peer_sum(x, memories=met.memories)
+        changed = (numbers != before).any(2).nonzero().tolist()
+        assert [turn % 2, row] in changed
+        assert max(place for _, place in changed) == row
+        assert len(changed) == row + 1
 
 
 def check_let_go(met: peers.Peers, rank: int) -> None:

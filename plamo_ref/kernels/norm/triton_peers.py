@@ -78,7 +78,8 @@ def sum_over_ranks(
 ):
     """x [BLOCK]: this rank's part of a row, rounded as it will be read → the sum, in float32."""
     turn = tl.load(flags_ptr + RANK * ROWS + row) + 1
-    place = ((turn % 2) * ROWS + row) * PITCH + col
+    # A row's place is the same for all dtypes, or a turn of one would lie on another's last turn.
+    place = ((turn % 2) * ROWS + row) * (PITCH * (32 // x.dtype.primitive_bitwidth)) + col
     tl.store(numbers_ptr + place, x, mask=inside)
     # All threads have put their numbers there, and have read the flag, before one of them says so.
     tl.debug_barrier()
