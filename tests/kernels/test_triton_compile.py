@@ -310,7 +310,7 @@ def compiler(tmp_path_factory: pytest.TempPathFactory) -> Compiler:
 REGISTERS = {
     "rms_norm_kernel": 48,
     "add_norm_kernel": 64,
-    "peer_add_norm_kernel": 64,
+    "peer_add_norm_kernel": 80,
     "peer_sum_kernel": 64,
     "linear_kernel": 200,
     "quantized_linear_kernel": 255,
@@ -357,7 +357,9 @@ def test_published_shapes_compile_without_spills(shape, capability, compiler):
         else:
             assert (used.spills, used.stack) == (0, 0), where
         assert used.registers <= REGISTERS[name], where
-        assert used.registers * 32 * launch.warps <= REGISTERS_OF_A_MULTIPROCESSOR, where
+        at_once = 2 if name.startswith("peer") else 1  # they wait for each other: see peers.py
+        taken = used.registers * 32 * launch.warps * at_once
+        assert taken <= REGISTERS_OF_A_MULTIPROCESSOR, where
         assert used.shared <= SHARED_MEMORY[capability], where
 
 
