@@ -51,16 +51,22 @@ class Peers:
         distances = [(each.data_ptr() - here) // 16 for each in self._all]
         where = torch.tensor(distances, dtype=torch.int64, device=device)
         self.memories = Memories(self.memory, where, rank, rows, width)
-        self._flags = self.memory[: size * rows]
+        flags = self.memory[: size * rows].view(size, rows)
+        self._of_others = [flags[number] for number in range(size) if number != rank]
         exchange(b"here")  # nobody begins, or leaves, before all are
 
     def let_go(self) -> None:
-        """Another rank is gone: let nobody here wait for it."""
+        """Another rank is gone: let nobody here wait for it, now or later."""
         if self.memory.is_cuda:
             with torch.cuda.stream(torch.cuda.Stream(self.memory.device)):
-                self._flags.fill_(FOR_EVER)
+                self._release()
         else:
-            self._flags.fill_(FOR_EVER)
+            self._release()
+
+    def _release(self) -> None:
+        """In the names of all others; a rank goes on counting its own turns."""
+        for flags in self._of_others:
+            flags.fill_(FOR_EVER)
 
 
 def most_rows(device: torch.device) -> int:

@@ -119,4 +119,5 @@ def check_let_go(met: peers.Peers, rank: int) -> None:
     if rank == 1:
         return
     threading.Timer(0.3, met.let_go).start()
-    peer_sum(torch.ones(1, 1, 8), memories=met.memories)
+    for _ in range(2):  # and it never waits again
+        peer_sum(torch.ones(1, 3, 8), memories=met.memories)
