@@ -87,7 +87,7 @@ def sum_over_ranks(
     for peer in tl.static_range(SIZE):
         if peer != RANK:
             there = flags_ptr + tl.load(distances_ptr + peer) * 2 + RANK * ROWS + row
-            tl.atomic_xchg(there, turn, sem="release", scope="sys")
+            tl.atomic_max(there, turn, sem="release", scope="sys")  # see Peers.let_go
     for peer in tl.static_range(SIZE):
         if peer != RANK:
             seen = tl.atomic_add(flags_ptr + peer * ROWS + row, 0, sem="acquire", scope="sys")
