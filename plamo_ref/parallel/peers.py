@@ -64,8 +64,8 @@ class Peers:
             self._release()
 
     def _release(self) -> None:
-        """In the names of all others, who cannot take it back (they write a maximum); a rank goes on
-        counting its own turns."""
+        """In the names of all others, who cannot take it back: they write a maximum. A rank goes
+        on counting its own turns."""
         for flags in self._of_others:
             flags.fill_(FOR_EVER)
 
