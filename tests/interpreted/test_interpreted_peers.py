@@ -29,7 +29,9 @@ from plamo_ref.proof.lab import lab_config, lab_plan, least_blocks
 from plamo_ref.sampling import SamplingParams
 
 CPU, F32 = torch.device("cpu"), torch.float32
-CONFIG = lab_config(hidden_size_per_head=16, mamba_num_heads=4)
+CONFIG = lab_config(
+    num_hidden_layers=2, full_attention_idx=(), hidden_size_per_head=16, mamba_num_heads=4
+)
 ROWS = 4  # more of them are added by the ranks
 PATIENCE = 120
 
