@@ -52,19 +52,45 @@ PROMPTS = ["吾輩は", "To be, or", "三四郎は" * 20]
 MESSAGES = 200  # in a measurement of what one costs
 
 
+@dataclass(frozen=True)
+class Kind:
+    """An engine."""
+
+    ranks: int
+    stages: int = 1
+    fused: bool = False
+    waits: bool = False
+
+    @classmethod
+    def of(cls, text: str) -> "Kind":
+        """ "2", "2f", "1x2", "1x2w"."""
+        ranks, _, stages = text.rstrip("fw").partition("x")
+        return cls(int(ranks), int(stages or 1), text.endswith("f"), text.endswith("w"))
+
+
 # --- the same texts -------------------------------------------------------------------------------
 
 
-def same_ids(device: str, fused: bool) -> bool:
-    """Whether two ranks of the embedded model say what one says; those that add in kernels, too."""
+def ids(device: str, text: str) -> list[Any]:
+    """What an engine says with the embedded model."""
+    kind = Kind.of(text)
     params = SamplingParams(temperature=0, max_tokens=32, ignore_eos=True)
+    settings = {"device": device, "dtype": "float32", "memory_bytes": 64 << 20}
+    settings |= {"tensor_parallel_size": kind.ranks, "disable_custom_all_reduce": not kind.fused}
+    with LLM("tiny", **settings) as llm:
+        outputs = llm.generate(PROMPTS, params, use_tqdm=False)
+        return [list(output.outputs[0].token_ids) for output in outputs]
+
+
+def same_ids(device: str, fused: bool) -> bool:
+    """Whether two ranks say what one says; those that add in kernels, too. In other processes: a
+    GPU that was asked for what it has not is lost to the process that asked."""
     found = []
-    for ranks, plain in ((1, True), (2, True), (2, False))[: 2 + fused]:
-        settings = {"device": device, "dtype": "float32", "memory_bytes": 64 << 20}
-        settings |= {"tensor_parallel_size": ranks, "disable_custom_all_reduce": plain}
-        with LLM("tiny", **settings) as llm:
-            outputs = llm.generate(PROMPTS, params, use_tqdm=False)
-            found.append([output.outputs[0].token_ids for output in outputs])
+    for text in ("1", "2", "2f")[: 2 + fused]:
+        command = [sys.executable, __file__, "--device", device, "--ids", text]
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+        found.append(done.stdout.splitlines()[-1:] if not done.returncode else text)
+    print(f"the embedded model on one rank, two, two fused: {[f == found[0] for f in found]}")
     return all(each == found[0] for each in found)
 
 
@@ -120,22 +146,6 @@ def _time_messages(
 # --- steps ----------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Kind:
-    """An engine."""
-
-    ranks: int
-    stages: int = 1
-    fused: bool = False
-    waits: bool = False
-
-    @classmethod
-    def of(cls, text: str) -> "Kind":
-        """ "2", "2f", "1x2", "1x2w"."""
-        ranks, _, stages = text.rstrip("fw").partition("x")
-        return cls(int(ranks), int(stages or 1), text.endswith("f"), text.endswith("w"))
-
-
 def rows_of(text: str, words: list[str], one: dict[str, float]) -> list[dict[str, Any]]:
     """The rows of an engine of so many ranks and stages, as a process of its own says them; `one`
     holds the times of the first engine."""
@@ -151,7 +161,8 @@ def rows_of(text: str, words: list[str], one: dict[str, float]) -> list[dict[str
             rows.append(row)
             print("  ".join(f"{name} {value}" for name, value in row.items()), flush=True)
     if process.returncode:
-        raise SystemExit(f"engine {text} failed")
+        print(f"engine {text} FAILED", flush=True)
+        rows.append({"ranks": Kind.of(text).ranks, "what": f"engine {text} failed", "ms": 0.0})
     return rows
 
 
@@ -248,10 +259,14 @@ def main() -> int:
     parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"])
     parser.add_argument("--memory-bytes", type=int)
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--ids", help=argparse.SUPPRESS)
     parser.add_argument("--alone", help=argparse.SUPPRESS)  # one of --ranks
     args = parser.parse_args()
     if args.alone:
         measure(Kind.of(args.alone), args)
+        return 0
+    if args.ids:
+        print(json.dumps(ids(args.device, args.ids)))
         return 0
     same = same_ids(args.device, any(Kind.of(text).fused for text in args.ranks))
     print(f"two ranks of the embedded model: {'ids equal' if same else 'IDS DIFFER'}", flush=True)

@@ -8,11 +8,13 @@ for another rank any more, and what any of them computes is worth nothing.
 """
 
 from collections.abc import Callable, Sequence
+from inspect import signature
 from multiprocessing.reduction import ForkingPickler
 
 import torch
 import torch.multiprocessing  # teaches the pickler how tensors are shared
 from torch import Tensor
+from torch.multiprocessing.reductions import rebuild_cuda_tensor, rebuild_tensor, reduce_tensor
 
 from plamo_ref.engine.config import EngineError
 from plamo_ref.kernels.norm.triton_peers import MOST_ROWS, Memories, words
@@ -40,13 +42,11 @@ class Peers:
         self.memory = torch.zeros(words(size, rows, width), dtype=torch.int64, device=device)
         if device.type == "cuda":
             torch.cuda.synchronize(device)  # the zeros are there before anybody writes
-        told = exchange(bytes(ForkingPickler.dumps(self.memory)))
+        told = exchange(_shared(self.memory))
         self._all = [
-            self.memory if number == rank else ForkingPickler.loads(each)
+            self.memory if number == rank else _opened(each, device)
             for number, each in enumerate(told)
         ]
-        for other in self._all:
-            _reach(self.memory, other.device)
         here = self.memory.data_ptr()
         distances = [(each.data_ptr() - here) // 16 for each in self._all]
         where = torch.tensor(distances, dtype=torch.int64, device=device)
@@ -77,16 +77,29 @@ def most_rows(device: torch.device) -> int:
     return min(MOST_ROWS, 2 * torch.cuda.get_device_properties(device).multi_processor_count)
 
 
-def _reach(own: Tensor, device: torch.device) -> None:
-    """Let kernels on the device of `own` read and write the memory of another one.
+def _shared(memory: Tensor) -> bytes:
+    """What another process needs to open it."""
+    _, arguments = reduce_tensor(memory)
+    return bytes(ForkingPickler.dumps(arguments))
 
-    PyTorch enables this, for good, at the first copy from one to the other.
-    """
-    if device == own.device:
-        return
-    if not torch.cuda.can_device_access_peer(own.device, device):
+
+def _opened(told: bytes, device: torch.device) -> Tensor:
+    """Another rank's memory, for kernels on `device`, which need not be where it is: it is opened
+    with `device` as the current one, so it is mapped there, over NVLink or PCIe."""
+    arguments = ForkingPickler.loads(told)
+    opened: Tensor
+    if device.type != "cuda":
+        opened = rebuild_tensor(*arguments)
+        return opened
+    named = signature(rebuild_cuda_tensor).bind(*arguments).arguments
+    there = torch.device("cuda", named["storage_device"])
+    if there != device and not torch.cuda.can_device_access_peer(device, there):
         raise EngineError(
-            f"disable_custom_all_reduce=False: {own.device} cannot reach the memory of {device}; "
+            f"disable_custom_all_reduce=False: {device} cannot reach the memory of {there}; "
             "leave it out"
         )
-    own[:1].to(device)
+    # Its zeros are written already (see above), so there is no event to wait for either.
+    opened = rebuild_cuda_tensor(
+        **named | {"storage_device": device.index, "event_sync_required": False}
+    )
+    return opened
