@@ -24,7 +24,6 @@ FLAGS = (
     "enable_lora",
     "enable_log_requests",
     "enable_sleep_mode",
-    "disable_custom_all_reduce",
     "disable_log_requests",
     "disable_log_stats",
     "calculate_kv_scales",

@@ -35,6 +35,7 @@ class BatchPlan:
     sampled: tuple[Request, ...]  # those whose last known token is computed, in order
     scored: tuple[tuple[Request, range], ...]  # prompt positions whose successors get a logprob
     rows: Rows  # whose logits are wanted: those of `sampled` first
+    numbers: Sequence[int]  # of the tokens that `sampled` get: how many outputs came before
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,7 @@ def build_batch(
         sampled=tuple(requests[i] for i in told.complete),
         scored=tuple((requests[i], places) for i, places in told.scored if places),
         rows=slice(0, len(wanted)) if in_order else batch.logits_rows[: len(wanted)],
+        numbers=[requests[i].num_output_tokens for i in told.complete],
     )
 
 

@@ -63,9 +63,8 @@ class EngineConfig:
     )
     device: str = knob("auto", "cpu, cuda, cuda:1 …; auto: a GPU if there is one.")
     tensor_parallel_size: int = knob(1, "Processes, each with a GPU, that share the model's heads.")
-    pipeline_parallel_size: int = knob(
-        1, "Groups of them, one behind the other, that share its layers."
-    )
+    pipeline_parallel_size: int = knob(1, "Groups of them, in a row, that share its layers.")
+    disable_custom_all_reduce: bool = knob(True, "Off: kernels add what ranks have (GPUs).")
     data_parallel_size: int = knob(1, "Copies of all that, on Ray, which share the requests.")
     block_size: int = knob(16, "Tokens in a KV block.")
     max_num_seqs: int = knob(64, "Requests that run at the same time.")
@@ -102,9 +101,7 @@ class EngineConfig:
     pdl: bool = knob(
         True, "Kernels of a decode step overlap at their ends (on a GPU that can, Hopper)."
     )
-    overlap: bool | None = knob(
-        None, "Launch a step before the last one's tokens are read; default: on a GPU."
-    )
+    overlap: bool | None = knob(None, "Launch a step before the last is read; default: on a GPU.")
     adjust_tables: bool = knob(
         True, "Keep what penalties and biases look at in tables on the device."
     )
@@ -249,6 +246,7 @@ _KINDS: Mapping[str, Kind] = {
     "device": _Torchs(Text("'auto', 'cpu', 'cuda' or 'cuda:1'")),
     "tensor_parallel_size": NoneFor(_POSITIVE, EngineConfig.tensor_parallel_size),
     "pipeline_parallel_size": NoneFor(_POSITIVE, EngineConfig.pipeline_parallel_size),
+    "disable_custom_all_reduce": Flag(),
     "data_parallel_size": NoneFor(_POSITIVE, EngineConfig.data_parallel_size),
     "block_size": NoneFor(_POSITIVE, EngineConfig.block_size),
     "max_num_seqs": NoneFor(_POSITIVE, EngineConfig.max_num_seqs),

@@ -212,8 +212,7 @@ class EngineCore:
 
     def _choose(self, plan: BatchPlan, logits: Tensor, unread: Unread | None) -> Tensor:
         """A token for each of `plan.sampled`; ends those whose choice is an error."""
-        sampled, ops = plan.sampled, self.runner.model.ops
-        numbers = [r.num_output_tokens for r in sampled]
+        sampled, numbers, ops = plan.sampled, plan.numbers, self.runner.model.ops
         chosen, errors = together_or_alone(
             len(sampled),
             lambda rows: choose_on_device(

@@ -83,7 +83,6 @@ ENGINE: Mapping[str, Rule] = {
     "async_scheduling": _renamed("overlap"),
     "enable_expert_parallel": only(False, cure="the model has no experts"),
     "distributed_executor_backend": only("mp", "uni", cure="ranks are processes of one machine"),
-    "disable_custom_all_reduce": ignored("there is none"),
     "kv_cache_dtype": only("auto", cure=_DTYPE),
     "calculate_kv_scales": only(False, cure=_DTYPE),
     "tokenizer": missing(_OWN),

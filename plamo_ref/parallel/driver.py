@@ -7,11 +7,12 @@ that names the rank.
 
 import weakref
 from collections.abc import Callable
+from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -24,6 +25,7 @@ from plamo_ref.engine.copies import Copy
 from plamo_ref.engine.fast.graphs import DECODES, TOKENS
 from plamo_ref.engine.memory.planner import MemoryPlan
 from plamo_ref.engine.runner import ModelRunner
+from plamo_ref.kernels.choice import can_overlap
 from plamo_ref.kernels.table import Kernels
 from plamo_ref.model import Plamo2Model
 from plamo_ref.parallel.crew import Crew
@@ -36,6 +38,7 @@ from plamo_ref.parallel.stage import StageModel, check_stages, widest
 from plamo_ref.weights.loading import StoredWeights
 from plamo_ref.weights.random import RandomWeights
 
+T = TypeVar("T")
 Loader = Callable[[Kernels, torch.dtype, torch.device], Plamo2Model]
 # A model, settings, a loader, and how the ranks agree on a number of bytes → a runner and its plan.
 RunnerBuilder = Callable[
@@ -62,12 +65,16 @@ class SharedRunner(ModelRunner):
         own = rank.runner
         self.model, self.caches, self.recordings = own.model, own.caches, own.recordings
         self._rank, self._others, self._hand = rank, others, hand
+        self.is_pipeline = rank.group.stages > 1
         # Who forgets to close has no processes left behind either.
         self._end = weakref.finalize(self, _end, others, hand)
 
     def place(self, room: Room) -> ForwardBatch:
         order = Place(room)
-        return self._together(order, partial(self._rank.place, order))
+        placed = self._start(order, partial(self._rank.place, order))
+        if self.is_pipeline and self._rank.runner.recordings is None:
+            return ForwardBatch.empty(room, self.device)  # as the rank will say: wait for nothing
+        return self._hand.result(placed)
 
     def copy(self, copies: list[Copy]) -> None:
         order = CopyPlaces(tuple(copies))
@@ -78,20 +85,25 @@ class SharedRunner(ModelRunner):
         order = _run_of(rows)
         return self._together(order, partial(self._rank.run, order, batch))
 
-    def round(self, plan: BatchPlan | None, copies: list[Copy]) -> Tensor | None:
-        """Let a pipeline's stages compute, and `plan` come into the first one: logits [n, V] of the
-        step that came to the last one, if one did."""
+    def start_round(
+        self, plan: BatchPlan | None, copies: list[Copy]
+    ) -> Callable[[], Tensor | None]:
+        """Let a pipeline's stages compute, and `plan` come into the first one.
+
+        Returns what waits for this and gives the logits [n, V] of the step that came to the last
+        stage; None: none did.
+        """
         run, batch = (None, None) if plan is None else (_run_of(plan.rows), plan.batch)
         order = Round(run, tuple(copies))
-        logits = self._together(order, partial(self._rank.round, order, batch))
+        started = self._start(order, partial(self._rank.round, order, batch))
         copies.clear()
-        return logits
+        return partial(self._hand.result, started)
 
     def drain(self) -> None:
         """Let what is under way in a pipeline come to its end."""
         with suppress(EngineError):  # a rank has failed, and so nothing is under way
-            while self._rank.is_under_way:
-                self.round(None, [])
+            while self._hand.do(lambda: self._rank.is_under_way):
+                self.start_round(None, [])()
 
     def check(self) -> None:
         """Raises EngineError: a rank has failed, so what was computed is worth nothing."""
@@ -103,14 +115,17 @@ class SharedRunner(ModelRunner):
         self.recordings = self._rank.runner.recordings = None
         self._end()
 
-    def _together(self, order: Order, own: Callable[[], Any]) -> Any:
+    def _together(self, order: Order, own: Callable[[], T]) -> T:
+        return self._hand.result(self._start(order, own))
+
+    def _start(self, order: Order, own: Callable[[], T]) -> "Future[T]":
         others = self._others
 
-        def work() -> Any:
+        def work() -> T:
             others.send(order)
             return own()
 
-        return self._hand.do(work)
+        return self._hand.start(work)
 
 
 def _run_of(rows: Rows) -> Run:
@@ -120,6 +135,7 @@ def _run_of(rows: Rows) -> Run:
 
 
 def _end(others: Others, hand: Hand) -> None:
+    hand.finish()  # what was started needs the others
     others.close()
     hand.stop()
 
@@ -189,7 +205,7 @@ def build_rank(
     model: Plamo2Config,
     engine: EngineConfig,
     load: Loader,
-    group: Group,
+    group: TorchGroup,
     device: torch.device,
     build_runner: RunnerBuilder,
 ) -> tuple[Rank, MemoryPlan]:
@@ -198,6 +214,11 @@ def build_rank(
     planned = widest(of_rank(model, group.rank, group.size), group.stages)
 
     def load_part(ops: Kernels, dtype: torch.dtype, device: torch.device) -> Plamo2Model:
+        if reads_peers(engine, group, ops, device):
+            from plamo_ref.parallel.fused import FusedSums
+
+            pdl = engine.pdl and can_overlap(device)
+            ops = FusedSums.of(model, group, ops, pdl=pdl)
         part = cut(load, group)(ops, dtype, device)
         if isinstance(part, StageModel):
             part.set_place(group.stage, group.stages, most_tokens(engine))
@@ -205,6 +226,12 @@ def build_rank(
 
     runner, plan = build_runner(planned, own, load_part, group.least)
     return Rank(runner, group), plan
+
+
+def reads_peers(engine: EngineConfig, group: Group, ops: Kernels, device: torch.device) -> bool:
+    """Whether kernels add what the ranks have, as was asked for and where they can."""
+    can = group.size > 1 and device.type == "cuda" and ops.name == "triton"
+    return can and not engine.disable_custom_all_reduce
 
 
 def most_tokens(engine: EngineConfig) -> int:

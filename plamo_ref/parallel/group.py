@@ -9,13 +9,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from plamo_ref.engine.config import EngineError
+
+if TYPE_CHECKING:
+    from plamo_ref.parallel.peers import Peers
 
 # The longest that a rank waits for another one, which may be compiling kernels. A rank that has
 # died is noticed at once: see crew.py.
@@ -35,6 +38,7 @@ class Group(Protocol):
     size: int
     stage: int
     stages: int
+    peers: "Peers | None"  # memory that all ranks of a stage can read; sums are their readers' then
 
     def add(self, x: Tensor) -> Tensor:
         """The sum of everybody's `x`, on every rank; in its place."""
@@ -73,6 +77,7 @@ class TorchGroup:
         self.rank, self.size, self.stages = number % size, size, stages
         self.stage = stages - 1 - number // size
         self._number, self._device = number, device
+        self.peers: Peers | None = None
         self._own = dist.group.WORLD
         if stages > 1:  # everybody takes part in making each of them
             firsts = range(0, size * stages, size)
@@ -116,6 +121,8 @@ class TorchGroup:
 
     def break_up(self) -> None:
         """Let nobody here wait for a rank that is gone: what is under way ends with an error."""
+        if self.peers is not None:
+            self.peers.let_go()
         for group in {self._own, dist.group.WORLD}:
             with suppress(RuntimeError):  # where it cannot be, connections break by themselves
                 if group is not None and dist.is_initialized():
@@ -141,6 +148,20 @@ class TorchGroup:
             gather(found, x.contiguous(), group=self._own)
         return found.unflatten(0, (self.size, -1))
 
+    def meet(self, width: int) -> "Peers":
+        """Open the memory of each rank of a stage to all of them, for sums of so wide rows."""
+        from plamo_ref.parallel.peers import Peers
+
+        self.peers = Peers(self._exchange, self.rank, self.size, width, self._device)
+        return self.peers
+
+    def _exchange(self, mine: bytes) -> list[bytes]:
+        """Everybody's bytes, padded to the longest."""
+        longest = self.most(torch.tensor([len(mine)], device=self._device))
+        padded = torch.zeros(1, int(longest), dtype=torch.uint8, device=self._device)
+        padded[0, : len(mine)] = torch.frombuffer(bytearray(mine), dtype=torch.uint8)
+        return [bytes(row.tolist()) for row in self.gather(padded)[:, 0]]
+
     def tell(self, vector: Tensor) -> None:
         with _together():
             dist.broadcast(vector, src=0)
@@ -159,6 +180,13 @@ class TorchGroup:
         with _together():
             dist.recv(x, src=self._number + self.size)
         return x
+
+
+def added(group: Group, parts: Tensor) -> Tensor:
+    """Partial sums of all ranks, [parts, T, out] on each, as one part [1, T, out]. Several parts of
+    a rank, which are wider, are added first and stay wide: their sum over the ranks is rounded
+    once, by its reader."""
+    return group.add(parts[0] if len(parts) == 1 else parts.sum(0))[None]
 
 
 def _leave(groups: set[Any], left: threading.Event, keep: bool) -> None:

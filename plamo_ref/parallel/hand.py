@@ -11,6 +11,7 @@ once the ranks cannot finish it (`Watch.failure`).
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, wait
+from contextlib import suppress
 from queue import SimpleQueue
 from typing import Any, Protocol, TypeVar
 
@@ -60,9 +61,17 @@ class Hand:
             EngineError: a rank has failed, now or before; this engine is over.
             PlamoRefError: what `work` refuses.
         """
+        return self.result(self.start(work))
+
+    def start(self, work: Callable[[], T]) -> "Future[T]":
+        """Give `work` and wait for nothing; for whoever wants it, see `result`. Raises as `do`."""
         self.check()
         done: Future[T] = Future()
         self._given.put((work, done))
+        return done
+
+    def result(self, done: "Future[T]") -> T:
+        """Wait for what was started. Raises as `do`."""
         while not wait([done], LOOK_SECONDS).done:
             self.check()
         if (error := done.exception()) is None:
@@ -76,11 +85,21 @@ class Hand:
         if (failure := self._watch.failure) is not None:
             raise EngineError(failure)
 
+    def finish(self) -> None:
+        """Wait until nothing is left to do, or a rank has failed."""
+        if threading.current_thread() is not self._thread and self._thread.is_alive():
+            with suppress(PlamoRefError):
+                self.do(_nothing)
+
     def stop(self) -> None:
         """Let the thread end behind what it has to do, and wait for it, unless it hangs."""
         self._given.put(None)
         if threading.current_thread() is not self._thread:  # a collector may run anywhere
             self._thread.join(STOP_SECONDS)
+
+
+def _nothing() -> None:
+    pass
 
 
 def _work(queue: "SimpleQueue[Given | None]", watch: Watch) -> None:

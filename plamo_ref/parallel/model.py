@@ -20,7 +20,7 @@ from plamo_ref.kernels.table import Kernels
 from plamo_ref.linear import Linear
 from plamo_ref.model import Attention, Layer, Mamba, Plamo2Model
 from plamo_ref.parallel.cut import TABLE, of_rank, pieces, rule_of, share_of_vocabulary
-from plamo_ref.parallel.group import Group
+from plamo_ref.parallel.group import Group, added
 from plamo_ref.parallel.stage import HEAD, StageModel, is_on, name_in_whole, of_stage
 from plamo_ref.quantization.quantize import quantize
 from plamo_ref.quantization.schemes import SCHEMES, is_quantized
@@ -44,10 +44,9 @@ class AddedLinear(Linear):
         return self.group.add(super().__call__(x))
 
     def parts(self, x: Tensor) -> Tensor:
-        """The same as one part [1, T, out]; several parts of a rank, which are wider, are added
-        first and stay wide: their sum over the ranks is rounded once, by its reader."""
+        """The same as one part [1, T, out]; or what this rank has of it, where the reader adds."""
         own = super().parts(x)
-        return self.group.add(own[0] if len(own) == 1 else own.sum(0))[None]
+        return own if self.group.peers is not None else added(self.group, own)
 
     def quantized(self, x: Tensor) -> Activations:
         """The scale of a token is that of its whole row, of which a rank has a part."""

@@ -65,6 +65,10 @@ def _nobody_rests(healthy: Any, requests: Any, value: bool) -> None:
     pass
 
 
+def _no_tokens(healthy: Any, *step: Any) -> None:
+    pass
+
+
 def _backwards(healthy: Any, group: ThreadGroup, x: Tensor) -> Tensor:
     found: Tensor = healthy(group, x).flip(0)
     return found
@@ -117,6 +121,12 @@ PARALLEL_FAULTS = (
         "A prompt's next chunk, or the next token, is computed before the last one is known.",
         "law",
         patch(pipeline, "_set_under_way", _nobody_rests),
+    ),
+    Fault(
+        "stages do not hear what was chosen",
+        "A step that was laid out before its last tokens were chosen goes without them.",
+        "law",
+        patch(pipeline, "fill_in", _no_tokens),
     ),
     Fault(
         "a stage passes on its norm",

@@ -3,7 +3,6 @@
 Invariant: all tokens stay right under each of them; only the rules of the schedule are broken.
 """
 
-from dataclasses import replace
 from typing import Any
 
 from plamo_ref.engine.request import Request
@@ -14,13 +13,12 @@ from plamo_ref.proof.planting import Fault, patch
 
 
 def _over_budget(schedule: Any, scheduler: V1Scheduler) -> Schedule:
-    queues, config = scheduler.queues, scheduler.queues.config
-    queues.config = replace(config, max_num_batched_tokens=config.max_num_batched_tokens + 1)
+    scheduler.queues.budget += 1
     try:
         decided: Schedule = schedule(scheduler)
         return decided
     finally:
-        queues.config = config
+        scheduler.queues.budget -= 1
 
 
 def _last_come_first(_: Any, queues: Queues, request: Request) -> None:

@@ -7,6 +7,7 @@ one to the other is short: orders go through queues, and sums through a meeting 
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from queue import Empty, SimpleQueue
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -25,6 +26,9 @@ from plamo_ref.parallel.model import assemble, own_part
 from plamo_ref.parallel.pipeline import PipelinedCore
 from plamo_ref.parallel.rank import Order, Rank
 from plamo_ref.parallel.stage import StageModel
+
+if TYPE_CHECKING:
+    from plamo_ref.parallel.peers import Peers
 
 MEETING_SECONDS = 20.0  # that a rank waits for the others
 MOST_TOKENS = 1280  # of a step, with all the padding that a recorded one can have
@@ -64,6 +68,7 @@ class ThreadGroup:
     """`plamo_ref.parallel.group.Group` of one of the threads."""
 
     stage, stages = 0, 1
+    peers: "Peers | None" = None
 
     def __init__(self, meeting: Meeting, rank: int) -> None:
         self._meeting, self.rank, self.size = meeting, rank, meeting.size

@@ -28,6 +28,7 @@ OTHER: dict[str, tuple[list[str], Any]] = {
     "device": (["--device", "cuda:1"], "cuda:1"),
     "tensor_parallel_size": (["--tensor-parallel-size", "2"], 2),
     "pipeline_parallel_size": (["--pipeline-parallel-size", "2"], 2),
+    "disable_custom_all_reduce": (["--no-disable-custom-all-reduce"], False),
     "data_parallel_size": (["--data-parallel-size", "2"], 2),
     "block_size": (["--block-size", "4"], 4),
     "max_num_seqs": (["--max-num-seqs", "5"], 5),

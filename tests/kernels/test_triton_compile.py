@@ -22,6 +22,7 @@ from torch import Tensor
 from plamo_ref.bench.kernels.parts import MODELS, Shape
 from plamo_ref.kernels.choice import triton_table
 from plamo_ref.kernels.linear.triton_dequantize import dequantize
+from plamo_ref.kernels.norm.triton_peers import MOST_ROWS, Memories, peer_add_norm, peer_sum, words
 from plamo_ref.kernels.sample.twin import KNOBS
 from plamo_ref.kernels.ssm.selection import SelectionParams
 from plamo_ref.kernels.ssm.twin import ScanInputs, ScanParams
@@ -87,6 +88,8 @@ def calls(table: Kernels, shape: Shape, dtype: torch.dtype) -> Iterator[Callable
             kind = dtype if parts == 1 else F32
             y = empty(parts, tokens, hidden, dtype=kind)
             yield lambda s=stream, y=y: table.add_norm(s, y, x(hidden), x(hidden), 1e-6)
+        if tokens < 64 and dtype == BF16:
+            yield from peer_calls(shape, tokens)
         yield lambda t=tokens: table.argmax(x(t, shape.vocabulary))
         yield lambda t=tokens: table.rope_tables(ints(t), size, 1e6, dtype)
         knobs = empty(tokens, len(KNOBS), dtype=torch.float64)
@@ -121,6 +124,17 @@ def calls(table: Kernels, shape: Shape, dtype: torch.dtype) -> Iterator[Callable
             )
         for tokens in (64, 2048):  # short parts, long ones
             yield lambda t=tokens, s=states: table.scan_prefill(*scan(shape, t, dtype), s, *where)
+
+
+def peer_calls(shape: Shape, tokens: int) -> Iterator[Callable[[], Any]]:
+    """Sums over four ranks, one of whom this is."""
+    stream, gain, narrow = empty(tokens, shape.hidden), empty(shape.hidden), 2 * shape.state + 256
+    memory = ints(words(4, MOST_ROWS, shape.hidden))
+    others = {"memories": Memories(memory, ints(4), 1, MOST_ROWS, shape.hidden), "pdl": True}
+    for kind, parts in ((BF16, 1), (F32, 4)):
+        y = empty(parts, tokens, shape.hidden, dtype=kind)
+        yield lambda y=y: peer_add_norm(stream, y, gain, gain, 1e-6, **others)
+        yield lambda y=y: peer_sum(y[:, :, :narrow], **others)
 
 
 def quantized_calls(table: Kernels, shape: Shape, tokens: int) -> Iterator[Callable[[], Any]]:
@@ -298,6 +312,8 @@ def compiler(tmp_path_factory: pytest.TempPathFactory) -> Compiler:
 REGISTERS = {
     "rms_norm_kernel": 48,
     "add_norm_kernel": 64,
+    "peer_add_norm_kernel": 80,
+    "peer_sum_kernel": 64,
     "linear_kernel": 200,
     "quantized_linear_kernel": 255,
     "int4_linear_kernel": 255,
@@ -346,7 +362,9 @@ def test_published_shapes_compile_without_spills(shape, capability, compiler):
         else:
             assert (used.spills, used.stack) == (0, 0), where
         assert used.registers <= REGISTERS[name], where
-        assert used.registers * 32 * launch.warps <= REGISTERS_OF_A_MULTIPROCESSOR, where
+        at_once = 2 if name.startswith("peer") else 1  # they wait for each other: see peers.py
+        taken = used.registers * 32 * launch.warps * at_once
+        assert taken <= REGISTERS_OF_A_MULTIPROCESSOR, where
         assert used.shared <= SHARED_MEMORY[capability], where
 
 

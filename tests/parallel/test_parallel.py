@@ -26,6 +26,7 @@ from plamo_ref.engine.runner import ModelRunner
 from plamo_ref.errors import PlamoRefError
 from plamo_ref.kernels.choice import TORCH
 from plamo_ref.parallel.cut import check_cut, of_rank, pieces, rule_of
+from plamo_ref.parallel.driver import reads_peers
 from plamo_ref.parallel.group import LostError
 from plamo_ref.parallel.hand import Hand
 from plamo_ref.parallel.model import load_random
@@ -143,6 +144,17 @@ def test_a_fault_between_ranks_is_caught(fault):
         else:
             pytest.fail("nobody noticed")
     live(drawn(seed, HYBRID), HYBRID, *shape)
+
+
+def test_kernels_add_what_ranks_have_where_that_was_asked_for_and_can_be():
+    asked = EngineConfig(tensor_parallel_size=2, disable_custom_all_reduce=False)
+    two, one = (ThreadGroup(Meeting(size), 0) for size in (2, 1))
+    triton, gpu, cpu = TORCH.but(name="triton"), torch.device("cuda", 0), torch.device("cpu")
+    assert reads_peers(asked, two, triton, gpu)
+    assert not reads_peers(EngineConfig(tensor_parallel_size=2), two, triton, gpu)
+    assert not reads_peers(asked, one, triton, gpu)
+    assert not reads_peers(asked, two, TORCH, gpu)
+    assert not reads_peers(asked, two, triton, cpu)
 
 
 # --- what a rank has ------------------------------------------------------------------------------

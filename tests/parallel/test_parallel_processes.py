@@ -87,7 +87,7 @@ def ranks_of(process: psutil.Process) -> list[psutil.Process]:
 
 @pytest.mark.parametrize(("size", "stages"), [(4, 1), (2, 2)])
 def test_four_processes_give_what_one_gives(folder, one, size, stages):
-    sizes = {"tensor_parallel_size": size, "pipeline_parallel_size": stages}
+    sizes = {"tensor_parallel_size": size, "pipeline_parallel_size": stages, "overlap": stages > 1}
     whole, (expected, truth, _) = one
     with LLM(folder, **SMALL, memory_bytes=FOUR, **sizes) as llm:
         assert len(ranks_of(psutil.Process())) == 3

@@ -9,26 +9,49 @@ from tools.ledger.records import Row
 from tools.ledger.table import Column, Table, shape_of, table
 
 
+def engine(row: Row) -> str:
+    """Its ranks and stages, and what is unusual."""
+    unusual = {"fused": "sums in kernels", "waits": "without overlap"}
+    return ", ".join(
+        [f"{row['ranks']} × {row['stages']}", *(w for key, w in unusual.items() if row.get(key))]
+    )
+
+
 def parallel(rows: Sequence[Row]) -> list[Table]:
     """Engines, then what one message costs."""
-    shown = [{**r, "engine": f"{r['ranks']} × {r['stages']}"} if "stages" in r else r for r in rows]
-    return [
+    engines = [{**r, "engine": engine(r)} for r in rows if "stages" in r and r["what"] != "open"]
+    messages = [r for r in rows if "stages" not in r]
+    seats = max(r["seats"] for r in rows if "seats" in r)
+    tables = [
         table(
-            "8B shape: ranks that share a stage's heads × stages",
-            [r for r in shown if "engine" in r and r["what"] != "open"],
+            f"8B shape, {seats} seats: ranks that share a stage's heads × stages",
+            engines,
             Column("ranks × stages", "engine"),
             Column("what", "what"),
             Column("ms", "ms", "{:,.2f}"),
             Column("of one GPU's time", "of_one", "{:.2f}"),
             Column("messages a step", "messages"),
-        ),
+        )
+    ]
+    if messages:
+        alone = "One sum over the ranks alone, outside of a recorded step"
+        columns = (Column("ranks", "ranks"), Column("what", "what"), Column("ms", "ms", "{:.3f}"))
+        tables.append(table(alone, messages, *columns))
+    return tables
+
+
+def fused_sums(rows: Sequence[Row]) -> list[Table]:
+    """What a sum and its reader take together, by who adds."""
+    return [
         table(
-            "One sum over the ranks alone, outside of a recorded step",
-            [r for r in shown if "engine" not in r],
+            "A sum over the ranks and the norm that reads it, in recorded steps",
+            rows,
             Column("ranks", "ranks"),
-            Column("what", "what"),
-            Column("ms", "ms", "{:.3f}"),
-        ),
+            Column("rows", "rows"),
+            Column("parts of a rank", "parts"),
+            Column("NCCL adds, µs", "nccl_us", "{:.1f}"),
+            Column("the reader adds, µs", "fused_us", "{:.1f}"),
+        )
     ]
 
 

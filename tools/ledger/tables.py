@@ -310,4 +310,5 @@ TABLES: Mapping[str, Callable[[Sequence[Row]], list[Table]]] = {
     "gpu_prefix_arena_8b": _prefix,
     "gpu_prefix_cost_8b": prefix_cost,
     "gpu_parallel_8b": parallel,
+    "gpu_parallel_8b_512": parallel,
 }

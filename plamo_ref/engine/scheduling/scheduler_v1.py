@@ -16,8 +16,7 @@ class V1Scheduler:
         self.queues = queues
 
     def schedule(self) -> Schedule:
-        queues, schedule = self.queues, Schedule()
-        budget = queues.config.max_num_batched_tokens
+        queues, schedule, budget = self.queues, Schedule(), self.queues.budget
 
         for request in list(queues.running):
             if not budget:
