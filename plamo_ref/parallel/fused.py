@@ -14,6 +14,7 @@ from plamo_ref.kernels.ssm.selection import SelectionParams
 from plamo_ref.kernels.table import Kernels
 from plamo_ref.parallel.group import Group, TorchGroup, added
 from plamo_ref.parallel.peers import Peers
+from plamo_ref.quantization.weight import Activations
 
 
 class FusedSums:
@@ -33,11 +34,19 @@ class FusedSums:
         return plain.but(add_norm=fused.add_norm, selection=fused.selection)
 
     def add_norm(
-        self, residual: Tensor, x: Tensor, post_gain: Tensor, pre_gain: Tensor, eps: float
-    ) -> tuple[Tensor, Tensor]:
+        self,
+        residual: Tensor,
+        x: Tensor,
+        post_gain: Tensor,
+        pre_gain: Tensor,
+        eps: float,
+        quantize: bool = False,
+    ) -> tuple[Tensor, Activations]:
         if self._is_too_long(x):
-            return self._plain.add_norm(residual, added(self._group, x), post_gain, pre_gain, eps)
-        return self._add_norm(residual, x, post_gain, pre_gain, eps)
+            x = added(self._group, x)
+            return self._plain.add_norm(residual, x, post_gain, pre_gain, eps, quantize)
+        residual, normed = self._add_norm(residual, x, post_gain, pre_gain, eps)
+        return residual, self._plain.quantize_tokens(normed) if quantize else normed
 
     def selection(self, bcdt: Tensor, params: SelectionParams) -> tuple[Tensor, Tensor, Tensor]:
         x = added(self._group, bcdt) if self._is_too_long(bcdt) else self._sum(bcdt)
