@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from plamo_ref.kernels.table import Kernels
-from plamo_ref.quantization.weight import Activations, QuantizedWeight, Weight
+from plamo_ref.quantization.weight import Activations, QuantizedTokens, QuantizedWeight, Weight
 
 
 @dataclass(frozen=True)
@@ -23,25 +23,38 @@ class Linear:
     weight: Weight
     ops: Kernels
 
-    def __call__(self, x: Tensor) -> Tensor:
+    @property
+    def takes_quantized(self) -> bool:
+        """Whether whoever makes x may quantize it: as the product wants it, and by whole rows."""
+        return isinstance(self.weight, QuantizedWeight) and self.weight.quantized_activations
+
+    def __call__(self, x: Activations) -> Tensor:
         """[T, in] → [T, out]."""
         if isinstance(self.weight, QuantizedWeight):
             return self.ops.quantized_linear(self.quantized(x), self.weight)
+        assert isinstance(x, Tensor)
         return self.ops.linear(x, self.weight)
 
-    def parts(self, x: Tensor) -> Tensor:
+    def parts(self, x: Activations) -> Tensor:
         """[T, in] → partial sums [parts, T, out], for readers that add them on the way."""
         if isinstance(self.weight, QuantizedWeight):
             return self.ops.quantized_linear_parts(self.quantized(x), self.weight)
+        assert isinstance(x, Tensor)
         return self.ops.linear_parts(x, self.weight)
 
-    def swiglu(self, x: Tensor) -> Tensor:
-        """[T, in] → SwiGLU of the product, [T, out / 2]; gate rows come first."""
+    def swiglu(self, x: Activations, quantize: bool = False) -> Activations:
+        """[T, in] → SwiGLU of the product, [T, out / 2]; gate rows come first.
+
+        Args:
+            quantize: the reader takes it quantized; a plain weight leaves that to the reader.
+        """
         if isinstance(self.weight, QuantizedWeight):
-            return self.ops.quantized_linear_swiglu(self.quantized(x), self.weight)
+            return self.ops.quantized_linear_swiglu(self.quantized(x), self.weight, quantize)
+        assert isinstance(x, Tensor)
         return self.ops.linear_swiglu(x, self.weight)
 
-    def quantized(self, x: Tensor) -> Activations:
-        """x as the product with a quantized weight wants it."""
-        assert isinstance(self.weight, QuantizedWeight)
-        return self.ops.quantize_tokens(x) if self.weight.quantized_activations else x
+    def quantized(self, x: Activations) -> Activations:
+        """x as the product with a quantized weight wants it, if it is not already so."""
+        if isinstance(x, QuantizedTokens) or not self.takes_quantized:
+            return x
+        return self.ops.quantize_tokens(x)

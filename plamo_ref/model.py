@@ -21,6 +21,7 @@ from plamo_ref.kernels.ssm.selection import SelectionParams
 from plamo_ref.kernels.ssm.twin import ScanInputs, ScanParams
 from plamo_ref.kernels.table import Kernels
 from plamo_ref.linear import Linear
+from plamo_ref.quantization.weight import Activations
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,14 @@ class Attention:
     k_gain: Tensor  # [G, P]
     ops: Kernels
 
-    def __call__(self, x: Tensor, batch: ForwardBatch, cache: LayerCache, tables: Tensor) -> Tensor:
+    @property
+    def takes_quantized(self) -> bool:
+        """Whether x may come quantized."""
+        return self.qkv_proj.takes_quantized
+
+    def __call__(
+        self, x: Activations, batch: ForwardBatch, cache: LayerCache, tables: Tensor
+    ) -> Tensor:
         """x [T, D] → [parts, T, D]; writes the new keys and values into the cache."""
         assert isinstance(cache, AttentionCache)
         q = self.ops.qk_norm_rope_write(
@@ -64,7 +72,14 @@ class Mamba:
     out_proj: Linear
     ops: Kernels
 
-    def __call__(self, x: Tensor, batch: ForwardBatch, cache: LayerCache, tables: Tensor) -> Tensor:
+    @property
+    def takes_quantized(self) -> bool:
+        """Whether x may come quantized."""
+        return self.in_proj.takes_quantized
+
+    def __call__(
+        self, x: Activations, batch: ForwardBatch, cache: LayerCache, tables: Tensor
+    ) -> Tensor:
         """x [T, D] → [parts, T, D]; moves the states of the batch's slots forward."""
         assert isinstance(cache, MambaCache)
         # Interleaved per head: P gate channels z, then P input channels.
@@ -93,24 +108,27 @@ class Layer:
     def __call__(
         self,
         residual: Tensor,
-        x: Tensor,
+        x: Activations,
         next_gain: Tensor,
+        quantize: bool,
         batch: ForwardBatch,
         cache: LayerCache,
         tables: Tensor,
-    ) -> tuple[Tensor, Tensor]:
-        """The stream and its norm, both [T, D] → those of the next layer, whose gain is given.
+    ) -> tuple[Tensor, Activations]:
+        """The stream and its norm, both [T, D] → those of the next layer, whose gain is given, and
+        whether it takes the norm quantized.
 
         A layer ends where the next one's first norm begins: one fused step does both.
         """
-        add_norm, eps = self.ops.add_norm, self.eps
+        add_norm, eps, gate_up = self.ops.add_norm, self.eps, self.gate_up_proj
         mixed = self.mixer(x, batch, cache, tables)
-        residual, x = add_norm(residual, mixed, self.post_mixer_gain, self.pre_mlp_gain, eps)
-        x = self.down_proj.parts(self.gate_up_proj.swiglu(x))
-        return add_norm(residual, x, self.post_mlp_gain, next_gain, eps)
+        gains = self.post_mixer_gain, self.pre_mlp_gain
+        residual, x = add_norm(residual, mixed, *gains, eps, gate_up.takes_quantized)
+        mixed = self.down_proj.parts(gate_up.swiglu(x, self.down_proj.takes_quantized))
+        return add_norm(residual, mixed, self.post_mlp_gain, next_gain, eps, quantize)
 
 
-LayerCall = Callable[..., tuple[Tensor, Tensor]]  # as Layer.__call__
+LayerCall = Callable[..., tuple[Tensor, Activations]]  # as Layer.__call__
 # A step's batch → as compiled layers see it, and they themselves.
 Compiled = Callable[[ForwardBatch], tuple[ForwardBatch, Sequence[LayerCall]]]
 
@@ -143,13 +161,17 @@ class Plamo2Model:
         tables = self._rope_tables(batch.positions)
         next_gains = [layer.pre_mixer_gain for layer in self.layers[1:]] + [self.norm_gain]
         first = self.layers[0].pre_mixer_gain
-        x = self.ops.rms_norm(residual, first, self.config.rms_norm_eps)
+        x: Activations = self.ops.rms_norm(residual, first, self.config.rms_norm_eps)
         calls: Sequence[LayerCall] = self.layers
-        if self.compiled is not None:
+        quantize = [layer.mixer.takes_quantized for layer in self.layers[1:]] + [False]
+        if self.compiled is not None:  # what a compiled layer is given is plain
             batch, calls = self.compiled(batch)
+            quantize = [False] * len(calls)
         for index, call in enumerate(calls):
             table, cache = tables[self.config.theta(index)], caches[index]
-            residual, x = call(residual, x, next_gains[index], batch, cache, table)
+            seam = next_gains[index], quantize[index]
+            residual, x = call(residual, x, *seam, batch, cache, table)
+        assert isinstance(x, Tensor)
         return residual, x
 
     def with_ops(self, ops: Kernels) -> "Plamo2Model":

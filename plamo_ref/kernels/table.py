@@ -42,9 +42,17 @@ class Kernels(Protocol):
         """x [T, D] / rms(x) · gain [D] → [T, D]."""
 
     def add_norm(
-        self, residual: Tensor, x: Tensor, post_gain: Tensor, pre_gain: Tensor, eps: float
-    ) -> tuple[Tensor, Tensor]:
-        """residual [T, D] + rms_norm(x), and its own norm: both [T, D]. x [T, D], or parts."""
+        self,
+        residual: Tensor,
+        x: Tensor,
+        post_gain: Tensor,
+        pre_gain: Tensor,
+        eps: float,
+        quantize: bool = False,
+    ) -> tuple[Tensor, Activations]:
+        """residual [T, D] + rms_norm(x), and its own norm: both [T, D]. x [T, D], or parts.
+
+        quantize: the norm as `quantize_tokens` leaves it."""
 
     # --- products with a weight -------------------------------------------------------------------
 
@@ -71,8 +79,12 @@ class Kernels(Protocol):
     def quantized_linear_parts(self, x: Activations, weight: QuantizedWeight) -> Tensor:
         """The same in parts: [parts, T, out]."""
 
-    def quantized_linear_swiglu(self, x: Activations, weight: QuantizedWeight) -> Tensor:
-        """silu(gate) · up of the product with weight [2F, in], gate rows first → [T, F]."""
+    def quantized_linear_swiglu(
+        self, x: Activations, weight: QuantizedWeight, quantize: bool = False
+    ) -> Activations:
+        """silu(gate) · up of the product with weight [2F, in], gate rows first → [T, F].
+
+        quantize: it as `quantize_tokens` leaves it."""
 
     def selection(self, bcdt: Tensor, params: SelectionParams) -> tuple[Tensor, Tensor, Tensor]:
         """B, C [T, N] and dt [T, H] from bcdt [T, 2N + rank], or parts of it."""

@@ -39,19 +39,25 @@ class AddedLinear(Linear):
 
     group: Group
 
-    def __call__(self, x: Tensor) -> Tensor:
+    @property
+    def takes_quantized(self) -> bool:
+        """A rank has a part of each row, and its scale is that of the whole one."""
+        return False
+
+    def __call__(self, x: Activations) -> Tensor:
         """[T, in of this rank] → [T, out]."""
         return self.group.add(super().__call__(x))
 
-    def parts(self, x: Tensor) -> Tensor:
+    def parts(self, x: Activations) -> Tensor:
         """The same as one part [1, T, out]; several parts of a rank, which are wider, are added
         first and stay wide: their sum over the ranks is rounded once, by its reader."""
         own = super().parts(x)
         return self.group.add(own[0] if len(own) == 1 else own.sum(0))[None]
 
-    def quantized(self, x: Tensor) -> Activations:
+    def quantized(self, x: Activations) -> Activations:
         """The scale of a token is that of its whole row, of which a rank has a part."""
         assert isinstance(self.weight, QuantizedWeight)
+        assert isinstance(x, Tensor)
         if not self.weight.quantized_activations:
             return x
         most = x.abs().amax(1).to(torch.promote_types(x.dtype, torch.float32))
@@ -64,7 +70,7 @@ class GatheredLinear(Linear):
 
     group: Group
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def __call__(self, x: Activations) -> Tensor:
         """[n, D] → logits of all tokens, [n, V or a little more]."""
         own = super().__call__(x)
         return self.group.gather(own).movedim(0, 1).flatten(1)

@@ -29,6 +29,7 @@ from plamo_ref.kernels.errors import KernelError
 from plamo_ref.kernels.launch import Config
 from plamo_ref.kernels.linear.triton_dequantize import dequantize
 from plamo_ref.kernels.linear.triton_quantized import MANY
+from plamo_ref.kernels.linear.triton_swiglu import swiglu_parts, swiglu_quantized
 from plamo_ref.kernels.ssm.triton_plan import Plan, plan_scan
 from plamo_ref.quantization import quantize as quantize_module
 from plamo_ref.quantization.quantize import quantize
@@ -97,6 +98,34 @@ def test_many_tokens_meet_a_weight_made_plain(name):
     torch.testing.assert_close(dequantize(weight, F32).double(), truth, rtol=1e-6, atol=1e-9)
     if not weight.quantized_activations:
         agrees(Case(name, "quantized_linear", (make.noise(MANY + 1, 192), weight)))
+
+
+def same(got, truth):
+    assert got.dtype == truth.dtype
+    assert torch.equal(got.values.float(), truth.values.float())
+    assert torch.equal(got.scale, truth.scale)
+
+
+@pytest.mark.parametrize("dtype", [F32, torch.bfloat16])
+def test_activations_are_quantized_where_they_are_made_as_by_a_launch_of_its_own(dtype):
+    """To the bit, behind a norm and behind SwiGLU, whether that is a pass of its own (beyond 64
+    tokens, of one part or several) or the product's last step."""
+    make = Maker(CPU, dtype)
+    stream, x, gain = make.noise(3, 72), make.noise(3, 72), make.noise(72)
+    residual, normed = KERNELS.add_norm(stream, x, gain, gain + 1, 1e-6)
+    again, quantized = KERNELS.add_norm(stream, x, gain, gain + 1, 1e-6, True)
+    assert torch.equal(residual, again)
+    same(quantized, KERNELS.quantize_tokens(normed))
+    weight = quantize(make.noise(2 * 40, 64) / 8, SCHEMES["fp8"])
+    for tokens in (2, 65):
+        given = KERNELS.quantize_tokens(make.noise(tokens, 64))
+        plain = KERNELS.quantized_linear_swiglu(given, weight)
+        same(
+            KERNELS.quantized_linear_swiglu(given, weight, True),
+            KERNELS.quantize_tokens(plain),
+        )
+    parts = make.parts(3, 2, 80)
+    same(swiglu_quantized(parts, dtype), KERNELS.quantize_tokens(swiglu_parts(parts, dtype)))
 
 
 def test_every_byte_of_e4m3_is_decoded_and_encoded():

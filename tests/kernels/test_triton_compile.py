@@ -22,6 +22,7 @@ from torch import Tensor
 from plamo_ref.bench.kernels.parts import MODELS, Shape
 from plamo_ref.kernels.choice import triton_table
 from plamo_ref.kernels.linear.triton_dequantize import dequantize
+from plamo_ref.kernels.linear.triton_swiglu import swiglu_quantized
 from plamo_ref.kernels.sample.twin import KNOBS
 from plamo_ref.kernels.ssm.selection import SelectionParams
 from plamo_ref.kernels.ssm.twin import ScanInputs, ScanParams
@@ -127,8 +128,11 @@ def quantized_calls(table: Kernels, shape: Shape, tokens: int) -> Iterator[Calla
     """Products with a weight of each kind, and what stands around them."""
     hidden, gate_up = shape.hidden, empty(2 * shape.intermediate, shape.hidden)
     x = empty(tokens, hidden)
+    gain, parts = empty(hidden), empty(2, tokens, 2 * shape.intermediate, dtype=F32)
     if tokens > 128:
         yield lambda: table.quantize_tokens(x)
+        yield lambda: table.add_norm(x, x, gain, gain, 1e-6, True)
+        yield lambda: swiglu_quantized(parts, BF16)
     for scheme in ("fp8", "fp8_weight_only", "int8", "int4"):
         weight = quantize(gate_up, SCHEMES[scheme])
         given = x

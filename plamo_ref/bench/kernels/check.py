@@ -32,6 +32,7 @@ from plamo_ref.kernels.choice import TORCH, triton_table
 from plamo_ref.kernels.errors import KernelError
 from plamo_ref.kernels.linear.twin import whole
 from plamo_ref.kernels.table import OPERATIONS, Kernels
+from plamo_ref.quantization.weight import QuantizedTokens
 
 # Ratio of norms. float32: rounding, and three-part tf32 on a GPU. bfloat16: 8 bits of fraction,
 # after up to three roundings in a row.
@@ -47,9 +48,12 @@ def results(case: Case, table: Kernels, dtype: torch.dtype | None = None) -> lis
     returned = returned if isinstance(returned, tuple) else (returned,)
     if case.operation.endswith("linear_parts"):  # into how many parts is the kernel's own business
         returned = (whole(returned[0], arguments[0].dtype),)
-    if case.operation == "quantize_tokens":
-        returned = (returned[0].values.double(), returned[0].scale)
-    return [*returned, *(arguments[i] for i in case.written)]
+    made = [t for r in returned for t in (_tensors(r) if isinstance(r, QuantizedTokens) else [r])]
+    return [*made, *(arguments[i] for i in case.written)]
+
+
+def _tensors(tokens: QuantizedTokens) -> tuple[Tensor, Tensor]:
+    return tokens.values.double(), tokens.scale
 
 
 def compare(got: list[Tensor], truth: list[Tensor]) -> tuple[float, float]:
@@ -71,7 +75,8 @@ def compare(got: list[Tensor], truth: list[Tensor]) -> tuple[float, float]:
 def limit_of(case: Case, dtype: torch.dtype) -> float:
     """A state kept in bfloat16 is rounded when it is stored, whatever computes it. Of numbers that
     become e4m3 a few lie so near to a border that float32 puts them on its other side."""
-    if case.operation == "quantize_tokens":
+    makes_fp8 = case.operation in ("add_norm", "quantized_linear_swiglu")
+    if case.operation == "quantize_tokens" or (makes_fp8 and case.arguments[-1] is True):
         return AT_A_BORDER
     stored = [case.arguments[i].dtype for i in case.written]
     return max(LIMITS[kind] for kind in (dtype, *stored))

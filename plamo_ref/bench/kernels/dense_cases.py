@@ -28,6 +28,7 @@ def norm_cases(make: Maker, shape: Shape, tokens: int) -> Iterator[Case]:
     yield Case(f"{tokens}", "add_norm", arguments, moved_bytes=4 * tokens * size * item)
     parts = make.parts(3, tokens, size)
     yield Case(f"{tokens}, 3 parts", "add_norm", (arguments[0], parts, *rest))
+    yield Case(f"{tokens}, quantized", "add_norm", (*arguments, True))
 
 
 def linear_cases(make: Maker, shape: Shape, tokens: int) -> Iterator[Case]:

@@ -29,6 +29,7 @@ from plamo_ref.engine.config import EngineError
 from plamo_ref.engine.fast.custom_ops import compiled_table, opaque
 from plamo_ref.engine.memory.holding import ATTENTION_KINDS
 from plamo_ref.model import Attention, Layer, LayerCall, Plamo2Model, with_ops
+from plamo_ref.quantization.weight import Activations
 
 Compile = Literal["none", "attention", "all"]
 
@@ -93,11 +94,12 @@ def _layer_step(
     residual: Tensor,
     x: Tensor,
     next_gain: Tensor,
+    quantize: bool,
     batch: ForwardBatch,
     cache: LayerCache,
     tables: Tensor,
-) -> tuple[Tensor, Tensor]:
-    return Layer.__call__(layer, residual, x, next_gain, batch, cache, tables)
+) -> tuple[Tensor, Activations]:
+    return Layer.__call__(layer, residual, x, next_gain, quantize, batch, cache, tables)
 
 
 def _attention_step(

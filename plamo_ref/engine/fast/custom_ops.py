@@ -23,7 +23,7 @@ from plamo_ref.kernels.linear.swiglu import swiglu
 from plamo_ref.kernels.rope.twin import qk_norm_rope
 from plamo_ref.kernels.ssm.twin import ScanInputs, ScanParams
 from plamo_ref.kernels.table import Kernels, Table
-from plamo_ref.quantization.weight import QuantizedWeight
+from plamo_ref.quantization.weight import Activations, QuantizedWeight
 
 
 def opaque(batch: ForwardBatch) -> ForwardBatch:
@@ -231,12 +231,23 @@ def compiled_table(kernels: str) -> Table:
         how = (w.format, w.group, w.quantized_activations, kernels)
         return quantized_linear_op(x, w.values, w.scale, *how)
 
+    def add_norm(
+        residual: Tensor,
+        x: Tensor,
+        post_gain: Tensor,
+        pre_gain: Tensor,
+        eps: float,
+        quantize: bool = False,
+    ) -> tuple[Tensor, Activations]:
+        return TORCH.add_norm(residual, x, post_gain, pre_gain, eps)
+
     return TORCH.but(
         name="compiled",
-        quantize_tokens=lambda x: x,  # the box does it
+        add_norm=add_norm,
+        quantize_tokens=lambda x: x,  # the box does it, here and behind a norm and SwiGLU
         quantized_linear=quantized_linear,
         quantized_linear_parts=lambda x, w: quantized_linear(x, w)[None],
-        quantized_linear_swiglu=lambda x, w: swiglu(quantized_linear(x, w)),
+        quantized_linear_swiglu=lambda x, w, quantize=False: swiglu(quantized_linear(x, w)),
         qk_norm_rope_write=qk_norm_rope_write,
         attend=attend,
         convolve=convolve,

@@ -55,9 +55,16 @@ def quantized_linear_parts(x: Activations, weight: QuantizedWeight) -> Tensor:
     return quantized_linear(x, weight)[None]
 
 
-def quantized_linear_swiglu(x: Activations, weight: QuantizedWeight) -> Tensor:
-    """weight [2F, in], gate rows first → silu(gate) · up, [T, F]."""
-    return swiglu(quantized_linear(x, weight))
+def quantized_linear_swiglu(
+    x: Activations, weight: QuantizedWeight, quantize: bool = False
+) -> Activations:
+    """weight [2F, in], gate rows first → silu(gate) · up, [T, F].
+
+    Args:
+        quantize: it as `quantize_tokens` leaves it, for a product that wants it so.
+    """
+    made = swiglu(quantized_linear(x, weight))
+    return quantize_tokens(made) if quantize else made
 
 
 def check_scheme(name: str | None, kernels: str, device: torch.device) -> None:

@@ -17,9 +17,13 @@ from torch import Tensor
 from plamo_ref.kernels.errors import KernelError
 from plamo_ref.kernels.launch import Config, launch, pick, power_of_two, ready, with_unit_stride
 from plamo_ref.kernels.linear.triton_int4 import int4_dequantize_kernel
-from plamo_ref.kernels.linear.triton_numbers import as_stored, decode_fp8, encode_fp8
-from plamo_ref.quantization.quantize import TINY
-from plamo_ref.quantization.weight import FP8, LARGEST, QuantizedTokens, QuantizedWeight
+from plamo_ref.kernels.linear.triton_numbers import (
+    as_stored,
+    decode_fp8,
+    empty_tokens,
+    store_quantized,
+)
+from plamo_ref.quantization.weight import QuantizedTokens, QuantizedWeight
 
 # Size: numbers of a row. A block is all of it.
 TOKEN_CONFIGS = (
@@ -29,7 +33,6 @@ TOKEN_CONFIGS = (
 )
 WEIGHT_CONFIG = Config(up_to=1 << 20, block=8, warps=4, tile=256)  # rows, columns
 INT4_ROWS = 64  # of a program, each of one unit
-LARGEST_FP8, LEAST = tl.constexpr(LARGEST["fp8"]), tl.constexpr(TINY)
 
 
 @triton.jit
@@ -50,12 +53,7 @@ def quantize_tokens_kernel(
     k = tl.arange(0, BLOCK)
     x = tl.load(x_ptr + row * x_stride + k, mask=k < K, other=0.0).to(tl.float32)
     most = tl.load(most_ptr + row) if GIVEN else tl.max(tl.abs(x), axis=0)
-    most = tl.maximum(most, LEAST)
-    x = x * (LARGEST_FP8 / most)
-    x = tl.minimum(tl.maximum(x, -LARGEST_FP8), LARGEST_FP8)
-    value = encode_fp8(x) if DECODE else x.to(out_ptr.dtype.element_ty)
-    tl.store(out_ptr + row * K + k, value, mask=k < K)
-    tl.store(scale_ptr + row, most / LARGEST_FP8)
+    store_quantized(x, most, out_ptr + row * K + k, scale_ptr + row, k < K, DECODE)
 
 
 def quantize_tokens(x: Tensor, most: Tensor | None = None, *, pdl: bool = False) -> QuantizedTokens:
@@ -63,16 +61,15 @@ def quantize_tokens(x: Tensor, most: Tensor | None = None, *, pdl: bool = False)
     if x.dim() != 2:
         raise KernelError(f"quantize_tokens: x is {list(x.shape)}, not [T, in]")
     x, (tokens, columns) = with_unit_stride(x), x.shape
-    values = torch.empty((tokens, columns), dtype=FP8, device=x.device)
-    scale = torch.empty(tokens, dtype=torch.float32, device=x.device)
-    out, decode = as_stored(values)
+    made = empty_tokens(tokens, columns, x.dtype, x.device)
+    out, decode = as_stored(made.values)
     launch(
         quantize_tokens_kernel,
         (tokens,),
         x,
-        scale if most is None else most,
+        made.scale if most is None else most,
         out,
-        scale,
+        made.scale,
         x.stride(0),
         columns,
         config=pick(TOKEN_CONFIGS, columns),
@@ -81,7 +78,7 @@ def quantize_tokens(x: Tensor, most: Tensor | None = None, *, pdl: bool = False)
         BLOCK=power_of_two(columns),
         PDL=pdl,
     )
-    return QuantizedTokens(values, scale, x.dtype)
+    return made
 
 
 @triton.jit

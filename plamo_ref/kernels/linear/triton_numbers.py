@@ -9,7 +9,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from plamo_ref.quantization.weight import FP8
+from plamo_ref.quantization.quantize import TINY
+from plamo_ref.quantization.weight import FP8, LARGEST, QuantizedTokens
+
+LARGEST_FP8, LEAST = tl.constexpr(LARGEST["fp8"]), tl.constexpr(TINY)
 
 
 @triton.jit
@@ -38,6 +41,26 @@ def encode_fp8(x):
 def numbers(stored, KIND: tl.constexpr, DECODE: tl.constexpr):
     """What is stored, as numbers of a kind."""
     return (decode_fp8(stored) if DECODE else stored).to(KIND)
+
+
+@triton.jit
+def store_quantized(x, most, out_ptr, scale_ptr, inside, DECODE: tl.constexpr):
+    """x, numbers of one token of which the largest is `most`, in e4m3, and its scale."""
+    most = tl.maximum(most, LEAST)
+    x = x * (LARGEST_FP8 / most)
+    x = tl.minimum(tl.maximum(x, -LARGEST_FP8), LARGEST_FP8)
+    value = encode_fp8(x) if DECODE else x.to(out_ptr.dtype.element_ty)
+    tl.store(out_ptr, value, mask=inside)
+    tl.store(scale_ptr, most / LARGEST_FP8)
+
+
+def empty_tokens(
+    tokens: int, columns: int, dtype: torch.dtype, device: torch.device
+) -> QuantizedTokens:
+    """Memory for activations [tokens, columns] of `dtype` in e4m3."""
+    values = torch.empty((tokens, columns), dtype=FP8, device=device)
+    scale = torch.empty(tokens, dtype=torch.float32, device=device)
+    return QuantizedTokens(values, scale, dtype)
 
 
 def as_stored(values: Tensor) -> tuple[Tensor, bool]:

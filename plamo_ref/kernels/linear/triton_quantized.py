@@ -29,7 +29,7 @@ from plamo_ref.kernels.launch import (
 )
 from plamo_ref.kernels.linear import triton_swiglu as triton_mlp
 from plamo_ref.kernels.linear.triton import LEAST_TOKENS, parts_of
-from plamo_ref.kernels.linear.triton_dequantize import dequantize
+from plamo_ref.kernels.linear.triton_dequantize import dequantize, quantize_tokens
 from plamo_ref.kernels.linear.triton_int4 import int4_linear_kernel
 from plamo_ref.kernels.linear.triton_numbers import as_stored
 from plamo_ref.kernels.linear.triton_product import quantized_linear_kernel
@@ -90,14 +90,22 @@ def quantized_linear_parts(x: Activations, weight: QuantizedWeight, *, pdl: bool
 
 
 def quantized_linear_swiglu(
-    x: Activations, weight: QuantizedWeight, *, pdl: bool = False
-) -> Tensor:
-    """x [T, in], weight [2F, in], gate rows first → [T, F]."""
+    x: Activations, weight: QuantizedWeight, quantize: bool = False, *, pdl: bool = False
+) -> Activations:
+    """x [T, in], weight [2F, in], gate rows first → [T, F].
+
+    Args:
+        quantize: it as `quantize_tokens` would leave it. The scale is that of a whole row, which
+            SwiGLU has where it is a pass of its own, and no program of a product has.
+    """
     configs = SWIGLU_CONFIGS.get(_kind(x, weight))
     if configs is None or x.shape[0] > configs[-1].up_to or _many(x, weight):
         product = quantized_linear_parts(x, weight, pdl=pdl)
+        if quantize:
+            return triton_mlp.swiglu_quantized(product, x.dtype, pdl=pdl)
         return triton_mlp.swiglu_parts(product, x.dtype, pdl=pdl)
-    return _few_tokens(x, weight, parts=1, swiglu=True, pdl=pdl)[0]
+    made = _few_tokens(x, weight, parts=1, swiglu=True, pdl=pdl)[0]
+    return quantize_tokens(made, pdl=pdl) if quantize else made
 
 
 def _kind(x: Activations, weight: QuantizedWeight) -> str:

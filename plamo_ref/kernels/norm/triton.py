@@ -20,6 +20,8 @@ from plamo_ref.kernels.launch import (
     ready,
     with_unit_stride,
 )
+from plamo_ref.kernels.linear.triton_numbers import as_stored, empty_tokens, store_quantized
+from plamo_ref.quantization.weight import Activations
 
 # Size: elements of a row. A block is rows: short rows (B, C and Δ of Mamba) share a program.
 NORM_CONFIGS = (
@@ -101,11 +103,14 @@ def add_norm_kernel(
     pre_ptr,
     sum_ptr,
     out_ptr,
+    scale_ptr,
     residual_stride,
     x_stride_part,
     x_stride,
     eps,
     PARTS: tl.constexpr,
+    QUANTIZE: tl.constexpr,  # the norm goes in e4m3, with a scale for each token
+    DECODE: tl.constexpr,  # … as bytes
     D: tl.constexpr,
     BLOCK_D: tl.constexpr,
     PDL: tl.constexpr,
@@ -125,7 +130,13 @@ def add_norm_kernel(
     total = (residual.to(tl.float32) + normed.to(dtype).to(tl.float32)).to(dtype)
     tl.store(sum_ptr + row * D + col, total, mask=inside)
     normed = normalise(total.to(tl.float32), D, eps).to(dtype).to(tl.float32) * pre
-    tl.store(out_ptr + row * D + col, normed.to(dtype), mask=inside)
+    normed = normed.to(dtype)
+    if QUANTIZE:
+        normed = normed.to(tl.float32)
+        most = tl.max(tl.abs(normed), axis=0)
+        store_quantized(normed, most, out_ptr + row * D + col, scale_ptr + row, inside, DECODE)
+    else:
+        tl.store(out_ptr + row * D + col, normed, mask=inside)
 
 
 def add_norm(
@@ -134,10 +145,15 @@ def add_norm(
     post_gain: Tensor,
     pre_gain: Tensor,
     eps: float,
+    quantize: bool = False,
     *,
     pdl: bool = False,
-) -> tuple[Tensor, Tensor]:
-    """residual [T, D], x [T, D] or parts of it [parts, T, D] → new residual, its norm: [T, D]."""
+) -> tuple[Tensor, Activations]:
+    """residual [T, D], x [T, D] or parts of it [parts, T, D] → new residual, its norm: [T, D].
+
+    Args:
+        quantize: the norm as `quantize_tokens` would leave it.
+    """
     (rows, size), parts = residual.shape, x if x.dim() == 3 else x[None]
     if not (parts.shape[1:] == residual.shape and post_gain.shape == pre_gain.shape == (size,)):
         raise KernelError(
@@ -152,7 +168,13 @@ def add_norm(
         )
     residual, parts = with_unit_stride(residual), with_unit_stride(parts)
     total = torch.empty((rows, size), dtype=residual.dtype, device=x.device)
-    out = torch.empty_like(total)
+    made: Activations
+    if quantize:
+        made = empty_tokens(rows, size, residual.dtype, x.device)
+        (out, decode), scale = as_stored(made.values), made.scale
+    else:
+        made = out = scale = torch.empty_like(total)
+        decode = False
     launch(
         add_norm_kernel,
         (rows,),
@@ -162,6 +184,7 @@ def add_norm(
         pre_gain.contiguous(),
         total,
         out,
+        scale,
         residual.stride(0),
         parts.stride(0),
         parts.stride(1),
@@ -170,6 +193,8 @@ def add_norm(
         D=size,
         BLOCK_D=power_of_two(size),
         PARTS=parts.shape[0],
+        QUANTIZE=quantize,
+        DECODE=decode,
         PDL=pdl,
     )
-    return total, out
+    return total, made

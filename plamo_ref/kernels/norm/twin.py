@@ -13,7 +13,9 @@ gain is applied, as in the published model. Gains come with their offset already
 import torch
 from torch import Tensor
 
+from plamo_ref.kernels.linear.quantized import quantize_tokens
 from plamo_ref.kernels.linear.twin import whole
+from plamo_ref.quantization.weight import Activations
 
 
 def rms_norm(x: Tensor, gain: Tensor, eps: float) -> Tensor:
@@ -24,9 +26,19 @@ def rms_norm(x: Tensor, gain: Tensor, eps: float) -> Tensor:
 
 
 def add_norm(
-    residual: Tensor, x: Tensor, post_gain: Tensor, pre_gain: Tensor, eps: float
-) -> tuple[Tensor, Tensor]:
-    """residual [T, D], x [T, D] or parts of it [parts, T, D] → new residual, its norm: [T, D]."""
+    residual: Tensor,
+    x: Tensor,
+    post_gain: Tensor,
+    pre_gain: Tensor,
+    eps: float,
+    quantize: bool = False,
+) -> tuple[Tensor, Activations]:
+    """residual [T, D], x [T, D] or parts of it [parts, T, D] → new residual, its norm: [T, D].
+
+    Args:
+        quantize: the norm as `quantize_tokens` leaves it, for a product that wants it so.
+    """
     x = whole(x, residual.dtype)
     residual = residual + rms_norm(x, post_gain, eps)
-    return residual, rms_norm(residual, pre_gain, eps)
+    normed = rms_norm(residual, pre_gain, eps)
+    return residual, quantize_tokens(normed) if quantize else normed

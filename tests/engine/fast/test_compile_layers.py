@@ -72,7 +72,7 @@ def test_the_law_holds_with_compiled_layers(compiled):
 def test_a_wrong_fused_operation_breaks_the_law(monkeypatch):
     def wrong(kernels):
         return compiled_table(kernels).but(
-            add_norm=lambda r, x, p, g, eps: TORCH.add_norm(r, x, p, g, 0.1)
+            add_norm=lambda r, x, p, g, eps, quantize: TORCH.add_norm(r, x, p, g, 0.1)
         )
 
     monkeypatch.setattr(compiling, "compiled_table", wrong)
