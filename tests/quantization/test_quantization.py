@@ -10,6 +10,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from engines import new_core
 
 from plamo_ref import LLM, SamplingParams
 from plamo_ref.batch import Room
@@ -21,13 +22,14 @@ from plamo_ref.engine.source import open_source
 from plamo_ref.intake.hub import find
 from plamo_ref.kernels.choice import TORCH
 from plamo_ref.kernels.linear.quantized import quantize_tokens
+from plamo_ref.kernels.table import Table
 from plamo_ref.linear import Linear
 from plamo_ref.parallel.model import AddedLinear, load_random, load_stored, own_rows_or_columns
 from plamo_ref.proof.lab import lab_config
 from plamo_ref.proof.ranks import Meeting, ThreadGroup
 from plamo_ref.quantization.quantize import dequantize, pack, quantize, unpack
 from plamo_ref.quantization.schemes import PRODUCTS, SCHEMES, is_quantized
-from plamo_ref.quantization.weight import QuantizedWeight
+from plamo_ref.quantization.weight import QuantizedTokens, QuantizedWeight
 from plamo_ref.weights.checkpoint import Checkpoint
 from plamo_ref.weights.loading import StoredWeights, load_model
 from plamo_ref.weights.random import random_model
@@ -134,6 +136,72 @@ def test_the_product_of_a_request_does_not_depend_on_its_company():
     x = noise(50, 128, seed=2)
     linear = Linear(weight, TORCH)
     torch.testing.assert_close(linear(x)[7:8], linear(x[7:8]), rtol=1e-12, atol=1e-12)
+
+
+# --- who quantizes activations --------------------------------------------------------------------
+
+
+class Counted:
+    """A table that notes where activations become e4m3."""
+
+    def __init__(self) -> None:
+        self.made: list[str] = []
+        self.ops = TORCH.but(
+            quantize_tokens=self.noted("quantize_tokens"),
+            add_norm=self.noted("add_norm"),
+            quantized_linear_swiglu=self.noted("quantized_linear_swiglu"),
+        )
+
+    def noted(self, name):
+        def operation(*arguments):
+            made = getattr(TORCH, name)(*arguments)
+            last = made[1] if isinstance(made, tuple) else made
+            if isinstance(last, QuantizedTokens):
+                self.made.append(name)
+            return made
+
+        return operation
+
+
+def hidden_states(table: Table, *, compiled: bool = False) -> torch.Tensor:
+    """Of a prompt, by an engine with an fp8 model on this table."""
+    core, seen = new_core(HYBRID), []
+    config = replace(HYBRID, quantization="fp8")
+    core.runner.model = model = random_model(config, table, torch.float64, CPU, seed=3)
+    if compiled:
+        model.compiled = lambda batch: (batch, model.layers)
+    forward = model.forward
+    model.forward = lambda *given: seen.append(forward(*given)) or seen[-1]  # type: ignore
+    core.add([1, 2, 3], GREEDY)
+    core.step()
+    return seen[0]
+
+
+def test_activations_are_quantized_where_they_are_made(monkeypatch):
+    """A layer has four products; its norms and SwiGLU leave three of their inputs quantized, the
+    scan and the attention none. The numbers are those of four launches of their own."""
+    counted, layers = Counted(), HYBRID.num_hidden_layers
+    found = hidden_states(counted.ops)
+    assert counted.made.count("add_norm") == 2 * layers - 1  # the last one's reader is the head
+    assert counted.made.count("quantized_linear_swiglu") == layers
+    assert counted.made.count("quantize_tokens") == layers + 1  # … and the first layer's input
+    counted.made.clear()
+    assert torch.equal(found, hidden_states(counted.ops, compiled=True))
+    assert counted.made.count("add_norm") == layers  # what a compiled layer is given is plain
+    monkeypatch.setattr(Linear, "takes_quantized", False)
+    monkeypatch.setattr(Linear, "quantized", lambda linear, x: linear.ops.quantize_tokens(x))
+    counted.made.clear()
+    plain = hidden_states(counted.ops)
+    assert counted.made == ["quantize_tokens"] * 4 * layers
+    assert torch.equal(found, plain)
+
+
+def test_nobody_quantizes_a_part_of_a_row_by_itself():
+    config = replace(HYBRID, quantization="fp8")
+    layer = load_random(config, 3, ThreadGroup(Meeting(2), 0), *PLACE).layers[0]
+    assert layer.gate_up_proj.takes_quantized
+    assert layer.mixer.takes_quantized
+    assert not layer.down_proj.takes_quantized
 
 
 # --- what is quantized ----------------------------------------------------------------------------

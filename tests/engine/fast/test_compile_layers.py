@@ -22,6 +22,8 @@ from plamo_ref.kernels.choice import TORCH
 from plamo_ref.model import Attention
 from plamo_ref.proof.lab import Pair, draw_scenario
 from plamo_ref.proof.law import LawError, run_scenario
+from plamo_ref.quantization.quantize import quantize
+from plamo_ref.quantization.schemes import SCHEMES
 
 # The compiler's own imports use what torch.jit has deprecated.
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
@@ -99,6 +101,30 @@ def test_an_engine_with_compile_writes_the_same_text():
         assert (llm.core.runner.model.compiled is None) == (choice == "none")
         texts.append([r.outputs[0].token_ids for r in llm.generate(prompts, GREEDY)])
     assert texts[0] == texts[1]
+
+
+def test_compiled_layers_with_quantized_weights_write_the_same_text():
+    texts, place = [], {"dtype": "float64", "device": "cpu", "memory_bytes": 1 << 26}
+    for choice in ("none", "all"):
+        with LLM("tiny", quantization="fp8", compile=choice, **place) as llm:
+            assert (llm.core.runner.model.compiled is None) == (choice == "none")
+            made = llm.generate(["吾輩は猫である。", "It was the best"], GREEDY)
+            texts.append([r.outputs[0].token_ids for r in made])
+    assert texts[0] == texts[1]
+
+
+@pytest.mark.parametrize("name", SCHEMES)
+def test_the_box_of_a_quantized_product_computes_it_and_takes_plain_activations(name):
+    x, weight = torch.randn(3, 256), quantize(torch.randn(64, 256), SCHEMES[name])
+    box = compiled_table("torch")
+    given = TORCH.quantize_tokens(x) if weight.quantized_activations else x
+    for operation in ("quantized_linear", "quantized_linear_parts", "quantized_linear_swiglu"):
+        got = getattr(box, operation)(box.quantize_tokens(x), weight)
+        assert torch.equal(got, getattr(TORCH, operation)(given, weight))
+    gain = torch.ones(256)
+    for table in (box, TORCH):  # who would quantize leaves it to the box
+        plain = isinstance(table.add_norm(x, x, gain, gain, 1e-6, True)[1], torch.Tensor)
+        assert plain == (table is box)
 
 
 # --- whole graphs, and no more of them than needed -----------------------------------------------
