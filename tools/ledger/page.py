@@ -92,11 +92,13 @@ SECTIONS = (
     Section("From the start to the first token", "", ("gpu_startup_8b", "gpu_startup_1b")),
     Section(
         "Several GPUs",
-        "The same model, shared by ranks and stages, in one call on one machine. The sums are "
-        "NCCL's, in recorded steps. With 512 seats one GPU's batches of more than 256 decodes are "
-        "not recorded, and a stage's half batches are: that is a part of what two stages gain "
-        "there. (The prompt of 512 tokens was being recorded when it was timed.)",
-        ("gpu_parallel_8b", "gpu_parallel_8b_512"),
+        "The same model, shared by ranks and stages; each table is one call on one machine. The "
+        "sums are NCCL's in recorded steps, or made by the kernels that read them. In the first "
+        "table two stages still waited for their host in each round. With 512 seats one GPU's "
+        "batches of more than 256 decodes are not recorded, and a stage's half batches are: that "
+        "is a part of what two stages gain there. (The prompt of 512 tokens was being recorded "
+        "when it was timed.)",
+        ("gpu_parallel_8b", "gpu_parallel_8b_fused", "gpu_fused_sums_8b", "gpu_parallel_8b_512"),
     ),
     Section(
         "What each optimisation buys",

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from tools.ledger.exactness import deviations
 from tools.ledger.neighbours import arena, hostile, hostile_before, interrupts, penalties
 from tools.ledger.peer import peer_tables
-from tools.ledger.ranks import parallel, prefix_cost
+from tools.ledger.ranks import fused_sums, parallel, prefix_cost
 from tools.ledger.records import Row
 from tools.ledger.table import Column, Table, percent, shape_of, table
 
@@ -310,5 +310,7 @@ TABLES: Mapping[str, Callable[[Sequence[Row]], list[Table]]] = {
     "gpu_prefix_arena_8b": _prefix,
     "gpu_prefix_cost_8b": prefix_cost,
     "gpu_parallel_8b": parallel,
+    "gpu_parallel_8b_fused": parallel,
     "gpu_parallel_8b_512": parallel,
+    "gpu_fused_sums_8b": fused_sums,
 }
