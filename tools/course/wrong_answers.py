@@ -17,7 +17,7 @@ from nbclient import NotebookClient
 from nbformat import NotebookNode
 
 from plamo_ref.errors import PlamoRefError
-from tools.course.editions import Exercise, exercises, rehearsal
+from tools.course.editions import Exercise, exercises, number_of, rehearsal
 
 FOLDER = Path("course/wrong_answers")  # under the root of the repository
 CELL_SECONDS = 300
@@ -136,7 +136,7 @@ def lessons(root: Path) -> list[tuple[Path, list[WrongAnswer]]]:
 def main(numbers: tuple[str, ...], verdicts: bool) -> None:
     failed = wrong = named = 0
     for path, answers in lessons(Path()):
-        if numbers and path.name[:2] not in numbers:
+        if numbers and number_of(path) not in numbers:
             continue
         trials = try_answers(path, answers)
         mine = [t for t in trials if t.is_wrong_answer]
