@@ -52,6 +52,7 @@ LESSONS = (
     Lesson("06", ("lessons",), 60, 7),
     Lesson("07", ("lessons",), 60, 13),
     Lesson("08", ("lessons",), 60, 11),
+    Lesson("08b", ("lessons",), 120, 19),
     Lesson("09", ("lessons",), 60, 22),
     Lesson("10", ("lessons", "interpreter"), 75, 20),
     Lesson("11", ("lessons", "interpreter"), 70, 22),

@@ -22,6 +22,10 @@ _KINDS = {"b": "bool", "i": "integer", "u": "integer", "f": "float", "c": "compl
 class CheckFailed(PlamoRefError, AssertionError):  # noqa: N818 (as in AssertionError's family)
     """A step does not give what the reference gives; the message says where they part."""
 
+    def _render_traceback_(self) -> list[str]:
+        """What IPython shows: the message. Where `check` raised it helps nobody."""
+        return str(self).splitlines()
+
 
 def check(
     name: str,
@@ -67,11 +71,14 @@ def check_exercise(
 ) -> None:
     """`check` for an exercise's stub: an answer still open is reported as such, not as wrong.
 
+    What would have been right is not told: a message is to be understood, not to be copied.
+
     Args:
         answer: a value, or a function of no arguments (called here). It is open as long as it is
             `...` or raises NotImplementedError.
-        mistakes: sentence → the answer that this mistake leads to. An answer equal to one of them
-            is told that sentence instead of the hint.
+        mistakes: sentence → the answer that this mistake leads to, or a function that gives it
+            (called only when the answer is wrong). An answer equal to one of them is told that
+            sentence instead of the hint.
 
     Raises:
         CheckFailed: as `check` does, with the likely mistake where one is recognised.
@@ -88,7 +95,7 @@ def check_exercise(
     if value is ...:
         print(f"○ {name}: yours to do")
         return
-    problem, bound = _compare(value, expected, atol, rtol)
+    problem, bound = _compare(value, expected, atol, rtol, told=False)
     if problem:
         raise CheckFailed(_verdict(name, problem, value, expected, hint, mistakes or {}))
     print(_passed(name, bound))
@@ -98,7 +105,8 @@ def _verdict(
     name: str, problem: str, value: Any, expected: Any, hint: str, mistakes: Mapping[str, Any]
 ) -> str:
     """A mistake that the lesson knows, else what can be said of any numbers, and the hint."""
-    for sentence, wrong in mistakes.items():
+    for sentence, leads_to in mistakes.items():
+        wrong = leads_to() if isinstance(leads_to, Callable) else leads_to  # type: ignore[arg-type]
         if not _compare(value, wrong, None, None)[0]:
             return _message(name, problem, "", sentence)
     return _message(name, problem, hint, diagnose(value, expected))
@@ -115,17 +123,24 @@ def _message(name: str, problem: str, hint: str, likely: str = "") -> str:
 
 
 def _compare(
-    got: Any, expected: Any, atol: float | None, rtol: float | None
+    got: Any, expected: Any, atol: float | None, rtol: float | None, *, told: bool = True
 ) -> tuple[str, float | None]:
-    """("" or what differs, the bound that was applied: None for exact comparison)."""
+    """("" or what differs, the bound that was applied: None for exact comparison).
+
+    `told`: the expected value is part of what is said.
+    """
     if _is_nested(expected) or _is_nested(got):
-        return _compare_nested(got, expected, atol, rtol)
+        return _compare_nested(got, expected, atol, rtol, told)
     a, b = _array(got), _array(expected)
     if a is None or b is None:
         if (a is None) != (b is None) or type(got) is not type(expected) or got != expected:
-            return f"got {got!r}, expected {expected!r}", None
+            return _differ(repr(got), repr(expected), told), None
         return "", None
-    return _compare_arrays(a, b, got, expected, atol, rtol)
+    return _compare_arrays(a, b, got, expected, atol, rtol, told)
+
+
+def _differ(got: str, expected: str, told: bool) -> str:
+    return f"got {got}, " + (f"expected {expected}" if told else "which is not it")
 
 
 def _is_nested(value: Any) -> bool:
@@ -134,7 +149,7 @@ def _is_nested(value: Any) -> bool:
 
 
 def _compare_nested(
-    got: Any, expected: Any, atol: float | None, rtol: float | None
+    got: Any, expected: Any, atol: float | None, rtol: float | None, told: bool
 ) -> tuple[str, float | None]:
     pairs: list[tuple[Any, Any, Any]]
     if isinstance(got, Mapping) and isinstance(expected, Mapping):
@@ -150,10 +165,10 @@ def _compare_nested(
     ):
         pairs = [(i, a, b) for i, (a, b) in enumerate(zip(got, expected, strict=False))]
     else:
-        return f"got {got!r}, expected {expected!r}", None
+        return _differ(repr(got), repr(expected), told), None
     bounds: list[float] = []
     for key, a, b in pairs:
-        problem, bound = _compare(a, b, atol, rtol)
+        problem, bound = _compare(a, b, atol, rtol, told=told)
         if problem:
             return f"at [{key!r}]: {problem}", None
         bounds += [bound] if bound else []
@@ -191,7 +206,13 @@ def _itemsize(value: Any) -> int:
 
 
 def _compare_arrays(
-    a: np.ndarray, b: np.ndarray, got: Any, expected: Any, atol: float | None, rtol: float | None
+    a: np.ndarray,
+    b: np.ndarray,
+    got: Any,
+    expected: Any,
+    atol: float | None,
+    rtol: float | None,
+    told: bool,
 ) -> tuple[str, float | None]:
     if a.shape != b.shape:
         return f"shape {list(a.shape)}, expected {list(b.shape)}", None
@@ -211,19 +232,19 @@ def _compare_arrays(
             close = np.abs(a - b) <= atol + rtol * np.abs(np.where(np.isfinite(b), b, 0))
         differs, bound = ~(close | (a == b)), max(atol, rtol)
     if np.any(differs):
-        return _where(a, b, differs), None
+        return _where(a, b, differs, told), None
     return "", (bound if a.size else None)
 
 
-def _where(a: np.ndarray, b: np.ndarray, differs: np.ndarray) -> str:
+def _where(a: np.ndarray, b: np.ndarray, differs: np.ndarray, told: bool) -> str:
     """First differing index with both values, how many differ, and the largest difference."""
     if a.ndim == 0:
-        return f"got {a.item()!r}, expected {b.item()!r}"
+        return _differ(repr(a.item()), repr(b.item()), told)
     index = tuple(int(i) for i in np.argwhere(differs)[0])
     place = ", ".join(map(str, index))
-    text = f"first at [{place}]: got {_show(a[index])}, expected {_show(b[index])}"
+    text = f"first at [{place}]: {_differ(_show(a[index]), _show(b[index]), told)}"
     text += f"; {int(differs.sum())} of {a.size} differ"
-    if a.dtype.kind == "b":
+    if a.dtype.kind == "b" or not told:
         return text
     wide = np.complex128 if "c" in a.dtype.kind + b.dtype.kind else np.float64
     with np.errstate(invalid="ignore"):

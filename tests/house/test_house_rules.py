@@ -247,8 +247,12 @@ def test_no_pickle(package):
 
 def test_no_code_is_made_from_strings_and_no_globals(package):
     calls = {"eval", "exec", "compile"}
+    slips = "plamo_ref.teaching.your_engine.slips"  # a lesson's: our own source, a word changed
     wrong = []
+    assert slips in package
     for name, tree in package.items():
+        if name == slips:
+            continue
         for node in ast.walk(tree):
             named = isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
             if (named and node.func.id in calls) or isinstance(node, ast.Global):

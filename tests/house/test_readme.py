@@ -23,7 +23,7 @@ def test_every_link_leads_somewhere():
 
 def test_every_lesson_is_in_the_table():
     there = {path.name for path in (ROOT / "notebooks").glob("*.ipynb")}
-    assert set(re.findall(r"\(notebooks/(\d\d_\w+\.ipynb)\)", README)) == there
+    assert set(re.findall(r"\(notebooks/(\d\d\w+\.ipynb)\)", README)) == there
 
 
 def test_the_five_lines_run():

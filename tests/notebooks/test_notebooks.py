@@ -16,6 +16,8 @@ from nbformat import NotebookNode
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 from replayed import SANITIZE, differences
 
+from tools.course.editions import number_of
+
 ROOT = Path(__file__).parents[2]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 PICTURE = {"image/png": "AAAA", "text/plain": "<Figure>"}
@@ -66,9 +68,9 @@ def test_the_lesson_gives_its_committed_outputs(
 def test_there_are_lessons() -> None:
     if not NOTEBOOKS:
         pytest.skip("notebooks/ holds no .ipynb yet")
-    numbers = [path.name[:2] for path in NOTEBOOKS]
+    numbers = [number_of(path) for path in NOTEBOOKS]
     assert len(set(numbers)) == len(numbers), f"two lessons with one number: {numbers}"
-    assert all(number.isdigit() for number in numbers), f"a lesson without a number: {numbers}"
+    assert all(number[:2].isdigit() for number in numbers), f"a lesson without a number: {numbers}"
 
 
 def small_lesson(**changed: object) -> NotebookNode:

@@ -217,6 +217,31 @@ def test_an_open_exercise_is_open_and_a_wrong_one_is_wrong(
             check_exercise("keys", wrong, 5)
 
 
+def test_a_wrong_exercise_is_told_its_mistake_and_not_the_answer() -> None:
+    asked = []
+
+    def leads_to() -> list[int]:
+        asked.append(1)
+        return [4, 5, 7]
+
+    for wrong in ([4, 5, 7], [4, 5, 9]):
+        with pytest.raises(CheckFailed) as failed:
+            check_exercise(
+                "keys", lambda wrong=wrong: wrong, [4, 5, 612], mistakes={"one off": leads_to}
+            )
+        said = str(failed.value)
+        assert f"got {wrong[2]}, which is not it" in said
+        assert "612" not in said
+        assert ("Likely: one off" in said) == (wrong[2] == 7)
+        assert failed.value._render_traceback_() == said.splitlines()
+    assert len(asked) == 2
+    with pytest.raises(CheckFailed) as failed:
+        check_exercise("word", lambda: "cat", "neko")
+    assert "neko" not in str(failed.value)
+    check_exercise("keys", lambda: [4], [4], mistakes={"never asked": leads_to})
+    assert len(asked) == 2
+
+
 # --- figures -------------------------------------------------------------------------------------
 
 

@@ -12,6 +12,7 @@ from click.testing import CliRunner
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from tools.course import course_map, measured, slides
+from tools.course.editions import number_of
 from tools.course.measured import Measured, minutes_of, table
 from tools.course.wrong_answers import lessons
 
@@ -66,8 +67,8 @@ def test_the_cuts_are_the_same_everywhere():
     readme, start = text_of(COURSE / "README.md"), text_of(LESSONS["00_start_here"])
     half, one = (re.search(rf"^\| {name} \|.*$", readme, re.MULTILINE)[0]
                  for name in ("half a day", "one day"))  # fmt: skip
-    more = tuple(re.findall(r"\[(\d\d)\]", one))
-    assert tuple(re.findall(r"\[(\d\d)\]", half)) == slides.CUTS["half-day"]
+    more = tuple(re.findall(r"\[(\d\d\w?)\]", one))
+    assert tuple(re.findall(r"\[(\d\d\w?)\]", half)) == slides.CUTS["half-day"]
     assert tuple(sorted((*slides.HALF_DAY, *more))) == slides.CUTS["one-day"]
     assert slides.CUTS["two-days"] is None
     assert f"| half a day | {', '.join(slides.HALF_DAY)} |" in start
@@ -79,7 +80,7 @@ def test_the_minutes_of_the_cuts_are_the_sums_of_the_cards():
     said = [int(n) for n in re.findall(r"\| (\d+) min \|", readme)]
     wanted = []
     for cut in slides.CUTS.values():
-        wanted.append(sum(card_minutes(n) for n in LESSONS if cut is None or n[:2] in cut))
+        wanted.append(sum(card_minutes(n) for n in LESSONS if cut is None or number_of(n) in cut))
     assert said == wanted
 
 
@@ -134,7 +135,7 @@ def test_a_measurement_is_of_this_machine_and_now(tmp_path, monkeypatch):
 def test_the_map_shows_every_lesson_once_with_what_its_card_says():
     known = course_map.cards(ROOT / "notebooks")
     shown = [number for part in course_map.PARTS for number in part.numbers]
-    assert sorted(shown) == list(known) == [name[:2] for name in LESSONS]
+    assert sorted(shown) == list(known) == [number_of(name) for name in LESSONS]
     fig = course_map.course_map(ROOT / "notebooks")
     texts = " ".join(" ".join(text.get_text().split()) for text in fig.axes[0].texts)
     for card in known.values():

@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 
 from plamo_ref.teaching.figures import BLUE, GREEN, ORANGE, PURPLE, SKY
 from tools.course import slides
+from tools.course.editions import number_of
 from tools.course.measured import minutes_of
 
 WIDTH, STEP = 2.75, 0.84  # from one box to the next
@@ -34,8 +35,8 @@ class Part:
 PARTS = (
     Part("The model", ("00", "01", "02", "03", "04"), "you can read a config as a bill, write both "
          "kinds of layers, and prove a model right or find where it is wrong", SKY),
-    Part("The engine", ("05", "06", "07", "08", "09"), "you can say of any step who is in it, with "
-         "how many tokens, in whose memory, and why", BLUE),
+    Part("The engine", ("05", "06", "07", "08", "08b", "09"), "you have an engine of your own, and "
+         "can say of any step who is in it, in whose memory, and why", BLUE),
     Part("The GPU", ("10", "11", "12", "13", "14"), "you can count a kernel's bytes, write it, "
          "compile it, find the gaps in a timeline, and cut a model over GPUs", ORANGE),
     Part("The door", ("16", "17"), "you can promise an answer's form and measure a server "
@@ -55,15 +56,16 @@ class Card:
 def cards(folder: Path) -> dict[str, Card]:
     """The title card of each lesson, by number."""
     found = {}
-    for path in sorted(folder.glob("[0-9][0-9]_*.ipynb")):
+    for path in sorted(folder.glob("[0-9][0-9]*_*.ipynb")):
         notebook = nbformat.read(path, as_version=4)
         title = notebook.cells[0].source
         needs = re.search(r"(?i)prerequisites\**\s*\|([^\n]*)", title)
-        name = re.search(r"^# \d\d · ([^:\n]*)", title)
+        name = re.search(r"^# \d\d\w? · ([^:\n]*)", title)
         if needs is None or name is None:
             raise ValueError(f"{path.name}: a title card without a name or prerequisites")
-        numbers = tuple(sorted(re.findall(r"\b(\d\d)\b", needs[1])))
-        found[path.name[:2]] = Card(path.name[:2], name[1], minutes_of(notebook), numbers)
+        numbers = tuple(sorted(re.findall(r"\b(\d\d[a-z]?)\b", needs[1])))
+        number = number_of(path)
+        found[number] = Card(number, name[1], minutes_of(notebook), numbers)
     return found
 
 

@@ -53,6 +53,11 @@ class Exercise:
         return str(code[0]).rstrip()
 
 
+def number_of(lesson: Path | str) -> str:
+    """What a lesson is called by: "08b" of 08b_your_engine.ipynb."""
+    return Path(lesson).name.partition("_")[0]
+
+
 def tags(cell: NotebookNode) -> list[str]:
     return list(cell.metadata.get("tags", []))
 

@@ -13,7 +13,7 @@ from tools.course import editions
 from tools.course.gate_cells import code_cells
 
 MIN_CODE_CELLS, MAX_CODE_CELLS, MAX_MEDIAN_LINES = 25, 45, 6
-MIN_EXERCISES, MAX_EXERCISES = 2, 4
+MIN_EXERCISES, MAX_EXERCISES = 2, 8
 _LANES = r"CPU|GPU|recorded"
 
 

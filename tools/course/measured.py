@@ -22,7 +22,7 @@ import nbformat
 from nbclient import NotebookClient
 from nbformat import NotebookNode
 
-from tools.course.editions import exercises
+from tools.course.editions import exercises, number_of
 from tools.course.wrong_answers import WrongAnswer, lessons, try_answers
 
 CELL_SECONDS = 300
@@ -139,7 +139,7 @@ def main(target: Path, numbers: tuple[str, ...]) -> None:
     rows = {row.lesson: row for row in read(target)}
     found = lessons(Path())
     for path, answers in found:
-        if not numbers or path.name[:2] in numbers:
+        if not numbers or number_of(path) in numbers:
             rows[path.stem] = measure(path, answers)
             click.echo(f"{path.stem}: {rows[path.stem].seconds:.0f} s", err=True)
     kept = [rows[path.stem] for path, _ in found if path.stem in rows]

@@ -19,7 +19,7 @@ from nbconvert import HTMLExporter
 from nbconvert.filters import markdown2html
 from nbformat import NotebookNode
 
-from tools.course.editions import student, tags
+from tools.course.editions import number_of, student, tags
 
 HALF_DAY = ("01", "03", "05", "07", "08")
 ONE_DAY = ("00", "01", "02", "03", "05", "06", "07", "08", "09", "10", "17")
@@ -140,7 +140,7 @@ def write(root: Path, cut: str, target: Path) -> int:
     exporter = HTMLExporter(template_name="basic", exclude_input=True)
     sections = []
     for path in sorted((root / "notebooks").glob("*.ipynb")):
-        if wanted is None or path.name[:2] in wanted:
+        if wanted is None or number_of(path) in wanted:
             notebook = nbformat.read(path, as_version=4)
             sections += [html(slide, exporter) for slide in slides_of(notebook)]
     page = _PAGE.format(title=f"plamo-ref, {cut}", slides="\n".join(sections))

@@ -19,7 +19,7 @@ from nbformat import NotebookNode
 from nbformat.v4 import new_code_cell
 
 from plamo_ref.errors import PlamoRefError
-from tools.course.editions import Exercise, exercises, rehearsal
+from tools.course.editions import Exercise, exercises, number_of, rehearsal
 
 FOLDER = Path("course/wrong_answers")  # under the root of the repository
 CELL_SECONDS = 300
@@ -150,7 +150,7 @@ def lessons(root: Path) -> list[tuple[Path, list[WrongAnswer]]]:
 def main(numbers: tuple[str, ...], verdicts: bool) -> None:
     failed = wrong = named = 0
     for path, answers in lessons(Path()):
-        if numbers and path.name[:2] not in numbers:
+        if numbers and number_of(path) not in numbers:
             continue
         trials = try_answers(path, answers)
         mine = [t for t in trials if t.is_wrong_answer]
