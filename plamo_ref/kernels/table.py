@@ -19,7 +19,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from plamo_ref.batch import AttentionCache, ForwardBatch
+from plamo_ref.batch import AttentionCache, ForwardBatch, MambaCache
 from plamo_ref.config import LayerKind
 from plamo_ref.kernels.errors import KernelError
 from plamo_ref.kernels.ssm.selection import SelectionParams
@@ -171,6 +171,31 @@ class Kernels(Protocol):
 
         cache [S, H, P, N]; the rest as in `conv_prefill`."""
 
+    # The same with states that are rounded in a way of their own: lengths [R] counts their tokens.
+
+    def narrow_state_update(
+        self,
+        inputs: ScanInputs,
+        params: ScanParams,
+        cache: MambaCache,
+        slots: Tensor,
+        lengths: Tensor,
+    ) -> Tensor:
+        """As `state_update`."""
+
+    def narrow_scan_prefill(
+        self,
+        inputs: ScanInputs,
+        params: ScanParams,
+        cache: MambaCache,
+        slots: Tensor,
+        query_start_loc: Tensor,
+        has_past: Tensor,
+        photographs: Tensor,
+        lengths: Tensor,
+    ) -> Tensor:
+        """As `scan_prefill`."""
+
     # --- tokens -----------------------------------------------------------------------------------
 
     def argmax(self, logits: Tensor) -> Tensor:
@@ -197,7 +222,7 @@ class Kernels(Protocol):
         """u [T, H, P] → [T, C]; moves the slots' last inputs forward."""
 
     def scan(
-        self, inputs: ScanInputs, params: ScanParams, batch: ForwardBatch, cache: Tensor
+        self, inputs: ScanInputs, params: ScanParams, batch: ForwardBatch, cache: MambaCache
     ) -> Tensor:
         """→ y [T, H, P]; moves the slots' states forward."""
 
@@ -246,12 +271,17 @@ class Table(SimpleNamespace):
         )
 
     def scan(
-        self, inputs: ScanInputs, params: ScanParams, batch: ForwardBatch, cache: Tensor
+        self, inputs: ScanInputs, params: ScanParams, batch: ForwardBatch, cache: MambaCache
     ) -> Tensor:
         first, slots, rows = batch.num_decodes, batch.state_slots, inputs.rows
+        update, prefill, kept, more = self.state_update, self.scan_prefill, cache.ssm, ()
+        if cache.is_narrow:
+            update, prefill = self.narrow_state_update, self.narrow_scan_prefill
+            kept, more = cache, (batch.seq_lens,)
+        now, then = slice(first), slice(first, None)
         return batch.both(
-            lambda: self.state_update(rows(slice(first)), params, cache, slots[:first]),
-            lambda: self.scan_prefill(rows(slice(first, None)), params, cache, *_states(batch)),
+            lambda: update(rows(now), params, kept, slots[now], *(m[now] for m in more)),
+            lambda: prefill(rows(then), params, kept, *_states(batch), *(m[then] for m in more)),
         )
 
 

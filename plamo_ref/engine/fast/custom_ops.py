@@ -15,7 +15,7 @@ from functools import cache as remember
 import torch
 from torch import Tensor
 
-from plamo_ref.batch import AttentionCache, ForwardBatch, Room
+from plamo_ref.batch import AttentionCache, ForwardBatch, MambaCache, Room
 from plamo_ref.config import LayerKind
 from plamo_ref.engine.memory.holding import ATTENTION_KINDS
 from plamo_ref.kernels.choice import TORCH, triton_table
@@ -118,7 +118,7 @@ def _(
     return u.new_empty((u.shape[0], weight.shape[0]))
 
 
-@torch.library.custom_op("plamo_ref::scan", mutates_args=("cache",))
+@torch.library.custom_op("plamo_ref::scan", mutates_args=("ssm", "scales"))
 def scan_op(
     u: Tensor,
     z: Tensor,
@@ -128,13 +128,16 @@ def scan_op(
     A: Tensor,
     D: Tensor,
     dt_bias: Tensor,
-    cache: Tensor,
+    ssm: Tensor,
+    scales: Tensor | None,
+    stochastic: bool,
     vector: Tensor,
     counts: Tensor,
     kernels: str,
 ) -> Tensor:
     """As `Kernels.scan`: u, z [T, H, P] → [T, H, P]."""
     inputs, params = ScanInputs(u, z, dt, B, C), ScanParams(A, D, dt_bias)
+    cache = MambaCache(ssm, ssm, scales, stochastic)  # a scan has nothing to do with convolutions
     return _kernels(kernels).scan(inputs, params, opened(vector, counts), cache).contiguous()
 
 
@@ -148,7 +151,9 @@ def _(
     A: Tensor,
     D: Tensor,
     dt_bias: Tensor,
-    cache: Tensor,
+    ssm: Tensor,
+    scales: Tensor | None,
+    stochastic: bool,
     vector: Tensor,
     counts: Tensor,
     kernels: str,
@@ -220,11 +225,13 @@ def compiled_table(kernels: str) -> Table:
     def convolve(u: Tensor, weight: Tensor, batch: ForwardBatch, cache: Tensor) -> Tensor:
         return convolve_op(u, weight, cache, batch.vector, batch.counts, kernels)
 
-    def scan(inputs: ScanInputs, params: ScanParams, batch: ForwardBatch, cache: Tensor) -> Tensor:
+    def scan(
+        inputs: ScanInputs, params: ScanParams, batch: ForwardBatch, cache: MambaCache
+    ) -> Tensor:
         i, p = inputs, params
         return scan_op(
             *(i.u, i.z, i.dt, i.B, i.C, p.A, p.D, p.dt_bias),
-            *(cache, batch.vector, batch.counts, kernels),
+            *(cache.ssm, cache.scales, cache.stochastic, batch.vector, batch.counts, kernels),
         )
 
     def quantized_linear(x: Tensor, w: QuantizedWeight) -> Tensor:
