@@ -178,13 +178,14 @@ class MambaCache:
 
     conv: Tensor  # [slots, H·P, K-1]
     ssm: Tensor  # [slots, H, P, N]
-    scales: Tensor | None = None  # [slots, H] of states of a byte a number
-    stochastic: bool = False  # states are rounded by chance
 
-    @property
-    def is_narrow(self) -> bool:
-        """Whether states are rounded in a way of their own (kernels/ssm/narrow.py)."""
-        return self.stochastic or self.scales is not None
+
+@dataclass(frozen=True)
+class NarrowCache(MambaCache):
+    """The same with states that are rounded in a way of their own: see kernels/ssm/narrow.py."""
+
+    scales: Tensor | None  # [slots, H] of states of a byte a number
+    stochastic: bool  # they are rounded by chance
 
 
 LayerCache = AttentionCache | MambaCache

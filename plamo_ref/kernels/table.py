@@ -19,7 +19,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from plamo_ref.batch import AttentionCache, ForwardBatch, MambaCache
+from plamo_ref.batch import AttentionCache, ForwardBatch, MambaCache, NarrowCache
 from plamo_ref.config import LayerKind
 from plamo_ref.kernels.errors import KernelError
 from plamo_ref.kernels.ssm.selection import SelectionParams
@@ -177,7 +177,7 @@ class Kernels(Protocol):
         self,
         inputs: ScanInputs,
         params: ScanParams,
-        cache: MambaCache,
+        cache: NarrowCache,
         slots: Tensor,
         lengths: Tensor,
     ) -> Tensor:
@@ -187,7 +187,7 @@ class Kernels(Protocol):
         self,
         inputs: ScanInputs,
         params: ScanParams,
-        cache: MambaCache,
+        cache: NarrowCache,
         slots: Tensor,
         query_start_loc: Tensor,
         has_past: Tensor,
@@ -273,15 +273,17 @@ class Table(SimpleNamespace):
     def scan(
         self, inputs: ScanInputs, params: ScanParams, batch: ForwardBatch, cache: MambaCache
     ) -> Tensor:
-        first, slots, rows = batch.num_decodes, batch.state_slots, inputs.rows
-        update, prefill, kept, more = self.state_update, self.scan_prefill, cache.ssm, ()
-        if cache.is_narrow:
-            update, prefill = self.narrow_state_update, self.narrow_scan_prefill
-            kept, more = cache, (batch.seq_lens,)
-        now, then = slice(first), slice(first, None)
+        now, then = batch.decodes, slice(batch.num_decodes, None)
+        slots, lens, rows = batch.state_slots, batch.seq_lens, inputs.rows
+        if isinstance(cache, NarrowCache):
+            own = (params, cache)
+            return batch.both(
+                lambda: self.narrow_state_update(rows(now), *own, slots[now], lens[now]),
+                lambda: self.narrow_scan_prefill(rows(then), *own, *_states(batch), lens[then]),
+            )
         return batch.both(
-            lambda: update(rows(now), params, kept, slots[now], *(m[now] for m in more)),
-            lambda: prefill(rows(then), params, kept, *_states(batch), *(m[then] for m in more)),
+            lambda: self.state_update(rows(now), params, cache.ssm, slots[now]),
+            lambda: self.scan_prefill(rows(then), params, cache.ssm, *_states(batch)),
         )
 
 

@@ -19,7 +19,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from plamo_ref.batch import NarrowCache
 from plamo_ref.bench.kernels.parts import MODELS, Shape
+from plamo_ref.bench.kernels.state_cases import NARROW
 from plamo_ref.kernels.choice import triton_table
 from plamo_ref.kernels.linear.triton_dequantize import dequantize
 from plamo_ref.kernels.norm.triton_peers import MOST_ROWS, Memories, peer_add_norm, peer_sum, words
@@ -124,6 +126,22 @@ def calls(table: Kernels, shape: Shape, dtype: torch.dtype) -> Iterator[Callable
             )
         for tokens in (64, 2048):  # short parts, long ones
             yield lambda t=tokens, s=states: table.scan_prefill(*scan(shape, t, dtype), s, *where)
+    yield from narrow_calls(table, shape, dtype)
+
+
+def narrow_calls(table: Kernels, shape: Shape, dtype: torch.dtype) -> Iterator[Callable[[], Any]]:
+    """States in few bits."""
+    for kept, stochastic in NARROW:
+        values = empty(9, shape.mamba_heads, shape.size, shape.state, dtype=kept)
+        scales = empty(9, shape.mamba_heads, dtype=F32) if kept != BF16 else None
+        cache = NarrowCache(values, values, scales, stochastic)
+        for requests in (2, 128):
+            r = ints(requests)
+            yield lambda c=cache, r=r: table.narrow_state_update(
+                *scan(shape, len(r), dtype), c, r, r
+            )
+        where = (ints(8), ints(9), empty(8, dtype=torch.int64), ints(3, 3), ints(8))
+        yield lambda c=cache, w=where: table.narrow_scan_prefill(*scan(shape, 64, dtype), c, *w)
 
 
 def peer_calls(shape: Shape, tokens: int) -> Iterator[Callable[[], Any]]:
@@ -330,7 +348,9 @@ REGISTERS = {
     "conv_update_kernel": 112,
     "conv_prefill_kernel": 128,
     "conv_photograph_kernel": 72,
-    "state_update_kernel": 96,
+    "state_update_kernel": 128,
+    "widen_state_kernel": 128,
+    "keep_state_kernel": 128,
     "decay_kernel": 64,
     "segment_sum_kernel": 176,
     "segment_carry_kernel": 56,

@@ -21,6 +21,7 @@ from plamo_ref.engine.memory.holding import ATTENTION_KINDS
 from plamo_ref.kernels.choice import TORCH, triton_table
 from plamo_ref.kernels.linear.swiglu import swiglu
 from plamo_ref.kernels.rope.twin import qk_norm_rope
+from plamo_ref.kernels.ssm.narrow import mamba_cache
 from plamo_ref.kernels.ssm.twin import ScanInputs, ScanParams
 from plamo_ref.kernels.table import Kernels, Table
 from plamo_ref.quantization.weight import QuantizedWeight
@@ -137,7 +138,7 @@ def scan_op(
 ) -> Tensor:
     """As `Kernels.scan`: u, z [T, H, P] → [T, H, P]."""
     inputs, params = ScanInputs(u, z, dt, B, C), ScanParams(A, D, dt_bias)
-    cache = MambaCache(ssm, ssm, scales, stochastic)  # a scan has nothing to do with convolutions
+    cache = mamba_cache(ssm, ssm, stochastic, scales)  # no scan looks at `conv`
     return _kernels(kernels).scan(inputs, params, opened(vector, counts), cache).contiguous()
 
 
@@ -225,13 +226,11 @@ def compiled_table(kernels: str) -> Table:
     def convolve(u: Tensor, weight: Tensor, batch: ForwardBatch, cache: Tensor) -> Tensor:
         return convolve_op(u, weight, cache, batch.vector, batch.counts, kernels)
 
-    def scan(
-        inputs: ScanInputs, params: ScanParams, batch: ForwardBatch, cache: MambaCache
-    ) -> Tensor:
-        i, p = inputs, params
+    def scan(i: ScanInputs, p: ScanParams, batch: ForwardBatch, cache: MambaCache) -> Tensor:
         return scan_op(
             *(i.u, i.z, i.dt, i.B, i.C, p.A, p.D, p.dt_bias),
-            *(cache.ssm, cache.scales, cache.stochastic, batch.vector, batch.counts, kernels),
+            *(cache.ssm, getattr(cache, "scales", None), getattr(cache, "stochastic", False)),
+            *(batch.vector, batch.counts, kernels),
         )
 
     def quantized_linear(x: Tensor, w: QuantizedWeight) -> Tensor:

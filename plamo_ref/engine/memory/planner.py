@@ -42,6 +42,7 @@ class MemoryPlan:
     reasons: tuple[str, ...] = ()
     # One arena, instead of two rooms: then the numbers above are the most there can be of each.
     pages: Pages | None = None
+    stochastic: bool = False  # states are rounded by chance
 
     @property
     def total_bytes(self) -> int:
@@ -164,6 +165,7 @@ def plan_memory(
         max_num_seqs=seats,
         budget=budget,
         reasons=reasons(config, engine, (seats, kept), needs, num_blocks, budget - used),
+        stochastic=engine.state_rounding == "stochastic",
     )
     return as_pages(plan, config, engine, needs, (dtype, state_dtype)) if engine.one_arena else plan
 

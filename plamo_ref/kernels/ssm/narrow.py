@@ -21,7 +21,7 @@ Invariant: arithmetic and outputs are those of twin.py; only what a slot keeps i
 import torch
 from torch import Tensor
 
-from plamo_ref.batch import MambaCache
+from plamo_ref.batch import MambaCache, NarrowCache
 from plamo_ref.kernels.ssm.twin import ScanInputs, ScanParams, scan_prefill, state_update
 from plamo_ref.quantization.quantize import TINY
 
@@ -29,8 +29,23 @@ LARGEST = {torch.float8_e4m3fn: 448.0, torch.int8: 127.0}
 MASK = (1 << 32) - 1
 
 
+def mamba_cache(
+    conv: Tensor, ssm: Tensor, stochastic: bool, scales: Tensor | None = None
+) -> MambaCache:
+    """The memory of a layer; a plain one where states are only stored in their dtype.
+
+    Args:
+        scales: [slots, H], made here if states of a byte a number come without.
+    """
+    if scales is None and ssm.dtype in LARGEST:
+        scales = ssm.new_zeros(ssm.shape[:2], dtype=torch.float32)
+    if scales is None and not stochastic:
+        return MambaCache(conv, ssm)
+    return NarrowCache(conv, ssm, scales, stochastic)
+
+
 def narrow_state_update(
-    inputs: ScanInputs, params: ScanParams, cache: MambaCache, slots: Tensor, lengths: Tensor
+    inputs: ScanInputs, params: ScanParams, cache: NarrowCache, slots: Tensor, lengths: Tensor
 ) -> Tensor:
     """As `Kernels.narrow_state_update`: y [R, H, P]."""
     states = widen(cache, slots, torch.promote_types(inputs.u.dtype, torch.float32))
@@ -42,7 +57,7 @@ def narrow_state_update(
 def narrow_scan_prefill(
     inputs: ScanInputs,
     params: ScanParams,
-    cache: MambaCache,
+    cache: NarrowCache,
     slots: Tensor,
     query_start_loc: Tensor,
     has_past: Tensor,
@@ -69,7 +84,7 @@ def own_slots(slots: Tensor, photographs: Tensor) -> tuple[Tensor, Tensor]:
     return places[: len(slots)], taken
 
 
-def widen(cache: MambaCache, slots: Tensor, wide: torch.dtype) -> Tensor:
+def widen(cache: NarrowCache, slots: Tensor, wide: torch.dtype) -> Tensor:
     """The states [R, H, P, N] that slots [R] stand for; a copy."""
     numbers = cache.ssm[slots].to(wide)
     if cache.scales is None:
@@ -77,7 +92,7 @@ def widen(cache: MambaCache, slots: Tensor, wide: torch.dtype) -> Tensor:
     return numbers * cache.scales[slots].to(wide)[..., None, None]
 
 
-def keep(states: Tensor, cache: MambaCache, slots: Tensor, A: Tensor, positions: Tensor) -> None:
+def keep(states: Tensor, cache: NarrowCache, slots: Tensor, A: Tensor, positions: Tensor) -> None:
     """Write states [R, H, P, N] into slots [R]; positions [R]: tokens that each has taken in."""
     dtype = cache.ssm.dtype
     if cache.scales is not None:

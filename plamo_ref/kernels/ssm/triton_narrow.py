@@ -14,14 +14,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from plamo_ref.batch import MambaCache
+from plamo_ref.batch import NarrowCache
 from plamo_ref.kernels.errors import KernelError
 from plamo_ref.kernels.launch import Config, launch, pick, power_of_two
 from plamo_ref.kernels.linear.triton_numbers import as_stored
 from plamo_ref.kernels.ssm.narrow import own_slots
 from plamo_ref.kernels.ssm.triton_rounding import chances, narrowed, scale_of, widened
 from plamo_ref.kernels.ssm.triton_scan import scan_prefill
-from plamo_ref.kernels.ssm.triton_state import STATE_CONFIGS, launch_update
+from plamo_ref.kernels.ssm.triton_state import STATE_CONFIGS, check_scan, launch_update
 from plamo_ref.kernels.ssm.twin import ScanInputs, ScanParams
 
 FORMATS = {torch.float8_e4m3fn: "fp8", torch.int8: "int8", torch.bfloat16: "bfloat16"}
@@ -108,23 +108,24 @@ def keep_state_kernel(
 def narrow_state_update(
     inputs: ScanInputs,
     params: ScanParams,
-    cache: MambaCache,
+    cache: NarrowCache,
     slots: Tensor,
     lengths: Tensor,
     *,
     pdl: bool = False,
 ) -> Tensor:
     """One token a request. As the twin → y [R, H, P]."""
-    values, scales, kind, decode = _stored("narrow_state_update", cache, slots, lengths)
+    name = "narrow_state_update"
+    values, scales, kind, decode = _stored(name, cache, slots, lengths)
     config = HEAD_CONFIG if cache.scales is not None else pick(STATE_CONFIGS, len(slots))
     how = (kind, cache.stochastic, decode)
-    return launch_update(inputs, params, values, slots, (scales, lengths), config, pdl, how)
+    return launch_update(name, inputs, params, values, slots, (scales, lengths), config, pdl, how)
 
 
 def narrow_scan_prefill(
     inputs: ScanInputs,
     params: ScanParams,
-    cache: MambaCache,
+    cache: NarrowCache,
     slots: Tensor,
     query_start_loc: Tensor,
     has_past: Tensor,
@@ -132,13 +133,15 @@ def narrow_scan_prefill(
     lengths: Tensor,
 ) -> Tensor:
     """Several tokens a request. As the twin → y [T, H, P]."""
-    values, scales, kind, decode = _stored("narrow_scan_prefill", cache, slots, lengths)
+    name = "narrow_scan_prefill"
+    values, scales, kind, decode = _stored(name, cache, slots, lengths)
+    inputs, params = check_scan(name, inputs, params, values, slots)
     requests, heads, size = len(slots), values.shape[1], values[0, 0].numel()
     own, taken = own_slots(slots, photographs)
     states = torch.empty(
         (requests + len(photographs), *values.shape[1:]), dtype=torch.float32, device=values.device
     )
-    sizes = {"H": heads, "SIZE": size, "BLOCK": power_of_two(size)}
+    sizes: dict[str, object] = {"H": heads, "SIZE": size, "BLOCK": power_of_two(size)}
     sizes |= {"FORMAT": kind, "DECODE": decode}
     launch(
         widen_state_kernel,
@@ -161,7 +164,7 @@ def narrow_scan_prefill(
 
 
 def _stored(
-    name: str, cache: MambaCache, slots: Tensor, lengths: Tensor
+    name: str, cache: NarrowCache, slots: Tensor, lengths: Tensor
 ) -> tuple[Tensor, Tensor, str, bool]:
     """The slots' memory as a kernel takes it, scales (any tensor, if there are none), the format,
     and whether the kernel has to make e4m3 by itself."""

@@ -20,11 +20,13 @@ TINY = tl.constexpr(1e-30)
 @triton.jit
 def widened(kept, FORMAT: tl.constexpr, DECODE: tl.constexpr):
     """What is kept, as float32; still to be multiplied with its scale."""
-    if FORMAT == "fp8":
-        if DECODE:
-            return decode_fp8(kept)
-        return kept.to(tl.float8e4nv, bitcast=True).to(tl.float32)
-    return kept.to(tl.float32)
+    if FORMAT != "fp8":
+        state = kept.to(tl.float32)
+    elif DECODE:
+        state = decode_fp8(kept)
+    else:
+        state = kept.to(tl.float8e4nv, bitcast=True).to(tl.float32)
+    return state
 
 
 @triton.jit

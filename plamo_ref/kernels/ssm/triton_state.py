@@ -121,10 +121,11 @@ def state_update(
 ) -> Tensor:
     """One token a request: cache [S, H, P, N] changed in place at slots [R] → y [R, H, P]."""
     config = pick(STATE_CONFIGS, inputs.u.shape[0])
-    return launch_update(inputs, params, cache, slots, (cache, slots), config, pdl)
+    return launch_update("state_update", inputs, params, cache, slots, (cache, slots), config, pdl)
 
 
 def launch_update(
+    name: str,
     inputs: ScanInputs,
     params: ScanParams,
     cache: Tensor,
@@ -140,10 +141,10 @@ def launch_update(
         narrow: scales and lengths, if the kernel needs them.
         how: FORMAT, STOCHASTIC and DECODE of the kernel.
     """
-    inputs, params = check_scan("state_update", inputs, params, cache, slots)
+    inputs, params = check_scan(name, inputs, params, cache, slots)
     (requests, heads, size), state = inputs.u.shape, cache.shape[3]
     if slots.shape != (requests,):
-        raise KernelError(f"state_update: {requests} tokens, but slots {slots.shape}")
+        raise KernelError(f"{name}: {requests} tokens, but slots {slots.shape}")
     y = torch.empty((requests, heads, size), dtype=inputs.z.dtype, device=cache.device)
     block = min(config.block, power_of_two(size))
     launch(
