@@ -22,8 +22,9 @@ from plamo_ref.engine.build import new_core
 from plamo_ref.engine.config import EngineConfig, EngineError
 from plamo_ref.engine.copies import tensors_of
 from plamo_ref.engine.core import EngineCore
+from plamo_ref.engine.memory.device_bytes import plan_device
 from plamo_ref.engine.memory.pages import Pages, PageShape, page_shape
-from plamo_ref.engine.memory.planner import plan_device, plan_memory
+from plamo_ref.engine.memory.planner import plan_memory
 from plamo_ref.engine.runner import ModelRunner, new_caches
 from plamo_ref.kernels.ssm.narrow import widen
 from plamo_ref.proof.lab import lab_config, lab_plan, least_blocks, random_pair, random_tensors
