@@ -15,7 +15,8 @@ from plamo_ref.engine.config import EngineConfig
 
 # Of `generate` and `chat`, which have one request at a time.
 ONE_REQUEST = (
-    *("dtype", "quantization", "state_dtype", "state_rounding"),
+    *("dtype", "quantization", "kv_cache_dtype", "state_dtype"),
+    "state_rounding",
     *("device", "tensor_parallel_size", "pipeline_parallel_size"),
 )
 

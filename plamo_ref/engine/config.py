@@ -87,6 +87,9 @@ class EngineConfig:
         "Of the SSM state; auto: at least float32, the faithful choice.",
         choices=("auto", *DTYPES, *BYTES),
     )
+    kv_cache_dtype: Literal["auto", "fp8"] = knob(
+        "auto", "Of keys and values; auto: the model's; fp8: e4m3, without a scale."
+    )
     state_rounding: Literal["nearest", "stochastic"] = knob(
         "nearest", "stochastic: by chance, so that the errors of many steps are 0 on average."
     )
@@ -251,6 +254,7 @@ _KINDS: Mapping[str, Kind] = {
     "gpu_memory_utilization": Number("above 0 and at most 1", lambda x: 0 < x <= 1),
     "max_model_len": NoneFor(_POSITIVE),
     "state_dtype": Torchs(OneOf(_STATES, other_names=_FP8)),
+    "kv_cache_dtype": Torchs(OneOf(("auto", "fp8"), other_names=_FP8)),
     "state_rounding": OneOf(("nearest", "stochastic")),
     "generation_config": NoneFor(Text(), EngineConfig.generation_config),
     "seed": NoneFor(Seed(), EngineConfig.seed),

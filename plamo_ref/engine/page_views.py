@@ -51,6 +51,7 @@ def paged_caches(
     weight: Tensor,
     state_dtype: torch.dtype,
     stochastic: bool = False,
+    kv_dtype: torch.dtype | None = None,
 ) -> Sequence[LayerCache]:
     """The memory of each layer, filled with zeros.
 
@@ -76,7 +77,7 @@ def paged_caches(
     convs = beside(past, dtype)
     scales = beside((heads,), torch.float32) if state_dtype.itemsize == 1 else None
     for kind, use in shape.uses.items():
-        place, its = (state, state_dtype) if kind == "mamba" else (block, dtype)
+        place, its = (state, state_dtype) if kind == "mamba" else (block, kv_dtype or dtype)
         if torch.Size(place).numel() * its.itemsize * use.pitch != shape.column_bytes:
             raise EngineError(f"pages of {shape.column_bytes:,} bytes do not fit {kind} places")
     caches: list[LayerCache] = []
@@ -88,6 +89,8 @@ def paged_caches(
             scale = None if scales is None else scales.view(*own, (heads,), torch.float32)
             caches.append(mamba_cache(*parts, stochastic, scale))
         else:
-            both = [columns.view(kind, use.parts, use.count, block, dtype) for _ in range(2)]
+            both = [
+                columns.view(kind, use.parts, use.count, block, kv_dtype or dtype) for _ in range(2)
+            ]
             caches.append(AttentionCache(*both))
     return tuple(caches)

@@ -78,7 +78,7 @@ def new_caches(
     """The memory of each layer, filled with zeros."""
     config, weight = model.config, model.embedding
     if plan.pages is not None:
-        narrow = (state_dtype, plan.stochastic)
+        narrow = (state_dtype, plan.stochastic, plan.kv_dtype)
         return paged_caches(config, plan.pages, plan.block_size, weight, *narrow)
     heads, size = config.mamba_num_heads, config.hidden_size_per_head
     caches: list[LayerCache] = []
@@ -91,5 +91,6 @@ def new_caches(
         else:
             blocks = plan.num_blocks[kind]
             shape = (blocks, plan.block_size, config.num_key_value_heads, size)
-            caches.append(AttentionCache(weight.new_zeros(shape), weight.new_zeros(shape)))
+            both = (weight.new_zeros(shape, dtype=plan.kv_dtype) for _ in range(2))
+            caches.append(AttentionCache(*both))
     return tuple(caches)

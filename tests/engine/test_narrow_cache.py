@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from plamo_ref.batch import MambaCache, NarrowCache
+from plamo_ref.batch import AttentionCache, MambaCache, NarrowCache
 from plamo_ref.bench.shapes import SHAPES
 from plamo_ref.engine.build import new_core
 from plamo_ref.engine.config import EngineConfig, EngineError
@@ -26,6 +26,7 @@ from plamo_ref.engine.memory.device_bytes import plan_device
 from plamo_ref.engine.memory.pages import Pages, PageShape, page_shape
 from plamo_ref.engine.memory.planner import plan_memory
 from plamo_ref.engine.runner import ModelRunner, new_caches
+from plamo_ref.kernels.attention.narrow import as_kept
 from plamo_ref.kernels.ssm.narrow import widen
 from plamo_ref.proof.lab import lab_config, lab_plan, least_blocks, random_pair, random_tensors
 from plamo_ref.proof.law import audit, poison
@@ -45,18 +46,20 @@ PROMPTS = (
 Said = dict[str, tuple[list[int], list[Tensor]]]
 
 
-def plan_of(dtype: torch.dtype, stochastic: bool, *, pages: bool = False, slots: int = 12) -> Any:
+def plan_of(
+    dtype: torch.dtype, stochastic: bool, *, pages: bool = False, kv: torch.dtype | None = None
+) -> Any:
     plan = lab_plan(
         CONFIG,
         block_size=4,
         blocks={kind: 6 * count for kind, count in least_blocks(CONFIG, 4, 40).items()},
-        slots=slots,
+        slots=12,
         max_num_seqs=3,
     )
-    plan = replace(plan, stochastic=stochastic)
+    plan = replace(plan, stochastic=stochastic, kv_dtype=kv)
     if not pages:
         return plan
-    shape = page_shape(CONFIG, 4, 8, dtype.itemsize)
+    shape = page_shape(CONFIG, 4, 8, dtype.itemsize, kv and kv.itemsize)
     assert isinstance(shape, PageShape)
     least = dict.fromkeys(shape.uses, 10)
     return in_one_arena(plan, Pages(shape, 60, least, least))
@@ -68,13 +71,14 @@ def said(
     prompts: tuple[tuple[int, ...], ...] = PROMPTS,
     *,
     pages: bool = False,
+    kv: torch.dtype | None = None,
     ranks: int = 1,
     turns: bool = False,
     **engine: Any,
 ) -> Said:
     """Ids and logits of each request by name. turns: one after the other."""
     models = random_pair(CONFIG)
-    plan = plan_of(dtype, stochastic, pages=pages)
+    plan = plan_of(dtype, stochastic, pages=pages, kv=kv)
     if ranks == 1:
         runner = ModelRunner(models.served, plan, dtype)
     else:
@@ -189,6 +193,59 @@ def test_a_state_is_as_far_from_an_exact_one_as_its_format_is_coarse(dtype, most
     exact, got = state(F64, False), state(dtype, stochastic)
     error = float((got - exact).norm() / exact.norm())
     assert most / 40 < error < most
+
+
+# --- keys and values ------------------------------------------------------------------------------
+
+
+def test_narrow_keys_know_no_cuts():
+    """A key is rounded once, by itself, before anybody reads it: the law holds as ever."""
+    whole = said(F64, False, kv=FP8)
+    agree(whole, said(F64, False, kv=FP8, turns=True, overlap=True))
+    agree(whole, said(F64, False, kv=FP8, scheduler="v0", chunk_size=3))
+    agree(whole, said(F64, False, kv=FP8, max_num_batched_tokens=5))
+    agree(whole, said(F64, False, kv=FP8, pages=True, enable_prefix_caching=True))
+    agree(whole, said(F64, False, kv=FP8, ranks=2))
+    exact = said(F64, False)
+    firsts = [float((whole[n][1][0] - exact[n][1][0]).abs().max()) for n in exact]
+    assert 1e-4 < max(firsts) < 1.0
+
+
+def test_a_state_and_keys_can_both_be_narrow():
+    both = {"kv": FP8, "scheduler": "v0", "chunk_size": 8}
+    keeping = {"enable_prefix_caching": True, "photograph_interval": 8, "pages": True}
+    agree(said(INT8, True, **both), said(INT8, True, **both, **keeping))
+
+
+def test_a_key_too_large_for_its_format_is_kept_as_the_largest():
+    x = torch.tensor([500.0, -1e9, 3.3, 0.0])
+    assert as_kept(x, FP8).float().tolist() == [448.0, -448.0, 3.25, 0.0]
+    assert as_kept(x, torch.float32) is x
+
+
+@pytest.mark.parametrize("one_arena", [False, True])
+def test_a_plan_counts_the_bytes_of_narrow_keys(one_arena):
+    size = {"block_size": 16, "max_num_seqs": 3, "max_model_len": 64, "one_arena": one_arena}
+    engine = EngineConfig(dtype="float32", kv_cache_dtype="fp8", **size)
+    dtypes = {"dtype": torch.float32, "state_dtype": torch.float32}
+    plan = plan_memory(CONFIG, engine, 4_000_000, **dtypes)
+    wide = plan_memory(CONFIG, replace(engine, kv_cache_dtype="auto"), 4_000_000, **dtypes)
+    assert (plan.pages is not None) == one_arena
+    assert {kind: 4 * n for kind, n in plan.block_bytes.items()} == wide.block_bytes
+    caches = new_caches(random_pair(CONFIG, torch.float32).served, plan, torch.float32)
+    for kind, cache in zip(CONFIG.layer_kinds, caches, strict=True):
+        if isinstance(cache, AttentionCache):
+            assert cache.keys.dtype == cache.values.dtype == FP8
+            assert len(cache.keys) >= plan.num_blocks[kind]
+            assert 2 * cache.keys[0].nbytes == plan.block_bytes[kind]
+    assert any("keys and values as fp8 (kv_cache_dtype)" in line for line in plan.reasons)
+
+
+def test_vllms_names_for_narrow_keys():
+    for name in ("fp8", "fp8_e4m3", FP8):
+        assert EngineConfig(kv_cache_dtype=name).kv_cache_dtype == "fp8"
+    with pytest.raises(EngineError, match="kv_cache_dtype"):
+        EngineConfig(kv_cache_dtype="fp8_e5m2")
 
 
 # --- the plan -------------------------------------------------------------------------------------

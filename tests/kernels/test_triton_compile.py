@@ -105,15 +105,20 @@ def calls(table: Kernels, shape: Shape, dtype: torch.dtype) -> Iterator[Callable
             x(100, 16, groups, size),
             ints(t),
         )
+        yield lambda t=tokens: table.qk_norm_rope_write(
+            *(x(t, (heads + 2 * groups) * size), x(heads, size), x(groups, size)),
+            *(x(2, t, 1, size // 2), *(empty(100, 16, groups, size, dtype=FP8),) * 2, ints(t)),
+        )
     memory = x(100, 16, groups, size)
     conv_cache = x(9, channels, shape.taps - 1)
     weight = x(channels, 1, shape.taps)[:, 0, :]
     for window, requests in ((shape.window, 8), (None, 8), (shape.window, 256)):
-        paged = (memory, memory, ints(requests, 150), ints(requests), ints(requests))
-        yield lambda p=paged, r=requests, w=window: table.paged_decode(x(r, heads, size), *p, w)
-        yield lambda p=paged, r=requests, w=window: table.paged_prefill(
-            x(2048, heads, size), *p, ints(r + 1), w
-        )
+        for kept in (memory, empty(100, 16, groups, size, dtype=FP8)):
+            paged = (kept, kept, ints(requests, 150), ints(requests), ints(requests))
+            yield lambda p=paged, r=requests, w=window: table.paged_decode(x(r, heads, size), *p, w)
+            yield lambda p=paged, r=requests, w=window: table.paged_prefill(
+                x(2048, heads, size), *p, ints(r + 1), w
+            )
     flags = empty(8, dtype=torch.int64)
     yield lambda: table.conv_update(x(8, channels), weight, conv_cache, ints(8))
     where = (ints(8), ints(9), flags, ints(3, 3))
@@ -342,7 +347,7 @@ REGISTERS = {
     "selection_kernel": 216,
     "swiglu_kernel": 64,
     "qk_norm_rope_kernel": 56,
-    "decode_kernel": 128,
+    "decode_kernel": 152,
     "join_kernel": 48,
     "prefill_kernel": 255,
     "conv_update_kernel": 112,
@@ -377,6 +382,8 @@ def test_published_shapes_compile_without_spills(shape, capability, compiler):
             assert used.spills <= 12, where  # with one stage there are none, and it is 8 % slower
         elif (name, capability, triton.__version__[:3]) == ("prefill_kernel", 80, "3.6"):
             assert used.spills <= 12, where  # this pair of versions alone; 3.7 on: none
+        elif (name, capability) == ("prefill_kernel", 80) and launch.constants["DECODE"]:
+            assert used.spills <= 8, where  # e4m3 made of integers, in registers
         elif (name, capability) == ("quantized_linear_kernel", 80) and launch.constants["SWIGLU"]:
             assert used.spills <= 64, where  # two accumulators and a weight in registers
         else:

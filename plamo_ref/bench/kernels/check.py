@@ -87,7 +87,7 @@ def limit_of(case: Case, dtype: torch.dtype) -> float:
     if case.operation.startswith("narrow_"):
         return BYTES
     stored = [case.arguments[i].dtype for i in case.written]
-    return max(LIMITS[kind] for kind in (dtype, *stored))
+    return max(LIMITS.get(kind, BYTES) for kind in (dtype, *stored))
 
 
 def check(

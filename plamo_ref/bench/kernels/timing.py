@@ -80,7 +80,8 @@ def graph_seconds(case: Case, table: Kernels) -> float:
 def copied(value: Any, dtype: torch.dtype | None = None) -> Any:
     """A deep copy; floating-point tensors in `dtype` if one is given, with the same strides."""
     if isinstance(value, Tensor):
-        kept = value.dtype if dtype is None or not value.is_floating_point() else dtype
+        is_number = value.is_floating_point() and value.dtype.itemsize > 1  # e4m3 is a format
+        kept = dtype if dtype is not None and is_number else value.dtype
         # A clone would be contiguous, and the kernels' strides would go untested.
         fresh = torch.empty_strided(value.shape, value.stride(), dtype=kept, device=value.device)
         return fresh.copy_(value)

@@ -18,6 +18,7 @@ from torch import Tensor
 from plamo_ref.batch import AttentionCache, ForwardBatch, MambaCache, Room
 from plamo_ref.config import LayerKind
 from plamo_ref.engine.memory.holding import ATTENTION_KINDS
+from plamo_ref.kernels.attention.narrow import as_kept
 from plamo_ref.kernels.choice import TORCH, triton_table
 from plamo_ref.kernels.linear.swiglu import swiglu
 from plamo_ref.kernels.rope.twin import qk_norm_rope
@@ -61,8 +62,8 @@ def _kernels(kernels: str) -> Kernels:
 @torch.library.custom_op("plamo_ref::write_kv", mutates_args=("keys", "values"))
 def write_kv(k: Tensor, v: Tensor, keys: Tensor, values: Tensor, slot_mapping: Tensor) -> None:
     """k, v [T, G, P] into rows `slot_mapping` [T] of keys, values [blocks, block_size, G, P]."""
-    keys.flatten(0, 1)[slot_mapping] = k
-    values.flatten(0, 1)[slot_mapping] = v
+    keys.flatten(0, 1)[slot_mapping] = as_kept(k, keys.dtype)
+    values.flatten(0, 1)[slot_mapping] = as_kept(v, values.dtype)
 
 
 @write_kv.register_fake

@@ -23,7 +23,7 @@ def as_pages(
     config: Plamo2Config,
     engine: EngineConfig,
     needs: "Needs",
-    dtypes: tuple[torch.dtype, torch.dtype],
+    dtypes: tuple[torch.dtype, ...],
 ) -> "MemoryPlan":
     """One arena of the same bytes; the plan as it is, if there cannot be one, and why.
 

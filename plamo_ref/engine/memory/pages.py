@@ -77,7 +77,11 @@ class Pages:
 
 
 def page_shape(
-    config: Plamo2Config, block_size: int, itemsize: int, state_itemsize: int
+    config: Plamo2Config,
+    block_size: int,
+    itemsize: int,
+    state_itemsize: int,
+    kv_itemsize: int | None = None,
 ) -> PageShape | str:
     """The smallest page that serves all kinds of this model; a string says why there is none."""
     layers = {g.kind: len(config.layers_of(g.kind)) for g in attention_groups(config)}
@@ -86,7 +90,7 @@ def page_shape(
         return "the model has one kind of memory only"
     # Keys, or values, of one block of one layer; the state of one layer.
     kind, count = next(iter(layers.items()))
-    block = config.kv_bytes_per_token(kind, itemsize) * block_size // (2 * count)
+    block = config.kv_bytes_per_token(kind, kv_itemsize or itemsize) * block_size // (2 * count)
     ssm = config.mamba_inner_size * config.mamba_d_state * state_itemsize
     beside = config.state_bytes(itemsize, state_itemsize) - num_mamba * ssm  # of a slot
     columns = math.gcd(num_mamba, *(2 * count for count in layers.values()))

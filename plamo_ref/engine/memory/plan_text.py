@@ -90,6 +90,11 @@ def narrow_reasons(config: Plamo2Config, engine: EngineConfig, needs: "Needs") -
             f"a state slot of {needs.slot_bytes:,} bytes: states as {engine.state_dtype}, with a "
             f"scale for each head (state_dtype); {needs.slot_bytes + more:,} in float32"
         )
+    if engine.kv_cache_dtype != "auto":
+        blocks = ", ".join(f"{n:,}" for n in needs.block_bytes.values())
+        lines.append(
+            f"blocks of {blocks} bytes: keys and values as {engine.kv_cache_dtype} (kv_cache_dtype)"
+        )
     return tuple(lines)
 
 

@@ -9,12 +9,11 @@ Built in notebooks/06_hybrid_cache_manager.ipynb.
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 
 from plamo_ref.config import LayerKind, Plamo2Config
-from plamo_ref.engine.config import EngineConfig, EngineError
+from plamo_ref.engine.config import EngineConfig, EngineError, torch_dtype
 from plamo_ref.engine.memory.arena import paged_pools
 from plamo_ref.engine.memory.cache import HybridCache
 from plamo_ref.engine.memory.holding import AttentionGroup, attention_groups
@@ -42,6 +41,7 @@ class MemoryPlan:
     # One arena, instead of two rooms: then the numbers above are the most there can be of each.
     pages: Pages | None = None
     stochastic: bool = False  # states are rounded by chance
+    kv_dtype: torch.dtype | None = None  # of keys and values; None: the model's
 
     @property
     def total_bytes(self) -> int:
@@ -80,20 +80,21 @@ class Needs:
         config: Plamo2Config,
         size: int,
         longest: int | None,
-        dtype: torch.dtype,
-        state_dtype: torch.dtype,
+        dtypes: tuple[torch.dtype, ...],
     ) -> "Needs":
-        """Of a request of `longest` tokens; None: of as many as there is room for."""
+        """Of a request of `longest` tokens; None: of as many as there is room for. dtypes: of
+        activations, of states, of keys and values."""
+        item, state_item, kv_item = (dtype.itemsize for dtype in dtypes)
         # Blocks of W + 1 keys, wherever they begin; fewer if no request can become that long.
         window = min(config.attention_window_size, longest or math.inf)
         span = math.ceil((window + size) / size)
         return cls(
             size=size,
             block_bytes={
-                group.kind: config.kv_bytes_per_token(group.kind, dtype.itemsize) * size
+                group.kind: config.kv_bytes_per_token(group.kind, kv_item) * size
                 for group in attention_groups(config)
             },
-            slot_bytes=config.state_bytes(dtype.itemsize, state_dtype.itemsize),
+            slot_bytes=config.state_bytes(item, state_item),
             span=span,
             full_span=max(span, math.ceil((longest or 0) / size)),
         )
@@ -145,10 +146,15 @@ def plan_memory(
     Raises:
         EngineError: the budget does not hold one request.
     """
-    needs = Needs.of(config, engine.block_size, engine.max_model_len, dtype, state_dtype)
+    kv = dtype if engine.kv_cache_dtype == "auto" else torch_dtype(engine.kv_cache_dtype)
+    kinds = (dtype, state_dtype, kv)
+    needs = Needs.of(config, engine.block_size, engine.max_model_len, kinds)
     if budget < needs.first_bytes:
-        fits = partial(Needs.of, config, engine.block_size, dtype=dtype, state_dtype=state_dtype)
-        raise EngineError(refusal(engine, budget, needs, lambda n: fits(n).first_bytes))
+        raise EngineError(
+            refusal(
+                engine, budget, needs, lambda n: Needs.of(config, needs.size, n, kinds).first_bytes
+            )
+        )
     seats, kept, num_blocks = _divide(engine, needs, budget - needs.first_bytes)
     num_slots = 1 + seats + kept if needs.slot_bytes else 0
     used = num_slots * needs.slot_bytes + sum(
@@ -165,8 +171,9 @@ def plan_memory(
         budget=budget,
         reasons=reasons(config, engine, (seats, kept), needs, num_blocks, budget - used),
         stochastic=engine.state_rounding == "stochastic",
+        kv_dtype=kv,
     )
-    return as_pages(plan, config, engine, needs, (dtype, state_dtype)) if engine.one_arena else plan
+    return as_pages(plan, config, engine, needs, kinds) if engine.one_arena else plan
 
 
 def _divide(engine: EngineConfig, needs: Needs, spare: int) -> tuple[int, int, Blocks]:
