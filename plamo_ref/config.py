@@ -231,8 +231,7 @@ class Plamo2Config:
     def state_bytes(self, itemsize: int = 2, state_itemsize: int = 4) -> int:
         """Bytes of one state slot: conv (activation dtype) and SSM (float32) of all Mamba layers.
 
-        Constant: it does not depend on how many tokens the sequence has. A state of a byte a number
-        has a scale, in float32, for each head.
+        Constant. A state of a byte a number has a scale, in float32, for each head.
         """
         conv = self.mamba_inner_size * (self.mamba_d_conv - 1) * itemsize
         ssm = self.mamba_inner_size * self.mamba_d_state * state_itemsize

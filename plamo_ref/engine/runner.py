@@ -76,10 +76,9 @@ def new_caches(
     model: Plamo2Model, plan: MemoryPlan, state_dtype: torch.dtype
 ) -> Sequence[LayerCache]:
     """The memory of each layer, filled with zeros."""
-    config, weight = model.config, model.embedding
+    config, weight, kept = model.config, model.embedding, (plan.stochastic, plan.kv_dtype)
     if plan.pages is not None:
-        narrow = (state_dtype, plan.stochastic, plan.kv_dtype)
-        return paged_caches(config, plan.pages, plan.block_size, weight, *narrow)
+        return paged_caches(config, plan.pages, plan.block_size, weight, state_dtype, *kept)
     heads, size = config.mamba_num_heads, config.hidden_size_per_head
     caches: list[LayerCache] = []
     for kind in config.layer_kinds:
@@ -91,6 +90,6 @@ def new_caches(
         else:
             blocks = plan.num_blocks[kind]
             shape = (blocks, plan.block_size, config.num_key_value_heads, size)
-            both = (weight.new_zeros(shape, dtype=plan.kv_dtype) for _ in range(2))
+            both = (weight.new_zeros(shape, dtype=plan.kv_dtype) for _ in ("keys", "values"))
             caches.append(AttentionCache(*both))
     return tuple(caches)
