@@ -4,9 +4,10 @@ The texts are those of benchmarks/quantization_quality.py, split as there; what 
 is laid end to end. Everything is computed by the twins in float32 on a CPU, so that the cache is
 the only thing that differs. Rows of four kinds:
 
-    quality   the held-out text, 46 rows of 512 tokens fed token by token, as a decode does, so that
-              a state is rounded at each of them: bits for a byte, divergence of the next token's
-              distribution from the exact model's, how often both find the same token likeliest
+    quality   the held-out text, in rows of 512 tokens (--rows: all of it is 46) fed token by token,
+              as a decode does, so that a state is rounded at each of them: bits for a byte,
+              divergence of the next token's distribution from the exact model's, how often both
+              find the same token likeliest
     drift     20,000 tokens through the recurrence of two layers with the exact model's inputs:
               ‖S - exact‖ / ‖exact‖, and the same of what is read (S C), as series over the tokens
     walk      one number of a state over the last 512 of these tokens, exact and as it is kept
@@ -44,7 +45,7 @@ STATES: dict[str, tuple[torch.dtype, bool]] = {
     "int8, stochastic": (torch.int8, True),
 }
 KEYS = ("float32", "bfloat16", "fp8, scale 1", "fp8, a scale a token and head")
-ROW, ROWS, SIZE = 512, 46, 16  # tokens of a row, rows, tokens of a block
+ROW, SIZE = 512, 16  # tokens of a row, of a block
 LONG, LAYERS, HEADS = 20_000, 2, 3  # tokens, layers and heads of the drift
 MARKS = sorted({*(round(100 * 10 ** (i / 10)) for i in range(24)), 2000, LONG})
 
@@ -59,7 +60,7 @@ def as_kept(x: Tensor, how: str) -> Tensor:
     return (x / scale).clamp(-448, 448).to(FP8).to(x.dtype) * scale
 
 
-def caches_of(model: Plamo2Model, state: str) -> list[LayerCache]:
+def caches_of(model: Plamo2Model, state: str, rows: int) -> list[LayerCache]:
     """A slot and the blocks of a row for each row; number 0 is nobody's."""
     config, (dtype, stochastic) = model.config, STATES[state]
     heads, size, inner = (
@@ -70,35 +71,35 @@ def caches_of(model: Plamo2Model, state: str) -> list[LayerCache]:
     caches: list[LayerCache] = []
     for kind in config.layer_kinds:
         if kind == "mamba":
-            conv = torch.zeros(ROWS + 1, inner, config.mamba_d_conv - 1)
-            ssm = torch.zeros(ROWS + 1, heads, size, config.mamba_d_state, dtype=dtype)
+            conv = torch.zeros(rows + 1, inner, config.mamba_d_conv - 1)
+            ssm = torch.zeros(rows + 1, heads, size, config.mamba_d_state, dtype=dtype)
             caches.append(mamba_cache(conv, ssm, stochastic))
         else:
-            shape = (1 + ROWS * ROW // SIZE, SIZE, config.num_key_value_heads, size)
+            shape = (1 + rows * ROW // SIZE, SIZE, config.num_key_value_heads, size)
             caches.append(AttentionCache(torch.zeros(shape), torch.zeros(shape)))
     return caches
 
 
 def decoded(model: Plamo2Model, ids: Tensor, state: str, keys: str) -> Iterator[Tensor]:
-    """ids [ROWS, ROW] → log probabilities [ROWS, V] after each token, fed one a step."""
+    """ids [rows, ROW] → log probabilities [rows, V] after each token, fed one a step."""
 
     def write_kv(*arguments: Any) -> Tensor:
         q = TORCH.qk_norm_rope_write(*arguments)
-        *_, k, v, rows = arguments
+        *_, k, v, places = arguments
         for memory in (k.flatten(0, 1), v.flatten(0, 1)):
-            memory[rows] = as_kept(memory[rows], keys)
+            memory[places] = as_kept(memory[places], keys)
         return q
 
     model = model.with_ops(TORCH.but(qk_norm_rope_write=write_kv))
     kinds = sorted({kind for kind in model.config.layer_kinds if kind != "mamba"})
-    blocks = ROW // SIZE
+    rows, blocks = len(ids), ROW // SIZE
     batch = ForwardBatch.empty(
-        Room(ROWS, 0, 0, tuple((kind, blocks) for kind in kinds)), torch.device("cpu")
+        Room(rows, 0, 0, tuple((kind, blocks) for kind in kinds)), torch.device("cpu")
     )
-    batch.state_slots[:] = torch.arange(1, ROWS + 1)
+    batch.state_slots[:] = torch.arange(1, rows + 1)
     for group in batch.groups.values():
-        group.block_table[:] = 1 + torch.arange(ROWS * blocks).view(ROWS, blocks)
-    caches = caches_of(model, state)
+        group.block_table[:] = 1 + torch.arange(rows * blocks).view(rows, blocks)
+    caches = caches_of(model, state, rows)
     for at in range(ROW):
         batch.token_ids[:], batch.positions[:], batch.seq_lens[:] = ids[:, at], at, at + 1
         batch.has_past[:] = int(at > 0)
@@ -168,7 +169,7 @@ def read(model: Plamo2Model, ids: Tensor, chunk: int = 2000) -> Tensor:
     config, total = model.config, len(ids)
     blocks = -(-total // SIZE)
     caches: list[LayerCache] = []
-    for cache in caches_of(model, "float32"):
+    for cache in caches_of(model, "float32", 1):
         if isinstance(cache, AttentionCache):
             shape = (blocks + 1, *cache.keys.shape[1:])
             cache = AttentionCache(torch.zeros(shape), torch.zeros(shape))
@@ -299,6 +300,7 @@ def outliers(model: Plamo2Model, ids: Tensor) -> Iterator[dict[str, Any]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("texts", nargs="+", type=Path)
+    parser.add_argument("--rows", type=int, default=46)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     recipe = Recipe()
@@ -323,10 +325,11 @@ def main() -> None:
                     write(report("cache_quality", rows), options.json)
 
         found(outliers(model, text))
-        found(quality(model, text[: ROWS * ROW].view(ROWS, ROW), size / len(text)))
         layers = captured(model, text[:LONG])
         for layer in (layers[0], layers[-1])[:LAYERS]:
             found(drift(*layer))
+        rows_of = text[: options.rows * ROW].view(options.rows, ROW)
+        found(quality(model, rows_of, size / len(text)))
 
 
 if __name__ == "__main__":

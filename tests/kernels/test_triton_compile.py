@@ -433,7 +433,8 @@ def test_float32_compiles_with_few_spills(compiler):
 def test_kernels_use_the_instructions_they_are_written_for(
     kernel, capability, instruction, compiler
 ):
-    found = [used for used in launches(MODELS[0], BF16) if used.kernel.__name__ == kernel]
+    of_it = launches(MODELS[0], BF16, capability)
+    found = [used for used in of_it if used.kernel.__name__ == kernel]
     assert found
     for launch in found:
         assert instruction in compiler(launch, capability).ptx
@@ -444,7 +445,7 @@ def test_kernels_use_the_instructions_they_are_written_for(
 def test_keys_travel_while_earlier_ones_are_multiplied(kernel, capability, compiler):
     """The loop waits for the oldest copies and leaves the keys and values of a later tile under
     way. A table looked up in the same iteration would make it wait for all of them."""
-    for launch in launches(MODELS[0], BF16):
+    for launch in launches(MODELS[0], BF16, capability):
         if launch.kernel.__name__ == kernel:
             ptx = compiler(launch, capability).ptx
             waits = [int(n) for n in re.findall(r"cp\.async\.wait_group\s+(\d+)", ptx)]
