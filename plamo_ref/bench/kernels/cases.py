@@ -20,9 +20,13 @@ from plamo_ref.bench.kernels.parts import SMALL, Case, Maker, Shape
 from plamo_ref.bench.kernels.state_cases import NARROW, conv_cases, narrow_cases, scan_cases
 from plamo_ref.kernels.rope.twin import rope_tables
 from plamo_ref.kernels.sample.twin import kept_weights
+from plamo_ref.quantization.weight import FP8
 
 
-def qk_case(make: Maker, shape: Shape, tokens: int, parts: int = 0) -> Case:
+def qk_case(
+    make: Maker, shape: Shape, tokens: int, parts: int = 0, kept: torch.dtype | None = None
+) -> Case:
+    """kept: the dtype of the cache, if it is another one."""
     heads, groups, size = shape.heads, shape.kv_heads, shape.size
     blocks = tokens // shape.block_size + 2
     positions = make.ints([(7919 * t) % 100_003 for t in range(tokens)])
@@ -33,12 +37,13 @@ def qk_case(make: Maker, shape: Shape, tokens: int, parts: int = 0) -> Case:
         make.noise(heads, size),
         make.noise(groups, size),
         rope_tables(positions, size, 10000.0, make.dtype),
-        make.nan(blocks, shape.block_size, groups, size),
-        make.nan(blocks, shape.block_size, groups, size),
+        make.nan(blocks, shape.block_size, groups, size, dtype=kept),
+        make.nan(blocks, shape.block_size, groups, size, dtype=kept),
         make.shuffled(blocks * shape.block_size - 1)[:tokens],
     )
     moved = 2 * tokens * width * make.dtype.itemsize
     label = f"{tokens}, {parts} parts" if parts else f"{tokens}"
+    label += ", fp8" * (kept is not None)
     return Case(label, "qk_norm_rope_write", arguments, (4, 5), moved_bytes=moved)
 
 
@@ -49,9 +54,13 @@ def rope_case(make: Maker, shape: Shape, tokens: int) -> Case:
 
 
 def paged_case(
-    make: Maker, shape: Shape, shares: Sequence[tuple[int, int]], window: int | None
+    make: Maker,
+    shape: Shape,
+    shares: Sequence[tuple[int, int]],
+    window: int | None,
+    kept: torch.dtype | None = None,
 ) -> Case:
-    """Shares: tokens of each request computed before, and in this step."""
+    """Shares: tokens of each request computed before, and in this step; kept: as in `qk_case`."""
     size, groups, block_size = shape.size, shape.kv_heads, shape.block_size
     firsts = [0 if window is None else max(0, past - window) // block_size for past, _ in shares]
     lengths = [past + new for past, new in shares]
@@ -60,7 +69,8 @@ def paged_case(
     rows = [[places.pop() for _ in range(span)] for span in spans]
     wide = max(spans) + 1
     table = make.ints([[*row, *[0] * (wide - len(row))] for row in rows])  # type: ignore[misc]
-    caches = [make.noise(sum(spans) + 1, block_size, groups, size) for _ in range(2)]
+    places_of = (sum(spans) + 1, block_size, groups, size)
+    caches = [make.noise(*places_of, dtype=kept) for _ in range(2)]
     for cache in caches:
         cache[0] = math.nan
         for row, length, (past, _) in zip(rows, lengths, shares, strict=True):
@@ -71,10 +81,11 @@ def paged_case(
     counts = [new for _, new in shares]
     q = make.noise(sum(counts), shape.heads, size)
     common = (q, *caches, table, make.ints(firsts), make.ints(lengths))
-    label = f"{'+'.join(map(str, shares[0]))} ×{len(shares)}, W {window}"
+    label = f"{'+'.join(map(str, shares[0]))} ×{len(shares)}, W {window}" + ", fp8" * bool(kept)
     past_seen = [min(p, window) if window is not None else p for p, _ in shares]
     keys = sum(past_seen) + sum(counts)
-    moved = (2 * keys * groups + 2 * sum(counts) * shape.heads) * size * make.dtype.itemsize
+    moved = 2 * sum(counts) * shape.heads * size * make.dtype.itemsize
+    moved += 2 * keys * groups * size * caches[0].element_size()
     if all(new == 1 for new in counts):
         return Case(label, "paged_decode", (*common, window), moved_bytes=moved)
     pairs = sum(_pairs(past, new, window) for past, new in shares)
@@ -140,6 +151,9 @@ def small_cases(device: torch.device, dtype: torch.dtype) -> Iterator[Case]:
             rope_case(make, shape, 3),
             qk_case(make, shape, 3),
             qk_case(make, shape, 5, parts=2),
+            qk_case(make, shape, 5, kept=FP8),
+            paged_case(make, shape, [(window, 1), (3, 1)], window, FP8),
+            paged_case(make, shape, [(window + 1, 2), (3, 17)], None, FP8),
             *conv_cases(make, shape, 2, (1, 2, 33, 3)),
             *scan_cases(make, shape, 2, (1, 0, 65 if index == 0 else 18)),
         ]
@@ -177,6 +191,9 @@ def model_cases(device: torch.device, dtype: torch.dtype, shape: Shape) -> Itera
     for chunks in ([(0, 2048)], [(4000, 2048)], [(0, 300), (100, 77), (2500, 1000)]):
         yield paged_case(make, shape, chunks, shape.window)
     yield paged_case(make, shape, [(1000, 1048)], None)
+    yield qk_case(make, shape, 128, kept=FP8)
+    for chunks in ([(2100, 1)] * 32, [(300, 1)] * 128, [(4000, 2048)]):
+        yield paged_case(make, shape, chunks, shape.window, FP8)
     shares = ((1, (8192,)), (32, (100, 333, 700, 1)), (128, (64,) * 32), (8, (16,) * 8))
     for requests, counts in shares:
         yield from conv_cases(make, shape, requests, counts)
