@@ -180,4 +180,12 @@ class MambaCache:
     ssm: Tensor  # [slots, H, P, N]
 
 
+@dataclass(frozen=True)
+class NarrowCache(MambaCache):
+    """The same with states that are rounded in a way of their own: see kernels/ssm/narrow.py."""
+
+    scales: Tensor | None  # [slots, H] of states of a byte a number
+    stochastic: bool  # they are rounded by chance
+
+
 LayerCache = AttentionCache | MambaCache

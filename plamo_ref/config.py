@@ -231,11 +231,12 @@ class Plamo2Config:
     def state_bytes(self, itemsize: int = 2, state_itemsize: int = 4) -> int:
         """Bytes of one state slot: conv (activation dtype) and SSM (float32) of all Mamba layers.
 
-        Constant: it does not depend on how many tokens the sequence has.
+        Constant. A state of a byte a number has a scale, in float32, for each head.
         """
         conv = self.mamba_inner_size * (self.mamba_d_conv - 1) * itemsize
         ssm = self.mamba_inner_size * self.mamba_d_state * state_itemsize
-        return len(self.layers_of("mamba")) * (conv + ssm)
+        scales = 4 * self.mamba_num_heads if state_itemsize == 1 else 0
+        return len(self.layers_of("mamba")) * (conv + ssm + scales)
 
     def request_bytes(self, length: int, itemsize: int = 2, state_itemsize: int = 4) -> int:
         """Bytes that a sequence of `length` tokens must keep to go on decoding.

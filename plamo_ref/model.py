@@ -87,7 +87,7 @@ class Mamba:
         u = self.ops.convolve(u, self.conv_weight, batch, cache.conv)  # [T, H·P]
         B, C, dt = self.ops.selection(self.bcdt_proj.parts(u), self.selection)
         inputs = ScanInputs(u=u.unflatten(-1, (-1, self.head_size)), z=z, dt=dt, B=B, C=C)
-        y = self.ops.scan(inputs, self.scan, batch, cache.ssm)
+        y = self.ops.scan(inputs, self.scan, batch, cache)
         return self.out_proj.parts(y.flatten(1))
 
 

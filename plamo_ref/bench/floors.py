@@ -19,25 +19,42 @@ from plamo_ref.budget import (
 from plamo_ref.config import Plamo2Config
 
 
-def sequence_bytes(config: Plamo2Config, length: int, item: int, state_item: int) -> int:
-    """What one decoding sequence moves for itself: its state twice, its keys and values once."""
+def sequence_bytes(
+    config: Plamo2Config, length: int, item: int, state_item: int, kv_item: int | None = None
+) -> int:
+    """What one decoding sequence moves for itself: its state twice, its keys and values once.
+    kv_item: bytes of a number in these, if it is not `item`."""
     state = config.state_bytes(item, state_item)
-    return config.request_bytes(length, item, state_item) + state
+    keys = config.request_bytes(length, item, state_item) - state
+    return 2 * state + keys * (kv_item or item) // item
 
 
-def decode_bytes(config: Plamo2Config, batch: int, length: int, item: int, state_item: int) -> int:
+def decode_bytes(
+    config: Plamo2Config,
+    batch: int,
+    length: int,
+    item: int,
+    state_item: int,
+    kv_item: int | None = None,
+) -> int:
     """All that a decode step of `batch` sequences moves."""
-    own = sequence_bytes(config, length, item, state_item)
+    own = sequence_bytes(config, length, item, state_item, kv_item)
     return weight_bytes_per_step(config, item) + batch * own
 
 
 def decode_floor(
-    config: Plamo2Config, batch: int, length: int, item: int, state_item: int, best: Ceilings
+    config: Plamo2Config,
+    batch: int,
+    length: int,
+    item: int,
+    state_item: int,
+    best: Ceilings,
+    kv_item: int | None = None,
 ) -> float:
     """Seconds of a step in which `batch` sequences of `length` tokens get one more."""
     operations = batch * (linear_flops(config) + head_flops(config))
     weights = best.floor(weight_bytes_per_step(config, item), operations)
-    return weights + batch * sequence_bytes(config, length, item, state_item) / best.copy
+    return weights + batch * sequence_bytes(config, length, item, state_item, kv_item) / best.copy
 
 
 def prefill_floor(

@@ -38,8 +38,9 @@ class Bench:
         dtype = model.embedding.dtype
         length = prompt + output // 2  # the mean over the steps
         sizes = (dtype.itemsize, config.resolve_state_dtype(dtype).itemsize)
-        floor = decode_floor(model.config, batch, length, *sizes, self.ceilings)
-        moved = decode_bytes(model.config, batch, length, *sizes)
+        kv_item = None if config.kv_cache_dtype == "auto" else 1
+        floor = decode_floor(model.config, batch, length, *sizes, self.ceilings, kv_item)
+        moved = decode_bytes(model.config, batch, length, *sizes, kv_item)
         row = {
             "batch": batch,
             "step_ms": round(step * 1e3, 3),

@@ -14,7 +14,11 @@ from plamo_ref.commands._options import ByteSize, Command
 from plamo_ref.engine.config import EngineConfig
 
 # Of `generate` and `chat`, which have one request at a time.
-ONE_REQUEST = ("dtype", "quantization", "device", "tensor_parallel_size", "pipeline_parallel_size")
+ONE_REQUEST = (
+    *("dtype", "quantization", "kv_cache_dtype", "state_dtype"),
+    "state_rounding",
+    *("device", "tensor_parallel_size", "pipeline_parallel_size"),
+)
 
 
 class Numbers(click.ParamType):

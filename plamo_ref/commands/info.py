@@ -164,7 +164,7 @@ def plan(
         EngineError: the model, or one request beside it, does not fit.
     """
     from plamo_ref.engine.config import EngineConfig
-    from plamo_ref.engine.memory.planner import plan_device
+    from plamo_ref.engine.memory.device_bytes import plan_device
 
     engine = EngineConfig(
         dtype=dtype, max_num_seqs=max_num_seqs, max_num_batched_tokens=max_num_batched_tokens

@@ -17,7 +17,8 @@ import torch
 from plamo_ref.config import Plamo2Config
 from plamo_ref.engine.config import EngineConfig, EngineError
 from plamo_ref.engine.core import EngineCore
-from plamo_ref.engine.memory.planner import MemoryPlan, cache_budget, plan_memory
+from plamo_ref.engine.memory.device_bytes import cache_budget
+from plamo_ref.engine.memory.planner import MemoryPlan, plan_memory
 from plamo_ref.engine.runner import ModelRunner
 from plamo_ref.kernels.choice import can_overlap, select
 from plamo_ref.kernels.linear.quantized import check_scheme

@@ -21,6 +21,7 @@ from plamo_ref.intake.values import (
     OneOf,
     Seed,
     Text,
+    Torchs,
     Whole,
     read_fields,
     shown,
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 DTYPES = ("float32", "float64", "bfloat16")  # float16 overflows in this model
+BYTES = ("fp8", "int8")  # of a state, with a scale for each head
 
 
 class EngineError(PlamoRefError, ValueError):
@@ -83,7 +85,13 @@ class EngineConfig:
     state_dtype: str = knob(
         "auto",
         "Of the SSM state; auto: at least float32, the faithful choice.",
-        choices=("auto", *DTYPES),
+        choices=("auto", *DTYPES, *BYTES),
+    )
+    kv_cache_dtype: Literal["auto", "fp8"] = knob(
+        "auto", "Of keys and values; auto: the model's; fp8: e4m3, without a scale."
+    )
+    state_rounding: Literal["nearest", "stochastic"] = knob(
+        "nearest", "stochastic: by chance, so that the errors of many steps are 0 on average."
     )
     generation_config: str = knob(
         "auto", "Sampling defaults; auto: the folder's; vllm: neutral ones; else another folder."
@@ -139,6 +147,11 @@ class EngineConfig:
             raise EngineError(
                 "chunk_size belongs to scheduler='v0'; v1 cuts prompts where the token budget ends "
                 "(max_num_batched_tokens)"
+            )
+        if self.state_rounding != "nearest" and self.state_dtype not in ("bfloat16", *BYTES):
+            raise EngineError(
+                f"state_rounding={self.state_rounding!r} is for states in fewer bits than they are "
+                f"computed with: set state_dtype to bfloat16, {' or '.join(BYTES)}"
             )
         if self.num_ranks > 1 and self.compile != "none":
             raise EngineError(
@@ -210,40 +223,24 @@ class EngineConfig:
 
 
 def torch_dtype(name: str) -> "torch.dtype":
-    """The dtype of one of `DTYPES`."""
+    """The dtype of one of `DTYPES` or `BYTES`."""
     import torch
 
-    dtype = getattr(torch, name)
+    dtype = getattr(torch, "float8_e4m3fn" if name == "fp8" else name)
     assert isinstance(dtype, torch.dtype)
     return dtype
 
 
-@dataclass(frozen=True)
-class _Torchs:
-    """A name, or torch's own object of that name."""
-
-    kind: Kind
-
-    @property
-    def wanted(self) -> str:
-        return self.kind.wanted
-
-    def read(self, value: Any) -> Any:
-        kind = type(value)
-        if kind.__module__ == "torch" and kind.__name__ in ("dtype", "device"):
-            value = str(value).removeprefix("torch.")
-        return self.kind.read(value)
-
-
 # Which values a field may have. None, where vLLM has it, is our default.
 _POSITIVE = Whole("1 or more", least=1)
-_DTYPES = ("auto", *DTYPES)
+_DTYPES, _STATES = ("auto", *DTYPES), ("auto", *DTYPES, *BYTES)
+_FP8 = {"fp8_e4m3": "fp8", "float8_e4m3fn": "fp8"}
 _NO_HALF = " (float16 overflows in this model; a GPU without bfloat16, as the T4, takes float32)"
 _KINDS: Mapping[str, Kind] = {
     "load_format": OneOf(("auto", "dummy"), other_names={"safetensors": "auto"}),
-    "dtype": _Torchs(OneOf(_DTYPES, _NO_HALF, {"float": "float32"})),
+    "dtype": Torchs(OneOf(_DTYPES, _NO_HALF, {"float": "float32"})),
     "quantization": NoneFor(OneOf(tuple(SCHEMES))),
-    "device": _Torchs(Text("'auto', 'cpu', 'cuda' or 'cuda:1'")),
+    "device": Torchs(Text("'auto', 'cpu', 'cuda' or 'cuda:1'")),
     "tensor_parallel_size": NoneFor(_POSITIVE, EngineConfig.tensor_parallel_size),
     "pipeline_parallel_size": NoneFor(_POSITIVE, EngineConfig.pipeline_parallel_size),
     "disable_custom_all_reduce": Flag(),
@@ -256,7 +253,9 @@ _KINDS: Mapping[str, Kind] = {
     "memory_bytes": NoneFor(_POSITIVE),
     "gpu_memory_utilization": Number("above 0 and at most 1", lambda x: 0 < x <= 1),
     "max_model_len": NoneFor(_POSITIVE),
-    "state_dtype": _Torchs(OneOf(_DTYPES)),
+    "state_dtype": Torchs(OneOf(_STATES, other_names=_FP8)),
+    "kv_cache_dtype": Torchs(OneOf(("auto", "fp8"), other_names=_FP8)),
+    "state_rounding": OneOf(("nearest", "stochastic")),
     "generation_config": NoneFor(Text(), EngineConfig.generation_config),
     "seed": NoneFor(Seed(), EngineConfig.seed),
     "kernels": OneOf(get_args(KernelChoice)),

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from plamo_ref.batch import LayerCache, MambaCache
+from plamo_ref.batch import LayerCache
 from plamo_ref.config import LayerKind
 from plamo_ref.engine.page_copies import apart
 
@@ -58,8 +58,8 @@ def _moves(
     for kind in dict.fromkeys(copy.kind for copy in copies):
         of_kind = [cache for cache, its in zip(caches, kinds, strict=True) if its == kind]
         for together in at_once([copy for copy in copies if copy.kind == kind and of_kind]):
-            sources, targets = _places(together, _tensors(of_kind[0])[0].device)
-            for tensor in (each for cache in of_kind for each in _tensors(cache)):
+            sources, targets = _places(together, tensors_of(of_kind[0])[0].device)
+            for tensor in (each for cache in of_kind for each in tensors_of(cache)):
                 yield tensor, targets, tensor[sources]
 
 
@@ -80,8 +80,9 @@ def at_once(copies: Sequence[Copy]) -> Iterator[list[Copy]]:
         yield together
 
 
-def _tensors(cache: LayerCache) -> tuple[Tensor, Tensor]:
-    return (cache.conv, cache.ssm) if isinstance(cache, MambaCache) else (cache.keys, cache.values)
+def tensors_of(cache: LayerCache) -> tuple[Tensor, ...]:
+    """All memory of a layer, by place."""
+    return tuple(part for part in vars(cache).values() if isinstance(part, Tensor))
 
 
 def _places(copies: Sequence[Copy], device: torch.device) -> Places:

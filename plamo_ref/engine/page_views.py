@@ -12,10 +12,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from plamo_ref.batch import AttentionCache, LayerCache, MambaCache
+from plamo_ref.batch import AttentionCache, LayerCache
 from plamo_ref.config import LayerKind, Plamo2Config
 from plamo_ref.engine.config import EngineError
 from plamo_ref.engine.memory.pages import Pages
+from plamo_ref.kernels.ssm.narrow import mamba_cache
 
 
 class Columns:
@@ -38,7 +39,9 @@ class Columns:
         rows = column.view(-1, *shape)
         first = number % parts * apart
         part = rows[first : len(rows) - (parts - 1) * apart + first]
-        return part if part.device.type == "meta" else torch.from_dlpack(part)
+        if part.device.type == "meta":
+            return part
+        return torch.from_dlpack(part.view(torch.uint8)).view(dtype)  # it need not know the dtype
 
 
 def paged_caches(
@@ -47,6 +50,8 @@ def paged_caches(
     block_size: int,
     weight: Tensor,
     state_dtype: torch.dtype,
+    stochastic: bool = False,
+    kv_dtype: torch.dtype | None = None,
 ) -> Sequence[LayerCache]:
     """The memory of each layer, filled with zeros.
 
@@ -62,19 +67,30 @@ def paged_caches(
     past = (config.mamba_inner_size, config.mamba_d_conv - 1)
     block = (block_size, config.num_key_value_heads, size)
     columns = Columns(shape.columns, pages.num_pages * shape.column_bytes, device)
-    num_beside = len(config.layers_of("mamba")) and shape.columns
-    beside = Columns(num_beside, pages.num_pages * shape.beside_bytes // shape.columns, device)
+
+    def beside(place: Sequence[int], its: torch.dtype) -> Columns:
+        """For every slot there is a place of this shape."""
+        slots = pages.num_pages * shape.uses["mamba"].pitch if "mamba" in shape.uses else 0
+        num_bytes = slots * torch.Size(place).numel() * its.itemsize
+        return Columns(shape.columns if slots else 0, num_bytes, device)
+
+    convs = beside(past, dtype)
+    scales = beside((heads,), torch.float32) if state_dtype.itemsize == 1 else None
     for kind, use in shape.uses.items():
-        place, its = (state, state_dtype) if kind == "mamba" else (block, dtype)
+        place, its = (state, state_dtype) if kind == "mamba" else (block, kv_dtype or dtype)
         if torch.Size(place).numel() * its.itemsize * use.pitch != shape.column_bytes:
             raise EngineError(f"pages of {shape.column_bytes:,} bytes do not fit {kind} places")
     caches: list[LayerCache] = []
     for kind in config.layer_kinds:
         use = shape.uses[kind]
         if kind == "mamba":
-            conv = beside.view(kind, use.parts, 1, past, dtype)
-            caches.append(MambaCache(conv, columns.view(kind, use.parts, 1, state, state_dtype)))
+            own = (kind, use.parts, 1)
+            parts = (convs.view(*own, past, dtype), columns.view(*own, state, state_dtype))
+            scale = None if scales is None else scales.view(*own, (heads,), torch.float32)
+            caches.append(mamba_cache(*parts, stochastic, scale))
         else:
-            both = [columns.view(kind, use.parts, use.count, block, dtype) for _ in range(2)]
+            both = [
+                columns.view(kind, use.parts, use.count, block, kv_dtype or dtype) for _ in range(2)
+            ]
             caches.append(AttentionCache(*both))
     return tuple(caches)

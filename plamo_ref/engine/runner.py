@@ -9,11 +9,12 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from plamo_ref.batch import AttentionCache, ForwardBatch, LayerCache, MambaCache, Room
+from plamo_ref.batch import AttentionCache, ForwardBatch, LayerCache, Room
 from plamo_ref.engine.batching import Rows
 from plamo_ref.engine.copies import Copy, copy_places
 from plamo_ref.engine.memory.planner import MemoryPlan
 from plamo_ref.engine.page_views import paged_caches
+from plamo_ref.kernels.ssm.narrow import mamba_cache
 from plamo_ref.model import Plamo2Model
 
 
@@ -75,20 +76,20 @@ def new_caches(
     model: Plamo2Model, plan: MemoryPlan, state_dtype: torch.dtype
 ) -> Sequence[LayerCache]:
     """The memory of each layer, filled with zeros."""
-    config, weight = model.config, model.embedding
+    config, weight, kept = model.config, model.embedding, (plan.stochastic, plan.kv_dtype)
     if plan.pages is not None:
-        return paged_caches(config, plan.pages, plan.block_size, weight, state_dtype)
+        return paged_caches(config, plan.pages, plan.block_size, weight, state_dtype, *kept)
     heads, size = config.mamba_num_heads, config.hidden_size_per_head
     caches: list[LayerCache] = []
     for kind in config.layer_kinds:
         if kind == "mamba":
             conv = (plan.num_slots, config.mamba_inner_size, config.mamba_d_conv - 1)
             ssm = (plan.num_slots, heads, size, config.mamba_d_state)
-            caches.append(
-                MambaCache(weight.new_zeros(conv), weight.new_zeros(ssm, dtype=state_dtype))
-            )
+            parts = (weight.new_zeros(conv), weight.new_zeros(ssm, dtype=state_dtype))
+            caches.append(mamba_cache(*parts, plan.stochastic))
         else:
             blocks = plan.num_blocks[kind]
             shape = (blocks, plan.block_size, config.num_key_value_heads, size)
-            caches.append(AttentionCache(weight.new_zeros(shape), weight.new_zeros(shape)))
+            both = (weight.new_zeros(shape, dtype=plan.kv_dtype) for _ in ("keys", "values"))
+            caches.append(AttentionCache(*both))
     return tuple(caches)

@@ -276,3 +276,20 @@ class NoneFor:
 
     def _or_none(self, wanted: str) -> str:
         return wanted if self.meaning is not None else f"{wanted}, or None"
+
+
+@dataclass(frozen=True)
+class Torchs:
+    """A name, or torch's own object of that name."""
+
+    kind: Kind
+
+    @property
+    def wanted(self) -> str:
+        return self.kind.wanted
+
+    def read(self, value: Any) -> Any:
+        kind = type(value)
+        if kind.__module__ == "torch" and kind.__name__ in ("dtype", "device"):
+            value = str(value).removeprefix("torch.")
+        return self.kind.read(value)

@@ -66,7 +66,7 @@ def _renamed(name: str) -> Rule:
 _NO_LORA = "adapters are not supported: merge them into the checkpoint"
 _TEXT_ONLY = "this engine is for text only"
 _NO_SPECULATION = "there is no speculative decoding"
-_DTYPE = "keys and values have the dtype of the activations"
+_NO_SCALES = 'kv_cache_dtype="fp8" keeps keys and values without a scale'
 _NOT_SHARED = "tokens themselves are compared: enable_prefix_caching is the setting"
 _OWN = "the tokenizer is the checkpoint's own, whose files are in its folder"
 
@@ -83,8 +83,7 @@ ENGINE: Mapping[str, Rule] = {
     "async_scheduling": _renamed("overlap"),
     "enable_expert_parallel": only(False, cure="the model has no experts"),
     "distributed_executor_backend": only("mp", "uni", cure="ranks are processes of one machine"),
-    "kv_cache_dtype": only("auto", cure=_DTYPE),
-    "calculate_kv_scales": only(False, cure=_DTYPE),
+    "calculate_kv_scales": only(False, cure=_NO_SCALES),
     "tokenizer": missing(_OWN),
     "tokenizer_mode": only("auto", "slow", "hf", cure="there is one tokenizer: leave it out"),
     "tokenizer_revision": missing("the tokenizer comes with the model: revision is for both"),

@@ -18,7 +18,7 @@ from plamo_ref.kernels.names import KernelChoice
 from plamo_ref.kernels.norm import twin as norm
 from plamo_ref.kernels.rope import twin as qk_norm_rope
 from plamo_ref.kernels.sample import twin as sample
-from plamo_ref.kernels.ssm import selection
+from plamo_ref.kernels.ssm import narrow, selection
 from plamo_ref.kernels.ssm import twin as ssm
 from plamo_ref.kernels.table import Table
 
@@ -42,6 +42,8 @@ TORCH = Table(
     conv_prefill=conv.conv_prefill,
     state_update=ssm.state_update,
     scan_prefill=ssm.scan_prefill,
+    narrow_state_update=narrow.narrow_state_update,
+    narrow_scan_prefill=narrow.narrow_scan_prefill,
     argmax=sample.argmax,
     sample=sample.sample,
 )
@@ -62,7 +64,7 @@ def triton_table(*, pdl: bool = False) -> Table:
     from plamo_ref.kernels.rope import triton as triton_qk
     from plamo_ref.kernels.sample import triton as triton_sample
     from plamo_ref.kernels.sample import triton_argmax
-    from plamo_ref.kernels.ssm import triton_scan, triton_selection, triton_state
+    from plamo_ref.kernels.ssm import triton_narrow, triton_scan, triton_selection, triton_state
 
     return Table(
         name="triton",
@@ -84,6 +86,8 @@ def triton_table(*, pdl: bool = False) -> Table:
         conv_prefill=triton_conv_prefill.conv_prefill,
         state_update=partial(triton_state.state_update, pdl=pdl),
         scan_prefill=triton_scan.scan_prefill,
+        narrow_state_update=partial(triton_narrow.narrow_state_update, pdl=pdl),
+        narrow_scan_prefill=triton_narrow.narrow_scan_prefill,
         argmax=partial(triton_argmax.argmax, pdl=pdl),
         sample=triton_sample.sample,
     )
@@ -137,6 +141,8 @@ def _only_on_the_cache(own: Table) -> Table:
         conv_prefill=own.conv_prefill,
         state_update=own.state_update,
         scan_prefill=own.scan_prefill,
+        narrow_state_update=own.narrow_state_update,
+        narrow_scan_prefill=own.narrow_scan_prefill,
         argmax=own.argmax,
         sample=own.sample,
     )

@@ -19,7 +19,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from plamo_ref.batch import AttentionCache, ForwardBatch
+from plamo_ref.batch import AttentionCache, ForwardBatch, MambaCache, NarrowCache
 from plamo_ref.config import LayerKind
 from plamo_ref.kernels.errors import KernelError
 from plamo_ref.kernels.ssm.selection import SelectionParams
@@ -183,6 +183,18 @@ class Kernels(Protocol):
 
         cache [S, H, P, N]; the rest as in `conv_prefill`."""
 
+    # The same with states that are rounded in a way of their own: lengths [R] counts their tokens.
+
+    def narrow_state_update(
+        self, inputs: ScanInputs, params: ScanParams, cache: NarrowCache, *where: Tensor
+    ) -> Tensor:
+        """As `state_update`; slots [R], lengths [R]."""
+
+    def narrow_scan_prefill(
+        self, inputs: ScanInputs, params: ScanParams, cache: NarrowCache, *where: Tensor
+    ) -> Tensor:
+        """As `scan_prefill`; slots, query_start_loc, has_past, photographs, lengths."""
+
     # --- tokens -----------------------------------------------------------------------------------
 
     def argmax(self, logits: Tensor) -> Tensor:
@@ -209,7 +221,7 @@ class Kernels(Protocol):
         """u [T, H, P] → [T, C]; moves the slots' last inputs forward."""
 
     def scan(
-        self, inputs: ScanInputs, params: ScanParams, batch: ForwardBatch, cache: Tensor
+        self, inputs: ScanInputs, params: ScanParams, batch: ForwardBatch, cache: MambaCache
     ) -> Tensor:
         """→ y [T, H, P]; moves the slots' states forward."""
 
@@ -258,12 +270,19 @@ class Table(SimpleNamespace):
         )
 
     def scan(
-        self, inputs: ScanInputs, params: ScanParams, batch: ForwardBatch, cache: Tensor
+        self, inputs: ScanInputs, params: ScanParams, batch: ForwardBatch, cache: MambaCache
     ) -> Tensor:
-        first, slots, rows = batch.num_decodes, batch.state_slots, inputs.rows
+        now, then = batch.decodes, slice(batch.num_decodes, None)
+        slots, lens, rows = batch.state_slots, batch.seq_lens, inputs.rows
+        if isinstance(cache, NarrowCache):
+            own = (params, cache)
+            return batch.both(
+                lambda: self.narrow_state_update(rows(now), *own, slots[now], lens[now]),
+                lambda: self.narrow_scan_prefill(rows(then), *own, *_states(batch), lens[then]),
+            )
         return batch.both(
-            lambda: self.state_update(rows(slice(first)), params, cache, slots[:first]),
-            lambda: self.scan_prefill(rows(slice(first, None)), params, cache, *_states(batch)),
+            lambda: self.state_update(rows(now), params, cache.ssm, slots[now]),
+            lambda: self.scan_prefill(rows(then), params, cache.ssm, *_states(batch)),
         )
 
 

@@ -19,8 +19,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from plamo_ref.batch import MambaCache
 from plamo_ref.engine.build import new_core
+from plamo_ref.engine.copies import tensors_of
 from plamo_ref.engine.core import EngineCore
 from plamo_ref.engine.flight import landed
 from plamo_ref.engine.record import StepRecord
@@ -198,14 +198,12 @@ def _interrupted_step(core: EngineCore, result: ScenarioResult, interruption: In
 def poison(core: EngineCore) -> None:
     """Fill every place that nobody owns, the null places too, with NaN: on all ranks."""
     for kind, cache in caches_of(core):
-        if isinstance(cache, MambaCache):
-            tensors, pool = (cache.conv, cache.ssm), core.cache.slots
-        else:
-            tensors, pool = (cache.keys, cache.values), core.cache.blocks[kind]
+        pool = core.cache.slots if kind == "mamba" else core.cache.blocks[kind]
         assert pool is not None
         free = [0, *pool.free_places()]
-        for tensor in tensors:
-            tensor[free] = math.nan
+        for tensor in tensors_of(cache):
+            if tensor.is_floating_point():  # int8 has no NaN, but its scale does
+                tensor[free] = math.nan
 
 
 # --- law ------------------------------------------------------------------------------------------

@@ -73,6 +73,9 @@ def test_bytes_of_a_batch_are_the_weights_once_and_each_sequence_alone():
     state, keys = config.state_bytes(2, 4), 300 * config.kv_bytes_per_token("sliding_window", 2)
     assert two - one == 2 * state + keys
     assert one - (two - one) == config.num_parameters * 2
+    one, two = (decode_bytes(config, n, 300, 2, 1, kv_item=1) for n in (1, 2))
+    assert two - one == 2 * config.state_bytes(2, 1) + keys // 2
+    assert config.state_bytes(2, 1) == (state - 24 * 2**20) + 16 * 64 * 4  # a scale for each head
 
 
 def test_ceilings_are_measured_and_say_of_what():

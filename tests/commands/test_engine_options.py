@@ -39,6 +39,8 @@ OTHER: dict[str, tuple[list[str], Any]] = {
     "gpu_memory_utilization": (["--gpu-memory-utilization", "0.5"], 0.5),
     "max_model_len": (["--max-model-len", "77"], 77),
     "state_dtype": (["--state-dtype", "bfloat16"], "bfloat16"),
+    "kv_cache_dtype": (["--kv-cache-dtype", "fp8"], "fp8"),
+    "state_rounding": (["--state-rounding", "stochastic"], "stochastic"),
     "seed": (["--seed", "3"], 3),
     "generation_config": (["--generation-config", "vllm"], "vllm"),
     "kernels": (["--kernels", "cache"], "cache"),

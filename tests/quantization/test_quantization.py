@@ -17,7 +17,7 @@ from plamo_ref.batch import Room
 from plamo_ref.bench.shapes import SHAPES
 from plamo_ref.engine.config import EngineConfig, EngineError
 from plamo_ref.engine.fast.dry_run import dry_run
-from plamo_ref.engine.memory.planner import plan_device
+from plamo_ref.engine.memory.device_bytes import plan_device
 from plamo_ref.engine.source import open_source
 from plamo_ref.intake.hub import find
 from plamo_ref.kernels.choice import TORCH

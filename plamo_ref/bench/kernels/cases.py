@@ -8,7 +8,6 @@ import math
 from collections.abc import Iterator, Sequence
 
 import torch
-from torch import Tensor
 
 from plamo_ref.bench.kernels.dense_cases import (
     FEW,
@@ -18,12 +17,16 @@ from plamo_ref.bench.kernels.dense_cases import (
     selection_cases,
 )
 from plamo_ref.bench.kernels.parts import SMALL, Case, Maker, Shape
+from plamo_ref.bench.kernels.state_cases import NARROW, conv_cases, narrow_cases, scan_cases
 from plamo_ref.kernels.rope.twin import rope_tables
 from plamo_ref.kernels.sample.twin import kept_weights
-from plamo_ref.kernels.ssm.twin import ScanInputs, ScanParams
+from plamo_ref.quantization.weight import FP8
 
 
-def qk_case(make: Maker, shape: Shape, tokens: int, parts: int = 0) -> Case:
+def qk_case(
+    make: Maker, shape: Shape, tokens: int, parts: int = 0, kept: torch.dtype | None = None
+) -> Case:
+    """kept: the dtype of the cache, if it is another one."""
     heads, groups, size = shape.heads, shape.kv_heads, shape.size
     blocks = tokens // shape.block_size + 2
     positions = make.ints([(7919 * t) % 100_003 for t in range(tokens)])
@@ -34,12 +37,13 @@ def qk_case(make: Maker, shape: Shape, tokens: int, parts: int = 0) -> Case:
         make.noise(heads, size),
         make.noise(groups, size),
         rope_tables(positions, size, 10000.0, make.dtype),
-        make.nan(blocks, shape.block_size, groups, size),
-        make.nan(blocks, shape.block_size, groups, size),
+        make.nan(blocks, shape.block_size, groups, size, dtype=kept),
+        make.nan(blocks, shape.block_size, groups, size, dtype=kept),
         make.shuffled(blocks * shape.block_size - 1)[:tokens],
     )
     moved = 2 * tokens * width * make.dtype.itemsize
     label = f"{tokens}, {parts} parts" if parts else f"{tokens}"
+    label += ", fp8" * (kept is not None)
     return Case(label, "qk_norm_rope_write", arguments, (4, 5), moved_bytes=moved)
 
 
@@ -50,9 +54,13 @@ def rope_case(make: Maker, shape: Shape, tokens: int) -> Case:
 
 
 def paged_case(
-    make: Maker, shape: Shape, shares: Sequence[tuple[int, int]], window: int | None
+    make: Maker,
+    shape: Shape,
+    shares: Sequence[tuple[int, int]],
+    window: int | None,
+    kept: torch.dtype | None = None,
 ) -> Case:
-    """Shares: tokens of each request computed before, and in this step."""
+    """Shares: tokens of each request computed before, and in this step; kept: as in `qk_case`."""
     size, groups, block_size = shape.size, shape.kv_heads, shape.block_size
     firsts = [0 if window is None else max(0, past - window) // block_size for past, _ in shares]
     lengths = [past + new for past, new in shares]
@@ -61,7 +69,8 @@ def paged_case(
     rows = [[places.pop() for _ in range(span)] for span in spans]
     wide = max(spans) + 1
     table = make.ints([[*row, *[0] * (wide - len(row))] for row in rows])  # type: ignore[misc]
-    caches = [make.noise(sum(spans) + 1, block_size, groups, size) for _ in range(2)]
+    places_of = (sum(spans) + 1, block_size, groups, size)
+    caches = [make.noise(*places_of, dtype=kept) for _ in range(2)]
     for cache in caches:
         cache[0] = math.nan
         for row, length, (past, _) in zip(rows, lengths, shares, strict=True):
@@ -72,10 +81,11 @@ def paged_case(
     counts = [new for _, new in shares]
     q = make.noise(sum(counts), shape.heads, size)
     common = (q, *caches, table, make.ints(firsts), make.ints(lengths))
-    label = f"{'+'.join(map(str, shares[0]))} ×{len(shares)}, W {window}"
+    label = f"{'+'.join(map(str, shares[0]))} ×{len(shares)}, W {window}" + ", fp8" * bool(kept)
     past_seen = [min(p, window) if window is not None else p for p, _ in shares]
     keys = sum(past_seen) + sum(counts)
-    moved = (2 * keys * groups + 2 * sum(counts) * shape.heads) * size * make.dtype.itemsize
+    moved = 2 * sum(counts) * shape.heads * size * make.dtype.itemsize
+    moved += 2 * keys * groups * size * caches[0].element_size()
     if all(new == 1 for new in counts):
         return Case(label, "paged_decode", (*common, window), moved_bytes=moved)
     pairs = sum(_pairs(past, new, window) for past, new in shares)
@@ -93,113 +103,6 @@ def _pairs(past: int, new: int, window: int | None) -> int:
     """Of a query and a key that it sees."""
     seen = (position + 1 for position in range(past, past + new))
     return sum(seen) if window is None else sum(min(n, window + 1) for n in seen)
-
-
-def conv_cases(
-    make: Maker, shape: Shape, requests: int, counts: Sequence[int], photographs: bool = False
-) -> Iterator[Case]:
-    channels, item = shape.mamba_heads * shape.size, make.dtype.itemsize
-    weight = make.noise(channels, 1, shape.taps)[:, 0, :]
-    cache = make.noise(requests + 2, channels, shape.taps - 1)
-    slots = make.shuffled(requests + 1)[:requests]
-    moved = requests * channels * item * 2 * shape.taps
-    beside_z = make.noise(requests, shape.mamba_heads, 2, shape.size)[:, :, 1]
-    update = (beside_z, weight, cache, slots)
-    yield Case(f"{requests}", "conv_update", update, (2,), moved_bytes=moved)
-    moments = _moments(counts) if photographs else []
-    starts, has_past, cache, slots, *taken = _parts(
-        make, counts, (channels, shape.taps - 1), make.dtype, moments
-    )
-    # As in_proj leaves it: between two heads of u lies one of z.
-    u = make.noise(sum(counts), shape.mamba_heads, 2, shape.size)[:, :, 1]
-    label = f"{counts[0]} ×{len(counts)}" + f", {len(moments)} photographs" * photographs
-    prefill = (u, weight, cache, slots, starts, has_past, *taken)
-    moved = 2 * sum(counts) * channels * item
-    yield Case(label, "conv_prefill", prefill, (2,), moved_bytes=moved)
-
-
-def scan_cases(
-    make: Maker,
-    shape: Shape,
-    requests: int,
-    counts: Sequence[int],
-    state_dtype: torch.dtype = torch.float32,
-    photographs: bool = False,
-) -> Iterator[Case]:
-    heads, size, state = shape.mamba_heads, shape.size, shape.state
-    cache = make.noise(requests + 2, heads, size, state, dtype=state_dtype)
-    slots = make.shuffled(requests + 1)[:requests]
-    kind = str(state_dtype).removeprefix("torch.")
-    item = make.dtype.itemsize
-    moved = requests * heads * size * (2 * state * state_dtype.itemsize + 3 * item)
-    params = scan_params(make, heads)
-    arguments = (scan_inputs(make, shape, requests), params, cache, slots)
-    yield Case(f"{requests}, {kind}", "state_update", arguments, (2,), moved_bytes=moved)
-    if not counts:
-        return
-    moments = _moments(counts) if photographs else []
-    starts, has_past, cache, slots, *taken = _parts(
-        make, counts, (heads, size, state), state_dtype, moments
-    )
-    tokens = sum(counts)
-    inputs = scan_inputs(make, shape, tokens)
-    yield Case(
-        f"{counts[0]} ×{len(counts)}, {kind}" + f", {len(moments)} photographs" * photographs,
-        "scan_prefill",
-        (inputs, params, cache, slots, starts, has_past, *taken),
-        (2,),
-        moved_bytes=tokens * heads * size * 3 * item,
-        operations=tokens * heads * (4 * state * size + 64 * (2 * state + 2 * size)),
-    )
-
-
-def scan_inputs(make: Maker, shape: Shape, tokens: int) -> ScanInputs:
-    """z strided as the projection leaves it; Δ from far below to far above the usual."""
-    heads, size, state = shape.mamba_heads, shape.size, shape.state
-    return ScanInputs(
-        u=make.noise(tokens, heads, size),
-        z=make.noise(tokens, heads, 2, size)[:, :, 0],
-        dt=3 * make.noise(tokens, heads) - 2,
-        B=make.noise(tokens, state),
-        C=make.noise(tokens, state),
-    )
-
-
-def scan_params(make: Maker, heads: int) -> ScanParams:
-    wide = torch.promote_types(make.dtype, torch.float32)
-    return ScanParams(
-        A=-make.noise(heads, dtype=wide).exp(),
-        D=make.noise(heads, dtype=wide),
-        dt_bias=make.noise(heads, dtype=wide),
-    )
-
-
-def _moments(counts: Sequence[int]) -> list[tuple[int, int]]:
-    """A request and so many of its tokens: the first, the last, and the borders of chunks."""
-    borders = (1, 2, 15, 16, 17, 64, 65, 256, 257)
-    ends = [{n, n - 1, n // 2, *(b for b in borders if b < n)} - {-1, 0} for n in counts]
-    return [(i, end) for i, wanted in enumerate(ends) for end in sorted(wanted)]
-
-
-def _parts(
-    make: Maker,
-    counts: Sequence[int],
-    shape: tuple[int, ...],
-    dtype: torch.dtype,
-    moments: Sequence[tuple[int, int]] = (),
-) -> tuple[Tensor, ...]:
-    """Starts, has_past (every second request), slots' memory with NaN where nobody was, slots, and
-    photographs, if there are moments to be taken."""
-    requests = len(counts)
-    starts = torch.tensor([0, *counts], device=make.device).cumsum(0)
-    has_past = make.ints([i % 2 for i in range(requests)])
-    places = make.shuffled(requests + len(moments) + 1)
-    slots, free = places[:requests], places[requests:].tolist()
-    cache = make.nan(requests + len(moments) + 2, *shape, dtype=dtype)
-    cache[slots[has_past > 0]] = make.noise(int(has_past.sum()), *shape, dtype=dtype)
-    rows = [[*moment, free.pop()] for moment in moments]
-    taken = [make.ints(rows)] if moments else []  # type: ignore[arg-type]
-    return starts, has_past, cache, slots, *taken
 
 
 def argmax_case(make: Maker, size: int, rows: int) -> Case:
@@ -248,6 +151,9 @@ def small_cases(device: torch.device, dtype: torch.dtype) -> Iterator[Case]:
             rope_case(make, shape, 3),
             qk_case(make, shape, 3),
             qk_case(make, shape, 5, parts=2),
+            qk_case(make, shape, 5, kept=FP8),
+            paged_case(make, shape, [(window, 1), (3, 1)], window, FP8),
+            paged_case(make, shape, [(window + 1, 2), (3, 17)], None, FP8),
             *conv_cases(make, shape, 2, (1, 2, 33, 3)),
             *scan_cases(make, shape, 2, (1, 0, 65 if index == 0 else 18)),
         ]
@@ -256,6 +162,7 @@ def small_cases(device: torch.device, dtype: torch.dtype) -> Iterator[Case]:
         cases += [*scan_cases(make, shape, 1, few, photographs=True)][1:]
         edges = [(max(0, window + extra - 1), 1) for extra in (-1, 0, 1, 2)]
         chunks = [(0, 1), (window, 1), (window + 1, 2), (4, 0), (3, 17)]
+        cases += narrow_cases(make, shape, 2, few, NARROW[index])
         for limit in (window, None):
             cases += [
                 paged_case(make, shape, edges[:2] if index > 1 else edges, limit),
@@ -284,11 +191,18 @@ def model_cases(device: torch.device, dtype: torch.dtype, shape: Shape) -> Itera
     for chunks in ([(0, 2048)], [(4000, 2048)], [(0, 300), (100, 77), (2500, 1000)]):
         yield paged_case(make, shape, chunks, shape.window)
     yield paged_case(make, shape, [(1000, 1048)], None)
+    yield qk_case(make, shape, 128, kept=FP8)
+    for chunks in ([(2100, 1)] * 32, [(300, 1)] * 128, [(4000, 2048)]):
+        yield paged_case(make, shape, chunks, shape.window, FP8)
     shares = ((1, (8192,)), (32, (100, 333, 700, 1)), (128, (64,) * 32), (8, (16,) * 8))
     for requests, counts in shares:
         yield from conv_cases(make, shape, requests, counts)
         yield from scan_cases(make, shape, requests, counts)
     yield from scan_cases(make, shape, 128, (700, 1, 300), torch.bfloat16)
+    for kept in NARROW:
+        yield from narrow_cases(make, shape, 2, (), kept)
+        yield from narrow_cases(make, shape, 128, (700, 1, 300), kept)
+        yield from narrow_cases(make, shape, 256, (), kept)
     for counts in ((8192,), (100, 333, 700, 1), (5,) * 8):
         yield from [*conv_cases(make, shape, 1, counts, photographs=True)][1:]
         yield from [*scan_cases(make, shape, 1, counts, photographs=True)][1:]

@@ -24,6 +24,7 @@ from collections.abc import Collection, Iterable, Iterator
 import torch
 from torch import Tensor
 
+from plamo_ref.batch import NarrowCache
 from plamo_ref.bench.kernels.cases import model_cases, small_cases
 from plamo_ref.bench.kernels.ceilings import measure_ceilings
 from plamo_ref.bench.kernels.parts import MODELS, Case
@@ -31,6 +32,7 @@ from plamo_ref.bench.kernels.timing import HEADER, copied, line, time_kernels
 from plamo_ref.kernels.choice import TORCH, triton_table
 from plamo_ref.kernels.errors import KernelError
 from plamo_ref.kernels.linear.twin import whole
+from plamo_ref.kernels.ssm.narrow import widen
 from plamo_ref.kernels.table import OPERATIONS, Kernels
 from plamo_ref.quantization.weight import QuantizedTokens
 
@@ -38,6 +40,7 @@ from plamo_ref.quantization.weight import QuantizedTokens
 # after up to three roundings in a row.
 LIMITS = {torch.float32: 1e-5, torch.bfloat16: 1e-2}
 AT_A_BORDER = 0.018  # the two largest numbers of e4m3, 416 and 448, are 7 % apart: a fourth of it
+BYTES = 0.03  # of states in e4m3 or int8: some fall on the other side of such a border
 MAXIMUM = 4.0  # the largest difference may be so many times the limit, over the largest truth
 
 
@@ -49,11 +52,19 @@ def results(case: Case, table: Kernels, dtype: torch.dtype | None = None) -> lis
     if case.operation.endswith("linear_parts"):  # into how many parts is the kernel's own business
         returned = (whole(returned[0], arguments[0].dtype),)
     made = [t for r in returned for t in (_tensors(r) if isinstance(r, QuantizedTokens) else [r])]
-    return [*made, *(arguments[i] for i in case.written)]
+    return [*made, *(_numbers(arguments[i]) for i in case.written)]
 
 
 def _tensors(tokens: QuantizedTokens) -> tuple[Tensor, Tensor]:
     return tokens.values.double(), tokens.scale
+
+
+def _numbers(written: Tensor | NarrowCache) -> Tensor:
+    """What was written; of states in few bits, what they stand for."""
+    if isinstance(written, Tensor):
+        return written
+    every = torch.arange(len(written.ssm), device=written.ssm.device)
+    return widen(written, every, torch.float64)
 
 
 def compare(got: list[Tensor], truth: list[Tensor]) -> tuple[float, float]:
@@ -78,8 +89,10 @@ def limit_of(case: Case, dtype: torch.dtype) -> float:
     makes_fp8 = case.operation in ("add_norm", "quantized_linear_swiglu")
     if case.operation == "quantize_tokens" or (makes_fp8 and case.arguments[-1] is True):
         return AT_A_BORDER
+    if case.operation.startswith("narrow_"):
+        return BYTES
     stored = [case.arguments[i].dtype for i in case.written]
-    return max(LIMITS[kind] for kind in (dtype, *stored))
+    return max(LIMITS.get(kind, BYTES) for kind in (dtype, *stored))
 
 
 def check(

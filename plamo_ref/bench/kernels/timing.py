@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from plamo_ref.batch import NarrowCache
 from plamo_ref.bench.kernels.cases import model_cases
 from plamo_ref.bench.kernels.ceilings import Ceilings, median_seconds
 from plamo_ref.bench.kernels.parts import MODELS, Case
@@ -79,10 +80,13 @@ def graph_seconds(case: Case, table: Kernels) -> float:
 def copied(value: Any, dtype: torch.dtype | None = None) -> Any:
     """A deep copy; floating-point tensors in `dtype` if one is given, with the same strides."""
     if isinstance(value, Tensor):
-        kept = value.dtype if dtype is None or not value.is_floating_point() else dtype
+        is_number = value.is_floating_point() and value.dtype.itemsize > 1  # e4m3 is a format
+        kept = dtype if dtype is not None and is_number else value.dtype
         # A clone would be contiguous, and the kernels' strides would go untested.
         fresh = torch.empty_strided(value.shape, value.stride(), dtype=kept, device=value.device)
         return fresh.copy_(value)
+    if isinstance(value, NarrowCache):
+        dtype = None  # what it keeps is its own
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = {f.name: copied(getattr(value, f.name), dtype) for f in dataclasses.fields(value)}
         if dtype is not None and "dtype" in fields:  # what its numbers stand for

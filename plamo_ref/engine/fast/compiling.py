@@ -79,7 +79,8 @@ class Graphs:
 # What is not the same in every step, by the names that the compiler gives to arguments.
 _LENGTHS = (
     "L['batch'].vector",
-    *(f"L['cache'].{name}" for name in ("keys", "values", "conv", "ssm")),  # another plan's, say
+    # another plan's, say
+    *(f"L['cache'].{name}" for name in ("keys", "values", "conv", "ssm", "scales")),
 )
 _TOKENS = (
     "L['residual']",

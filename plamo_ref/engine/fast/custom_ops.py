@@ -15,12 +15,14 @@ from functools import cache as remember
 import torch
 from torch import Tensor
 
-from plamo_ref.batch import AttentionCache, ForwardBatch, Room
+from plamo_ref.batch import AttentionCache, ForwardBatch, MambaCache, Room
 from plamo_ref.config import LayerKind
 from plamo_ref.engine.memory.holding import ATTENTION_KINDS
+from plamo_ref.kernels.attention.narrow import as_kept
 from plamo_ref.kernels.choice import TORCH, triton_table
 from plamo_ref.kernels.linear.swiglu import swiglu
 from plamo_ref.kernels.rope.twin import qk_norm_rope
+from plamo_ref.kernels.ssm.narrow import mamba_cache
 from plamo_ref.kernels.ssm.twin import ScanInputs, ScanParams
 from plamo_ref.kernels.table import Kernels, Table
 from plamo_ref.quantization.weight import Activations, QuantizedWeight
@@ -60,8 +62,8 @@ def _kernels(kernels: str) -> Kernels:
 @torch.library.custom_op("plamo_ref::write_kv", mutates_args=("keys", "values"))
 def write_kv(k: Tensor, v: Tensor, keys: Tensor, values: Tensor, slot_mapping: Tensor) -> None:
     """k, v [T, G, P] into rows `slot_mapping` [T] of keys, values [blocks, block_size, G, P]."""
-    keys.flatten(0, 1)[slot_mapping] = k
-    values.flatten(0, 1)[slot_mapping] = v
+    keys.flatten(0, 1)[slot_mapping] = as_kept(k, keys.dtype)
+    values.flatten(0, 1)[slot_mapping] = as_kept(v, values.dtype)
 
 
 @write_kv.register_fake
@@ -118,7 +120,7 @@ def _(
     return u.new_empty((u.shape[0], weight.shape[0]))
 
 
-@torch.library.custom_op("plamo_ref::scan", mutates_args=("cache",))
+@torch.library.custom_op("plamo_ref::scan", mutates_args=("ssm", "scales"))
 def scan_op(
     u: Tensor,
     z: Tensor,
@@ -128,13 +130,16 @@ def scan_op(
     A: Tensor,
     D: Tensor,
     dt_bias: Tensor,
-    cache: Tensor,
+    ssm: Tensor,
+    scales: Tensor | None,
+    stochastic: bool,
     vector: Tensor,
     counts: Tensor,
     kernels: str,
 ) -> Tensor:
     """As `Kernels.scan`: u, z [T, H, P] → [T, H, P]."""
     inputs, params = ScanInputs(u, z, dt, B, C), ScanParams(A, D, dt_bias)
+    cache = mamba_cache(ssm, ssm, stochastic, scales)  # no scan looks at `conv`
     return _kernels(kernels).scan(inputs, params, opened(vector, counts), cache).contiguous()
 
 
@@ -148,7 +153,9 @@ def _(
     A: Tensor,
     D: Tensor,
     dt_bias: Tensor,
-    cache: Tensor,
+    ssm: Tensor,
+    scales: Tensor | None,
+    stochastic: bool,
     vector: Tensor,
     counts: Tensor,
     kernels: str,
@@ -220,11 +227,11 @@ def compiled_table(kernels: str) -> Table:
     def convolve(u: Tensor, weight: Tensor, batch: ForwardBatch, cache: Tensor) -> Tensor:
         return convolve_op(u, weight, cache, batch.vector, batch.counts, kernels)
 
-    def scan(inputs: ScanInputs, params: ScanParams, batch: ForwardBatch, cache: Tensor) -> Tensor:
-        i, p = inputs, params
+    def scan(i: ScanInputs, p: ScanParams, batch: ForwardBatch, cache: MambaCache) -> Tensor:
         return scan_op(
             *(i.u, i.z, i.dt, i.B, i.C, p.A, p.D, p.dt_bias),
-            *(cache, batch.vector, batch.counts, kernels),
+            *(cache.ssm, getattr(cache, "scales", None), getattr(cache, "stochastic", False)),
+            *(batch.vector, batch.counts, kernels),
         )
 
     def quantized_linear(x: Tensor, w: QuantizedWeight) -> Tensor:

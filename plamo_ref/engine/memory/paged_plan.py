@@ -12,7 +12,7 @@ import torch
 from plamo_ref.config import LayerKind, Plamo2Config
 from plamo_ref.engine.config import EngineConfig
 from plamo_ref.engine.memory.pages import Pages, page_shape
-from plamo_ref.engine.memory.plan_text import paged_reasons
+from plamo_ref.engine.memory.plan_text import narrow_reasons, paged_reasons
 
 if TYPE_CHECKING:
     from plamo_ref.engine.memory.planner import MemoryPlan, Needs
@@ -23,7 +23,7 @@ def as_pages(
     config: Plamo2Config,
     engine: EngineConfig,
     needs: "Needs",
-    dtypes: tuple[torch.dtype, torch.dtype],
+    dtypes: tuple[torch.dtype, ...],
 ) -> "MemoryPlan":
     """One arena of the same bytes; the plan as it is, if there cannot be one, and why.
 
@@ -59,5 +59,6 @@ def as_pages(
         num_slots=plan.num_slots and 1 + pages.most("mamba"),
         max_num_seqs=seats,
         pages=pages,
-        reasons=paged_reasons(engine, pages, seats, spare, plan.budget),
+        reasons=narrow_reasons(config, engine, needs)
+        + paged_reasons(engine, pages, seats, spare, plan.budget),
     )

@@ -10,7 +10,8 @@ over the same bytes, if a page is a whole number of either:
 A column holds the states of some Mamba layers, and the keys or the values of some attention layers:
 so many columns that both are dealt out evenly. In a page each of these has a part of its own, and a
 tensor begins where its part in the first page does, so the numbers leave gaps and the kernels never
-know. The convolution's memory is small: it lies beside the pages, and has a place for every slot.
+know. The convolution's memory and the scales of narrow states are small: they lie beside the pages,
+and have a place for every slot.
 
 Invariant: nothing of a page is in two tensors of one kind; at most MOST_WASTE of it is in none.
 """
@@ -46,7 +47,7 @@ class PageShape:
 
     columns: int
     column_bytes: int  # of one page
-    beside_bytes: int  # of one page: the convolution's
+    beside_bytes: int  # of one page: the convolution's, and scales
     uses: Mapping[LayerKind, PageUse]
 
     @property
@@ -76,7 +77,11 @@ class Pages:
 
 
 def page_shape(
-    config: Plamo2Config, block_size: int, itemsize: int, state_itemsize: int
+    config: Plamo2Config,
+    block_size: int,
+    itemsize: int,
+    state_itemsize: int,
+    kv_itemsize: int | None = None,
 ) -> PageShape | str:
     """The smallest page that serves all kinds of this model; a string says why there is none."""
     layers = {g.kind: len(config.layers_of(g.kind)) for g in attention_groups(config)}
@@ -85,9 +90,9 @@ def page_shape(
         return "the model has one kind of memory only"
     # Keys, or values, of one block of one layer; the state of one layer.
     kind, count = next(iter(layers.items()))
-    block = config.kv_bytes_per_token(kind, itemsize) * block_size // (2 * count)
+    block = config.kv_bytes_per_token(kind, kv_itemsize or itemsize) * block_size // (2 * count)
     ssm = config.mamba_inner_size * config.mamba_d_state * state_itemsize
-    conv = config.mamba_inner_size * (config.mamba_d_conv - 1) * itemsize
+    beside = config.state_bytes(itemsize, state_itemsize) - num_mamba * ssm  # of a slot
     columns = math.gcd(num_mamba, *(2 * count for count in layers.values()))
     parts = {kind: 2 * count // columns for kind, count in layers.items()}
     states = num_mamba // columns
@@ -102,7 +107,7 @@ def page_shape(
             }
             if num_mamba:
                 uses["mamba"] = PageUse(times, states, times * states, states)
-            return PageShape(columns, size, times * num_mamba * conv, uses)
+            return PageShape(columns, size, times * beside, uses)
     return (
         f"up to {MOST_SLOTS} states of {ssm:,} bytes are no whole number of blocks "
         f"({block:,} bytes of keys in a layer, block_size={block_size})"

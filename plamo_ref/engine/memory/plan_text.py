@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from plamo_ref.config import LayerKind, Plamo2Config
-from plamo_ref.engine.config import EngineConfig
+from plamo_ref.engine.config import BYTES, EngineConfig
 
 if TYPE_CHECKING:
     from plamo_ref.engine.memory.pages import Pages
@@ -78,7 +78,24 @@ def reasons(
         )
     else:
         lines.append("no full-attention layer: a request's memory does not grow with its length")
-    return (*lines, f"{left:,} bytes unused")
+    return (*lines, *narrow_reasons(config, engine, needs), f"{left:,} bytes unused")
+
+
+def narrow_reasons(config: Plamo2Config, engine: EngineConfig, needs: "Needs") -> tuple[str, ...]:
+    """What is kept in fewer bytes because it was asked for, in sentences."""
+    lines = []
+    if engine.state_dtype in BYTES and needs.slot_bytes:
+        more = config.state_bytes(0, 4) - config.state_bytes(0, 1)
+        lines.append(
+            f"a state slot of {needs.slot_bytes:,} bytes: states as {engine.state_dtype}, with a "
+            f"scale for each head (state_dtype); {needs.slot_bytes + more:,} in float32"
+        )
+    if engine.kv_cache_dtype != "auto":
+        blocks = ", ".join(f"{n:,}" for n in needs.block_bytes.values())
+        lines.append(
+            f"blocks of {blocks} bytes: keys and values as {engine.kv_cache_dtype} (kv_cache_dtype)"
+        )
+    return tuple(lines)
 
 
 def paged_reasons(

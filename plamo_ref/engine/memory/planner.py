@@ -9,12 +9,11 @@ Built in notebooks/06_hybrid_cache_manager.ipynb.
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 
 from plamo_ref.config import LayerKind, Plamo2Config
-from plamo_ref.engine.config import EngineConfig, EngineError
+from plamo_ref.engine.config import EngineConfig, EngineError, torch_dtype
 from plamo_ref.engine.memory.arena import paged_pools
 from plamo_ref.engine.memory.cache import HybridCache
 from plamo_ref.engine.memory.holding import AttentionGroup, attention_groups
@@ -23,7 +22,6 @@ from plamo_ref.engine.memory.pages import Pages
 from plamo_ref.engine.memory.plan_text import reasons, refusal
 from plamo_ref.engine.memory.pool import Pool
 
-CPU_CACHE_BYTES = 1 << 30  # without memory_bytes on a machine without a GPU
 Blocks = dict[LayerKind, int]
 
 
@@ -42,6 +40,8 @@ class MemoryPlan:
     reasons: tuple[str, ...] = ()
     # One arena, instead of two rooms: then the numbers above are the most there can be of each.
     pages: Pages | None = None
+    stochastic: bool = False  # states are rounded by chance
+    kv_dtype: torch.dtype | None = None  # of keys and values; None: the model's
 
     @property
     def total_bytes(self) -> int:
@@ -80,20 +80,21 @@ class Needs:
         config: Plamo2Config,
         size: int,
         longest: int | None,
-        dtype: torch.dtype,
-        state_dtype: torch.dtype,
+        dtypes: tuple[torch.dtype, ...],
     ) -> "Needs":
-        """Of a request of `longest` tokens; None: of as many as there is room for."""
+        """Of a request of `longest` tokens; None: of as many as there is room for. dtypes: of
+        activations, of states, of keys and values."""
+        item, state_item, kv_item = (dtype.itemsize for dtype in dtypes)
         # Blocks of W + 1 keys, wherever they begin; fewer if no request can become that long.
         window = min(config.attention_window_size, longest or math.inf)
         span = math.ceil((window + size) / size)
         return cls(
             size=size,
             block_bytes={
-                group.kind: config.kv_bytes_per_token(group.kind, dtype.itemsize) * size
+                group.kind: config.kv_bytes_per_token(group.kind, kv_item) * size
                 for group in attention_groups(config)
             },
-            slot_bytes=config.state_bytes(dtype.itemsize, state_dtype.itemsize),
+            slot_bytes=config.state_bytes(item, state_item),
             span=span,
             full_span=max(span, math.ceil((longest or 0) / size)),
         )
@@ -145,10 +146,15 @@ def plan_memory(
     Raises:
         EngineError: the budget does not hold one request.
     """
-    needs = Needs.of(config, engine.block_size, engine.max_model_len, dtype, state_dtype)
+    kv = dtype if engine.kv_cache_dtype == "auto" else torch_dtype(engine.kv_cache_dtype)
+    kinds = (dtype, state_dtype, kv)
+    needs = Needs.of(config, engine.block_size, engine.max_model_len, kinds)
     if budget < needs.first_bytes:
-        fits = partial(Needs.of, config, engine.block_size, dtype=dtype, state_dtype=state_dtype)
-        raise EngineError(refusal(engine, budget, needs, lambda n: fits(n).first_bytes))
+        raise EngineError(
+            refusal(
+                engine, budget, needs, lambda n: Needs.of(config, needs.size, n, kinds).first_bytes
+            )
+        )
     seats, kept, num_blocks = _divide(engine, needs, budget - needs.first_bytes)
     num_slots = 1 + seats + kept if needs.slot_bytes else 0
     used = num_slots * needs.slot_bytes + sum(
@@ -164,8 +170,10 @@ def plan_memory(
         max_num_seqs=seats,
         budget=budget,
         reasons=reasons(config, engine, (seats, kept), needs, num_blocks, budget - used),
+        stochastic=engine.state_rounding == "stochastic",
+        kv_dtype=kv,
     )
-    return as_pages(plan, config, engine, needs, (dtype, state_dtype)) if engine.one_arena else plan
+    return as_pages(plan, config, engine, needs, kinds) if engine.one_arena else plan
 
 
 def _divide(engine: EngineConfig, needs: Needs, spare: int) -> tuple[int, int, Blocks]:
@@ -198,47 +206,3 @@ def _divide(engine: EngineConfig, needs: Needs, spare: int) -> tuple[int, int, B
     if needs.full_bytes:
         blocks["full"] = 1 + full_blocks
     return 1 + further, kept, blocks
-
-
-def plan_device(
-    config: Plamo2Config, engine: EngineConfig, memory: int, dtype: torch.dtype
-) -> MemoryPlan:
-    """The plan for a device of `memory` bytes that has nothing else to hold.
-
-    Raises:
-        EngineError: the weights, or one request beside them, do not fit.
-    """
-    weights = config.weight_bytes(dtype.itemsize)
-    usable = int(memory * engine.gpu_memory_utilization)
-    needed = weights + activation_bytes(engine, config, dtype.itemsize)
-    if usable <= needed:
-        cure = "lower max_num_batched_tokens or max_num_seqs"
-        if usable <= weights:
-            cure = "raise gpu_memory_utilization" if weights < memory else "take a larger device"
-        raise EngineError(
-            f"{usable:,} usable bytes ({engine.gpu_memory_utilization:.0%} of {memory:,}) do not "
-            f"hold the weights ({weights:,}) and one step ({needed - weights:,}); {cure}"
-        )
-    state_dtype = engine.resolve_state_dtype(dtype)
-    return plan_memory(config, engine, usable - needed, dtype=dtype, state_dtype=state_dtype)
-
-
-def cache_budget(
-    engine: EngineConfig, device: torch.device, config: Plamo2Config, itemsize: int
-) -> int:
-    """Bytes for the cache once the weights are on the device."""
-    if engine.memory_bytes is not None:
-        return engine.memory_bytes
-    if device.type != "cuda":
-        return CPU_CACHE_BYTES
-    free, total = torch.cuda.mem_get_info(device)
-    usable = int(total * engine.gpu_memory_utilization) - (total - free)
-    return max(0, usable - activation_bytes(engine, config, itemsize))
-
-
-def activation_bytes(engine: EngineConfig, config: Plamo2Config, itemsize: int) -> int:
-    """A bound on what one step needs besides weights and cache: a few of its widest tensors."""
-    widest = max(2 * config.intermediate_size, 2 * config.mamba_inner_size, config.q_size)
-    hidden = engine.max_num_batched_tokens * (widest + 4 * config.hidden_size) * itemsize * 3
-    logits = engine.max_num_seqs * config.vocab_size * 4 * 6  # sampling sorts in float64
-    return hidden + logits

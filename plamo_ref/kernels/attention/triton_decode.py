@@ -26,6 +26,7 @@ from plamo_ref.kernels.attention.triton_paged import (
     load_tile,
 )
 from plamo_ref.kernels.launch import Config, launch, pick, power_of_two, precision, ready
+from plamo_ref.kernels.linear.triton_numbers import as_stored
 
 # Size: P, the head size. A tile is keys; a block is one KV head.
 DECODE_CONFIGS = (
@@ -66,6 +67,7 @@ def decode_kernel(
     BLOCK_P: tl.constexpr,
     TILE: tl.constexpr,
     PRECISION: tl.constexpr,
+    DECODE: tl.constexpr,
     PDL: tl.constexpr,
 ):
     """One part of the keys for the query heads of one KV head of one request."""
@@ -94,7 +96,7 @@ def decode_kernel(
     for at in range(begin, end, TILE):
         k, v = load_tile(
             *(keys_ptr, values_ptr, blocks, at, low, end, group),
-            *(GROUPS, P, BLOCK_P, TILE, BLOCK_SIZE),
+            *(GROUPS, P, BLOCK_P, TILE, BLOCK_SIZE, q.dtype, DECODE),
         )
         blocks = find_blocks(table, at + TILE, end, TILE, BLOCK_SIZE)
         seen = (at + j >= low) & (at + j < end)
@@ -174,6 +176,7 @@ def paged_decode(
         most_keys = min(most_keys, window + 1)
     parts = number_of_parts(requests * groups, most_keys)
     q = q.contiguous()
+    (keys, decode), (values, _) = as_stored(keys), as_stored(values)
     out = torch.empty_like(q)
     shape = (requests, heads, parts, size + 1) if parts > 1 else (1,)
     partial = torch.empty(shape, dtype=torch.float32, device=q.device)
@@ -201,6 +204,7 @@ def paged_decode(
         BLOCK_HEADS=power_of_two(heads // groups, 16),
         TILE=config.tile,
         PRECISION=precision(q.dtype),
+        DECODE=decode,
         **sizes,
     )
     if parts > 1:

@@ -14,6 +14,8 @@ import triton.language as tl
 from torch import Tensor
 
 from plamo_ref.kernels.errors import KernelError
+from plamo_ref.kernels.linear.triton_numbers import numbers
+from plamo_ref.quantization.weight import FP8
 
 
 @triton.jit
@@ -50,8 +52,11 @@ def load_tile(
     BLOCK_P: tl.constexpr,
     KEYS: tl.constexpr,
     BLOCK_SIZE: tl.constexpr,
+    KIND: tl.constexpr,
+    DECODE: tl.constexpr,
 ):
     """Keys [P, KEYS] and values [KEYS, P] of one KV head; outside low … end - 1 they are 0.
+    As numbers of a kind; e4m3 is decoded here if the GPU does not have it.
 
     Both are loaded in the order in which they lie and share their addresses; the matrix unit reads
     the keys transposed.
@@ -66,7 +71,7 @@ def load_tile(
     place = place[:, None] + p[None, :]
     keys = tl.load(keys_ptr + place, mask=inside, other=0.0)
     values = tl.load(values_ptr + place, mask=inside, other=0.0)
-    return tl.trans(keys), values
+    return tl.trans(numbers(keys, KIND, DECODE)), numbers(values, KIND, DECODE)
 
 
 def check_paged(
@@ -90,7 +95,7 @@ def check_paged(
             f"{name}: q {list(q.shape)} does not fit keys [blocks, block_size, KV heads, P] "
             f"{list(keys.shape)}"
         )
-    if q.dtype != keys.dtype:
+    if keys.dtype not in (q.dtype, FP8):
         raise KernelError(f"{name}: q is {q.dtype}, the cache {keys.dtype}")
     if not (block_table.stride(1) == 1 and first_block.shape == seq_lens.shape == (requests,)):
         raise KernelError(

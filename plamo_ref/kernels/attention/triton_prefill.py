@@ -38,6 +38,7 @@ from plamo_ref.kernels.launch import (
     power_of_two,
     precision,
 )
+from plamo_ref.kernels.linear.triton_numbers import as_stored
 
 # Size: P, the head size. A block is rows (queries × heads), a tile keys.
 PREFILL_CONFIGS = (
@@ -84,6 +85,7 @@ def prefill_kernel(
     ROWS: tl.constexpr,
     KEYS: tl.constexpr,
     PRECISION: tl.constexpr,
+    DECODE: tl.constexpr,
 ):
     """One tile: ROWS // PACK queries of one request, PACK heads."""
     QUERIES: tl.constexpr = ROWS // PACK
@@ -123,7 +125,7 @@ def prefill_kernel(
         for at in range(begin, end, KEYS):
             k, v = load_tile(
                 *(keys_ptr, values_ptr, blocks, at, low, end, head // HEADS),
-                *(GROUPS, P, BLOCK_P, KEYS, BLOCK_SIZE),
+                *(GROUPS, P, BLOCK_P, KEYS, BLOCK_SIZE, q.dtype, DECODE),
             )
             blocks = find_blocks(table, at + KEYS, end, KEYS, BLOCK_SIZE)
             scores = tl.dot(q, k, input_precision=PRECISION)
@@ -169,6 +171,7 @@ def paged_prefill(
     share = heads // groups
     pack = heads_of_a_tile(share, config.block)
     q = q.contiguous()
+    (keys, decode), (values, _) = as_stored(keys), as_stored(values)
     out = torch.empty_like(q)
     launch(
         prefill_kernel,
@@ -196,5 +199,6 @@ def paged_prefill(
         ROWS=config.block,
         KEYS=config.tile,
         PRECISION=precision(q.dtype),
+        DECODE=decode,
     )
     return out

@@ -36,8 +36,8 @@ def paged_decode(
 ) -> Tensor:
     """As `Kernels.paged_decode`: q [R, H, P] → [R, H, P]."""
     block_size, kv_heads = keys.shape[1], keys.shape[2]
-    k = gather_paged(keys, block_table)  # [R, S, G, P]
-    v = gather_paged(values, block_table)
+    k = gather_paged(keys, block_table).to(q.dtype)  # [R, S, G, P]
+    v = gather_paged(values, block_table).to(q.dtype)
     offset = torch.arange(k.shape[1], device=q.device)
     position = first_block[:, None] * block_size + offset  # [R, S]
     last = seq_lens[:, None] - 1
@@ -67,8 +67,8 @@ def paged_prefill(
         length, first_key = lengths[row], firsts[row] * block_size
         used = math.ceil((length - first_key) / block_size)
         table = block_table[row : row + 1, :used]
-        k = gather_paged(keys, table)[0, : length - first_key].transpose(0, 1)  # [G, S, P]
-        v = gather_paged(values, table)[0, : length - first_key].transpose(0, 1)
+        found = (gather_paged(each, table)[0, : length - first_key] for each in (keys, values))
+        k, v = (each.to(q.dtype).transpose(0, 1) for each in found)  # [G, S, P]
         query = torch.arange(length - (end - start), length, device=q.device)[:, None]
         key = torch.arange(first_key, length, device=q.device)[None, :]
         seen = key <= query

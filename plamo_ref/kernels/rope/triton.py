@@ -25,7 +25,9 @@ from plamo_ref.kernels.launch import (
     ready,
     with_unit_stride,
 )
+from plamo_ref.kernels.linear.triton_numbers import as_stored, encode_fp8
 from plamo_ref.kernels.norm.triton import load_parts
+from plamo_ref.quantization.weight import FP8
 
 # Size: tokens. A block is heads of one token: one at a time for a few tokens, so that the device
 # has enough programs; more when tokens alone are enough.
@@ -79,6 +81,17 @@ def rope_tables(
     return out
 
 
+@triton.jit
+def as_kept(x, FP8: tl.constexpr, ENCODE: tl.constexpr):
+    """x as the cache keeps it: see attention/narrow.py."""
+    if FP8:
+        wide = tl.minimum(tl.maximum(x.to(tl.float32), -448.0), 448.0)
+        kept = encode_fp8(wide) if ENCODE else wide.to(tl.float8e4nv)
+    else:
+        kept = x
+    return kept
+
+
 @triton.jit(do_not_specialize_on_alignment=["mapping_ptr"])
 def qk_norm_rope_kernel(
     qkv_ptr,
@@ -100,6 +113,8 @@ def qk_norm_rope_kernel(
     BLOCK_P: tl.constexpr,  # half a head, rounded up
     HEADS: tl.constexpr,
     PDL: tl.constexpr,
+    FP8: tl.constexpr,
+    ENCODE: tl.constexpr,
 ):
     """HEADS heads of one token, in the order of qkv: queries, keys, values."""
     HALF: tl.constexpr = P // 2
@@ -137,11 +152,11 @@ def qk_norm_rope_kernel(
     tl.store(q + HALF, y2, mask=in_q)
     slot = tl.load(mapping_ptr + token).to(tl.int64)
     k = keys_ptr + (slot * G + head - H) * P + col
-    tl.store(k, y1, mask=in_k)
-    tl.store(k + HALF, y2, mask=in_k)
+    tl.store(k, as_kept(y1, FP8, ENCODE), mask=in_k)
+    tl.store(k + HALF, as_kept(y2, FP8, ENCODE), mask=in_k)
     v = values_ptr + (slot * G + head - H - G) * P + col
-    tl.store(v, raw_1, mask=is_v & inside)
-    tl.store(v + HALF, raw_2, mask=is_v & inside)
+    tl.store(v, as_kept(raw_1, FP8, ENCODE), mask=is_v & inside)
+    tl.store(v + HALF, as_kept(raw_2, FP8, ENCODE), mask=is_v & inside)
 
 
 def qk_norm_rope_write(
@@ -175,7 +190,9 @@ def qk_norm_rope_write(
             f"[blocks, block_size, {kv_heads}, {size}]"
         )
     parts, tables = with_unit_stride(parts), tables.contiguous()
-    q = torch.empty((tokens, heads, size), dtype=keys.dtype, device=qkv.device)
+    q = torch.empty((tokens, heads, size), dtype=q_gain.dtype, device=qkv.device)
+    is_fp8 = keys.dtype == FP8
+    (keys, encode), (values, _) = as_stored(keys), as_stored(values)
     config = pick(QK_CONFIGS, tokens)
     launch(
         qk_norm_rope_kernel,
@@ -200,5 +217,7 @@ def qk_norm_rope_write(
         HEADS=config.block,
         PARTS=parts.shape[0],
         PDL=pdl,
+        FP8=is_fp8,
+        ENCODE=encode,
     )
     return q

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from plamo_ref.config import QK_NORM_EPS
+from plamo_ref.kernels.attention.narrow import as_kept
 from plamo_ref.kernels.linear.twin import whole
 from plamo_ref.kernels.norm.twin import rms_norm
 
@@ -59,6 +60,6 @@ def qk_norm_rope_write(
 ) -> Tensor:
     """As `Kernels.qk_norm_rope_write`: returns the queries [T, H, P]."""
     q, k, v = qk_norm_rope(qkv, q_gain, k_gain, tables)
-    keys.flatten(0, 1)[slot_mapping] = k
-    values.flatten(0, 1)[slot_mapping] = v
+    keys.flatten(0, 1)[slot_mapping] = as_kept(k, keys.dtype)
+    values.flatten(0, 1)[slot_mapping] = as_kept(v, values.dtype)
     return q

@@ -5,6 +5,8 @@ Formula and twin: plamo_ref/kernels/ssm/twin.py.
 
 Invariant: only the given slots are touched; float32 arithmetic whatever dtype the slots have. The
 state is nearly all of the traffic (2 · H·P·N elements a request), so its tiles decide the speed.
+States with a rounding of their own (narrow.py) are a FORMAT of the same kernel; where a head has
+a scale, one program has the whole head.
 """
 
 import torch
@@ -23,6 +25,7 @@ from plamo_ref.kernels.launch import (
     softplus,
     with_unit_stride,
 )
+from plamo_ref.kernels.ssm.triton_rounding import chances, narrowed, scale_of, widened
 from plamo_ref.kernels.ssm.twin import ScanInputs, ScanParams
 
 # Size: requests. A block is rows of P: small blocks make enough programs for a few requests.
@@ -32,7 +35,7 @@ STATE_CONFIGS = (
 )
 
 
-@triton.jit(do_not_specialize_on_alignment=["slots_ptr", "dt_ptr"])
+@triton.jit(do_not_specialize_on_alignment=["slots_ptr", "dt_ptr", "scales_ptr", "lengths_ptr"])
 def state_update_kernel(
     u_ptr,
     z_ptr,
@@ -45,6 +48,8 @@ def state_update_kernel(
     cache_ptr,
     slots_ptr,
     y_ptr,
+    scales_ptr,
+    lengths_ptr,
     u_stride,
     u_stride_head,
     z_stride,
@@ -58,8 +63,12 @@ def state_update_kernel(
     BLOCK_P: tl.constexpr,
     BLOCK_N: tl.constexpr,
     PDL: tl.constexpr,
+    FORMAT: tl.constexpr,
+    STOCHASTIC: tl.constexpr,
+    DECODE: tl.constexpr,
 ):
     """BLOCK_P rows of one head of one request."""
+    SCALED: tl.constexpr = FORMAT == "fp8" or FORMAT == "int8"
     BLOCKS: tl.constexpr = (P + BLOCK_P - 1) // BLOCK_P
     row = tl.program_id(1).to(tl.int64)
     head = tl.program_id(0) // BLOCKS
@@ -71,7 +80,10 @@ def state_update_kernel(
     slot = tl.load(slots_ptr + row).to(tl.int64)
     state_ptr = cache_ptr + (slot * H + head) * P * N + p[:, None] * N + n[None, :]
     inside = (p < P)[:, None] & (n < N)[None, :]
-    state = tl.load(state_ptr, mask=inside, other=0.0).to(tl.float32)
+    state = widened(tl.load(state_ptr, mask=inside, other=0.0), FORMAT, DECODE)
+    if SCALED:
+        scale_ptr = scales_ptr + slot * H + head
+        state *= tl.load(scale_ptr)
 
     dt = tl.load(dt_ptr + row * dt_stride + head).to(tl.float32) + bias
     delta = softplus(dt)
@@ -81,7 +93,17 @@ def state_update_kernel(
     c = tl.load(c_ptr + row * c_stride + n, mask=n < N, other=0.0).to(tl.float32)
     decay = tl.exp(delta * a)
     state = state * decay + (delta * u)[:, None] * b[None, :]
-    tl.store(state_ptr, state.to(cache_ptr.dtype.element_ty), mask=inside)
+    if FORMAT == "plain":
+        tl.store(state_ptr, state.to(cache_ptr.dtype.element_ty), mask=inside)
+    else:
+        kept, drawn = state, 0
+        if SCALED:
+            scale, inverse = scale_of(tl.max(tl.abs(state)), FORMAT)
+            kept = state * inverse
+            tl.store(scale_ptr, scale)
+        if STOCHASTIC:
+            drawn = chances(a, tl.load(lengths_ptr + row), p[:, None] * N + n[None, :])
+        tl.store(state_ptr, narrowed(kept, drawn, FORMAT, STOCHASTIC, DECODE), mask=inside)
 
     y = tl.sum(state * c[None, :], axis=1) + skip * u
     z = tl.load(z_ptr + row * z_stride + head * z_stride_head + p, mask=p < P, other=0.0)
@@ -98,12 +120,32 @@ def state_update(
     pdl: bool = False,
 ) -> Tensor:
     """One token a request: cache [S, H, P, N] changed in place at slots [R] → y [R, H, P]."""
-    inputs, params = check_scan("state_update", inputs, params, cache, slots)
+    config = pick(STATE_CONFIGS, inputs.u.shape[0])
+    return launch_update("state_update", inputs, params, cache, slots, (cache, slots), config, pdl)
+
+
+def launch_update(
+    name: str,
+    inputs: ScanInputs,
+    params: ScanParams,
+    cache: Tensor,
+    slots: Tensor,
+    narrow: tuple[Tensor, Tensor],
+    config: Config,
+    pdl: bool,
+    how: tuple[str, bool, bool] = ("plain", False, False),
+) -> Tensor:
+    """The launch for slots of any kind.
+
+    Args:
+        narrow: scales and lengths, if the kernel needs them.
+        how: FORMAT, STOCHASTIC and DECODE of the kernel.
+    """
+    inputs, params = check_scan(name, inputs, params, cache, slots)
     (requests, heads, size), state = inputs.u.shape, cache.shape[3]
     if slots.shape != (requests,):
-        raise KernelError(f"state_update: {requests} tokens, but slots {slots.shape}")
+        raise KernelError(f"{name}: {requests} tokens, but slots {slots.shape}")
     y = torch.empty((requests, heads, size), dtype=inputs.z.dtype, device=cache.device)
-    config = pick(STATE_CONFIGS, requests)
     block = min(config.block, power_of_two(size))
     launch(
         state_update_kernel,
@@ -112,6 +154,7 @@ def state_update(
         cache,
         slots,
         y,
+        *narrow,
         *scan_strides(inputs),
         config=config,
         H=heads,
@@ -120,6 +163,9 @@ def state_update(
         BLOCK_P=block,
         BLOCK_N=power_of_two(state),
         PDL=pdl,
+        FORMAT=how[0],
+        STOCHASTIC=how[1],
+        DECODE=how[2],
     )
     return y
 

@@ -16,11 +16,10 @@ from hypothesis import strategies as st
 from plamo_ref import LLM
 from plamo_ref.config import Plamo2Config
 from plamo_ref.engine.config import EngineConfig, EngineError
+from plamo_ref.engine.memory.device_bytes import CPU_CACHE_BYTES, cache_budget
 from plamo_ref.engine.memory.holding import AttentionGroup, attention_groups
 from plamo_ref.engine.memory.planner import (
-    CPU_CACHE_BYTES,
     MemoryPlan,
-    cache_budget,
     plan_memory,
 )
 from plamo_ref.engine.runner import ModelRunner
