@@ -26,6 +26,7 @@ STALE = "run: python -m tools.ledger"
 OF_A_LESSON = {
     "inductor_triton",
     "gpu_prompts_8b_launched",
+    "cache_quality",  # a lesson draws it: series, no table
     "gpu_prompts_8b_recorded",
     "gpu_server_8b_launched",
 }
