@@ -35,7 +35,7 @@ MAY_IMPORT = {
         "quantization",
     },  # whole-batch operations take the batch
     "linear": {"kernels", "quantization"},
-    "model": {"config", "batch", "kernels", "linear"},
+    "model": {"config", "batch", "kernels", "linear", "quantization"},
     "intake": {"errors", "config", "sampling", "grammar", "quantization"},
     "text": {"errors", "intake", "sampling"},
     "grammar": {"errors", "text"},

@@ -201,6 +201,18 @@ def _(
 # --- the table -----------------------------------------------------------------------------------
 
 
+def add_norm(
+    residual: Tensor,
+    x: Tensor,
+    post_gain: Tensor,
+    pre_gain: Tensor,
+    eps: float,
+    quantize: bool = False,
+) -> tuple[Tensor, Activations]:
+    """As `Kernels.add_norm`, but always plain: the box of the product quantizes."""
+    return TORCH.add_norm(residual, x, post_gain, pre_gain, eps)
+
+
 def compiled_table(kernels: str) -> Table:
     """What a compiled layer runs on: twins, because the compiler can only fuse what it can read,
     and boxes for what touches the cache, which run the kernels named."""
@@ -238,20 +250,10 @@ def compiled_table(kernels: str) -> Table:
         how = (w.format, w.group, w.quantized_activations, kernels)
         return quantized_linear_op(x, w.values, w.scale, *how)
 
-    def add_norm(
-        residual: Tensor,
-        x: Tensor,
-        post_gain: Tensor,
-        pre_gain: Tensor,
-        eps: float,
-        quantize: bool = False,
-    ) -> tuple[Tensor, Activations]:
-        return TORCH.add_norm(residual, x, post_gain, pre_gain, eps)
-
     return TORCH.but(
         name="compiled",
         add_norm=add_norm,
-        quantize_tokens=lambda x: x,  # the box does it, here and behind a norm and SwiGLU
+        quantize_tokens=lambda x: x,  # the box does it
         quantized_linear=quantized_linear,
         quantized_linear_parts=lambda x, w: quantized_linear(x, w)[None],
         quantized_linear_swiglu=lambda x, w, quantize=False: swiglu(quantized_linear(x, w)),
