@@ -5,7 +5,8 @@ The texts are those that the embedded model was trained on, in the order of its 
 trained on. Each scheme reads these: bits for a byte of text, the divergence of its distribution of
 the next token from the unquantized model's, and how often both find the same token likeliest.
 Then what stays in bfloat16 is rounded as well, one kind of weight at a time: that says whether it
-should. Of these the activations stay as they are, and the embedding, which is the head, stays too.
+should. Of these the activations stay as they are; the head is a tensor beside the embedding then,
+whose tokens are still looked up as they were.
 Computed in float32 on the CPU, by the twins.
 """
 
@@ -56,7 +57,8 @@ def read(
         for weight in also.get(more, ()):
             assert isinstance(weight, Tensor)
             assert scheme is not None
-            size -= 2 * weight.numel() - quantize(weight, SCHEMES[scheme]).nbytes
+            size += quantize(weight, SCHEMES[scheme]).nbytes
+            size -= 2 * weight.numel() if weight is not head else 0
             weight.copy_(rounded(weight, scheme))
         return llm.hidden_states([ids[:-1] for ids in passages]), head, size
 

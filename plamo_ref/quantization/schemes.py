@@ -8,7 +8,10 @@
     int4              whole, a scale for 128 inputs     as they are                     0.516
 
 A decode step reads every weight once, so its time is that of these bytes. fp8 multiplies in fp8 as
-well, which is what a prompt gains from; a scale for each token costs a kernel before each product.
+well, which is what a prompt gains from. A scale for each token is found where a program has a whole
+row of activations: in the norm before a product, and in SwiGLU where that is a pass of its own
+(beyond 64 tokens). Behind the scan, the attention and a product with SwiGLU it costs a kernel: two
+of a layer's four products have one, with many tokens one of them.
 
 Invariant: this is the one place that says which products are quantized; nothing here imports torch.
 """
@@ -50,9 +53,10 @@ SCHEMES: Mapping[str, Scheme] = {
     )
 }
 
-# The products that read nearly all bytes of a step. bcdt and dt steer the recurrence and are 1 % of
-# the weights; the head's errors are those of the answer itself; a row of the embedding is read once
-# a token, and where the head is tied to it they are one tensor.
+# The products that read nearly all bytes of a step. Of the others docs/ledger.md says for the
+# embedded model: rounding bcdt or dt as well costs nothing that can be seen, but they are 1 % of the
+# weights and steer a recurrence that a longer text lives in; rounding the head adds half of what all
+# products cost, and where it is tied to the embedding it would be a second tensor.
 PRODUCTS = ("in_proj", "out_proj", "qkv_proj", "o_proj", "gate_up_proj", "down_proj")
 LEAST_GROUP = 32  # a product of matrices takes 16 columns, and a group is two halves
 

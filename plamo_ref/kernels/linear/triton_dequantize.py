@@ -1,7 +1,8 @@
 # mypy: disallow-untyped-defs=False
 """What stands around a quantized product: its activations in e4m3, or its weight made plain.
 
-    quantize_tokens   a program for each token: the largest number, then all of them scaled
+    quantize_tokens   a program for each token: the largest number, then all of them scaled; norms
+                      and SwiGLU do the same themselves
     dequantize        for products in which arithmetic decides, and not the bytes of the weight
 
 Formulas and twins: plamo_ref/kernels/linear/quantized.py, plamo_ref/quantization/quantize.py.
