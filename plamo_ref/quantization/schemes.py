@@ -53,10 +53,10 @@ SCHEMES: Mapping[str, Scheme] = {
     )
 }
 
-# The products that read nearly all bytes of a step. Of the others docs/ledger.md says for the
-# embedded model: rounding bcdt or dt as well costs nothing that can be seen, but they are 1 % of the
-# weights and steer a recurrence that a longer text lives in; rounding the head adds half of what all
-# products cost, and where it is tied to the embedding it would be a second tensor.
+# The products that read nearly all bytes of a step. Of the others docs/ledger.md says, for the
+# embedded model: rounding bcdt or dt as well costs nothing that can be seen, but they are 1 % of
+# the weights and steer a recurrence that a longer text lives in; rounding the head adds half of
+# what all products cost, and where it is tied to the embedding it would be a second tensor.
 PRODUCTS = ("in_proj", "out_proj", "qkv_proj", "o_proj", "gate_up_proj", "down_proj")
 LEAST_GROUP = 32  # a product of matrices takes 16 columns, and a group is two halves
 
