@@ -62,7 +62,13 @@ SECTIONS = (
         'and outliers in their activations that this one has not. Rows with "too" round what '
         "`quantization=` leaves in bfloat16, one kind of weight at a time: B, C and Δ could go, "
         "for 1 % of the weights; the head adds half of what all products cost.",
-        ("quantization_quality", "gpu_decode_8b_fp8", "gpu_decode_8b_int4", "gpu_prefill_8b_fp8"),
+        (
+            "quantization_quality",
+            "gpu_decode_8b_fp8",
+            "gpu_decode_8b_int4",
+            "gpu_prefill_8b_fp8",
+            "gpu_decode_8b_narrow",
+        ),
     ),
     Section(
         "Against vLLM",

@@ -6,6 +6,7 @@ Invariant: every record that the ledger shows has its function here, by the reco
 from collections.abc import Callable, Mapping, Sequence
 
 from tools.ledger.exactness import deviations
+from tools.ledger.narrow import narrow
 from tools.ledger.neighbours import arena, hostile, hostile_before, interrupts, penalties
 from tools.ledger.peer import peer_tables
 from tools.ledger.ranks import fused_sums, parallel, prefix_cost
@@ -277,6 +278,7 @@ TABLES: Mapping[str, Callable[[Sequence[Row]], list[Table]]] = {
     "gpu_decode_8b_bf16": _decode,
     "gpu_decode_8b_fp8": _decode,
     "gpu_decode_8b_int4": _decode,
+    "gpu_decode_8b_narrow": narrow,
     "gpu_decode_1b": _decode,
     "gpu_decode_1b_bf16": _decode,
     "gpu_prefill_8b": _prefill,
