@@ -3,11 +3,11 @@
 #
 #   PYTHON=python3.12   the Python that makes .venv (else the first suitable one is taken)
 #   PIP_ARGS=…          more options for pip; its own settings (pip.conf, PIP_…) hold as well
-#   JOBS=3              processes that share the tests, a file at a time: two cores, and one waits
+#   JOBS=2              processes that share the tests, a file at a time
 
 VENV := .venv
 RUN := $(VENV)/bin/python -m
-JOBS ?= 3
+JOBS ?= 2
 # What is imported is compiled then, a tenth of all; to compile everything would take a minute.
 INSTALL = $(RUN) pip install --disable-pip-version-check --no-compile $(PIP_ARGS)
 unexport PYTHONDONTWRITEBYTECODE

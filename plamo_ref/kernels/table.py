@@ -186,14 +186,16 @@ class Kernels(Protocol):
     # The same with states that are rounded in a way of their own: lengths [R] counts their tokens.
 
     def narrow_state_update(
-        self, inputs: ScanInputs, params: ScanParams, cache: NarrowCache, *where: Tensor
-    ) -> Tensor:
-        """As `state_update`; slots [R], lengths [R]."""
+        self, inputs: ScanInputs, params: ScanParams, cache: NarrowCache,
+        slots: Tensor, lengths: Tensor,
+    ) -> Tensor:  # fmt: skip
+        """As `state_update`: y [R, H, P]."""
 
     def narrow_scan_prefill(
-        self, inputs: ScanInputs, params: ScanParams, cache: NarrowCache, *where: Tensor
-    ) -> Tensor:
-        """As `scan_prefill`; slots, query_start_loc, has_past, photographs, lengths."""
+        self, inputs: ScanInputs, params: ScanParams, cache: NarrowCache, slots: Tensor,
+        query_start_loc: Tensor, has_past: Tensor, photographs: Tensor, lengths: Tensor,
+    ) -> Tensor:  # fmt: skip
+        """As `scan_prefill`: y [T, H, P]."""
 
     # --- tokens -----------------------------------------------------------------------------------
 

@@ -280,7 +280,10 @@ def test_serve_takes_vllms_options_after_it_has_said_where_it_listens(monkeypatc
 
 @pytest.mark.parametrize(
     ("option", "value", "cure"),
-    [("kv-cache-dtype", "fp8", "dtype of the act")],
+    [
+        ("attention-backend", "FLASHINFER", "kernels="),
+        ("preemption-mode", "swap", "computed again"),
+    ],
 )
 def test_serve_names_what_it_cannot_have(monkeypatch, option, value, cure):
     _, said, code = served(monkeypatch, f"--{option}", value)

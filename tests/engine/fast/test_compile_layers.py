@@ -212,13 +212,13 @@ def test_the_operations_change_the_cache_itself(monkeypatch):
 
     def spy(inner, caches_of):
         def spied(*args):
-            seen.update(cache.data_ptr() for cache in caches_of(args))
+            seen.update(tensor.data_ptr() for tensor in caches_of(args))
             return inner(*args)
 
         return spied
 
-    for name in ("convolve", "scan"):
-        monkeypatch.setattr(TORCH, name, spy(getattr(TORCH, name), lambda args: [args[3]]))
+    monkeypatch.setattr(TORCH, "convolve", spy(TORCH.convolve, lambda args: [args[3]]))
+    monkeypatch.setattr(TORCH, "scan", spy(TORCH.scan, lambda args: [args[3].ssm]))
     monkeypatch.setattr(TORCH, "attend", spy(TORCH.attend, lambda args: vars(args[4]).values()))
     run_requests(core)
     own = {t.data_ptr() for cache in core.runner.caches for t in vars(cache).values()}
@@ -249,8 +249,10 @@ def test_the_operations_are_what_they_say_to_the_compiler():
     )
     per_head = [random_of(heads) for _ in ("A", "D", "bias")]
     cache = random_of(20, heads, size, state)
-    args = (u, z, random_of(tokens, heads), B, C, *per_head, cache, *place, "torch")
-    torch.library.opcheck(custom_ops.scan_op, args)
+    given = (u, z, random_of(tokens, heads), B, C, *per_head)
+    torch.library.opcheck(custom_ops.scan_op, (*given, cache, None, False, *place, "torch"))
+    narrow = cache.to(torch.int8), torch.rand(20, heads), True
+    torch.library.opcheck(custom_ops.scan_op, (*given, *narrow, *place, "torch"))
 
 
 # --- settings ------------------------------------------------------------------------------------
