@@ -1,20 +1,23 @@
 """The memory of each rank that all ranks of a stage read and write (kernels/norm/triton_peers.py).
 
-Between processes goes what torch.multiprocessing sends for a shared tensor: a handle (of CUDA's
-IPC, or of a shared file), which the ranks of one engine take from each other and nobody else.
+Between processes goes what opens a rank's memory, as numbers and bytes and never as objects: of a
+GPU the words of CUDA's IPC, of a CPU the name of a file that all of them map.
 
 Invariant: what is shared lives as long as its `Peers`; once `let_go` was called, no kernel waits
 for another rank any more, and what any of them computes is worth nothing.
 """
 
+import os
+import tempfile
 from collections.abc import Callable, Sequence
 from inspect import signature
-from multiprocessing.reduction import ForkingPickler
+from pathlib import Path
+from typing import Any
 
+import msgspec
 import torch
-import torch.multiprocessing  # teaches the pickler how tensors are shared
 from torch import Tensor
-from torch.multiprocessing.reductions import rebuild_cuda_tensor, rebuild_tensor, reduce_tensor
+from torch.multiprocessing.reductions import rebuild_cuda_tensor, reduce_tensor
 
 from plamo_ref.engine.config import EngineError
 from plamo_ref.kernels.norm.triton_peers import MOST_ROWS, Memories, words
@@ -22,6 +25,7 @@ from plamo_ref.kernels.norm.triton_peers import MOST_ROWS, Memories, words
 # Bytes of one rank → those of all, in their order; zeros may follow.
 Exchange = Callable[[bytes], Sequence[bytes]]
 FOR_EVER = 1 << 62  # turns
+END = b"\x01"  # of what is told
 
 
 class Peers:
@@ -39,21 +43,15 @@ class Peers:
             EngineError: two of the devices cannot reach each other's memory.
         """
         rows = most_rows(device)
-        self.memory = torch.zeros(words(size, rows, width), dtype=torch.int64, device=device)
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)  # the zeros are there before anybody writes
-        told = exchange(_shared(self.memory))
-        self._all = [
-            self.memory if number == rank else _opened(each, device)
-            for number, each in enumerate(told)
-        ]
+        share = _over_ipc if device.type == "cuda" else _in_files
+        self._all = share(exchange, words(size, rows, width), rank, device)
+        self.memory = self._all[rank]
         here = self.memory.data_ptr()
         distances = [(each.data_ptr() - here) // 16 for each in self._all]
         where = torch.tensor(distances, dtype=torch.int64, device=device)
         self.memories = Memories(self.memory, where, rank, rows, width)
         flags = self.memory[: size * rows].view(size, rows)
         self._of_others = [flags[number] for number in range(size) if number != rank]
-        exchange(b"here")  # nobody begins, or leaves, before all are
 
     def let_go(self) -> None:
         """Another rank is gone: let nobody here wait for it, now or later."""
@@ -77,29 +75,54 @@ def most_rows(device: torch.device) -> int:
     return min(MOST_ROWS, 2 * torch.cuda.get_device_properties(device).multi_processor_count)
 
 
-def _shared(memory: Tensor) -> bytes:
-    """What another process needs to open it."""
+def _in_files(exchange: Exchange, count: int, rank: int, device: torch.device) -> list[Tensor]:
+    """A file of zeros for each rank, which all of them map."""
+    handle, mine = tempfile.mkstemp(prefix="plamo-ref-")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.truncate(8 * count)
+        names = [_untold(told).decode() for told in exchange(mine.encode() + END)]
+        mapped = [
+            torch.from_file(name, shared=True, size=count, dtype=torch.int64) for name in names
+        ]
+        exchange(END)  # nobody begins, or leaves, before all are here
+    finally:
+        Path(mine).unlink()  # what is mapped stays
+    return mapped
+
+
+def _over_ipc(exchange: Exchange, count: int, rank: int, device: torch.device) -> list[Tensor]:
+    """Each rank's memory on its GPU, opened by the others."""
+    memory = torch.zeros(count, dtype=torch.int64, device=device)
+    torch.cuda.synchronize(device)  # the zeros are there before anybody writes
     _, arguments = reduce_tensor(memory)
-    return bytes(ForkingPickler.dumps(arguments))
+    own = dict(signature(rebuild_cuda_tensor).bind(*arguments).arguments)
+    # Kinds and sizes are alike everywhere: told are the numbers and bytes.
+    plain = {name: word for name, word in own.items() if isinstance(word, int | bytes)}
+    told = exchange(msgspec.msgpack.encode(plain) + END)
+    opened = [
+        memory if number == rank else _opened(_untold(each), own, device)
+        for number, each in enumerate(told)
+    ]
+    exchange(END)  # nobody begins, or leaves, before all are here
+    return opened
 
 
-def _opened(told: bytes, device: torch.device) -> Tensor:
+def _untold(told: bytes) -> bytes:
+    return told.rstrip(b"\0").removesuffix(END)
+
+
+def _opened(told: bytes, own: dict[str, Any], device: torch.device) -> Tensor:
     """Another rank's memory, for kernels on `device`, which need not be where it is: it is opened
     with `device` as the current one, so it is mapped there, over NVLink or PCIe."""
-    arguments = ForkingPickler.loads(told)
-    opened: Tensor
-    if device.type != "cuda":
-        opened = rebuild_tensor(*arguments)
-        return opened
-    named = signature(rebuild_cuda_tensor).bind(*arguments).arguments
-    there = torch.device("cuda", named["storage_device"])
+    theirs = msgspec.msgpack.Decoder(dict[str, int | bool | bytes]).decode(told)
+    there = torch.device("cuda", int(theirs["storage_device"]))
     if there != device and not torch.cuda.can_device_access_peer(device, there):
         raise EngineError(
             f"disable_custom_all_reduce=False: {device} cannot reach the memory of {there}; "
             "leave it out"
         )
     # Its zeros are written already (see above), so there is no event to wait for either.
-    opened = rebuild_cuda_tensor(
-        **named | {"storage_device": device.index, "event_sync_required": False}
-    )
+    how = {"storage_device": device.index, "event_sync_required": False}
+    opened: Tensor = rebuild_cuda_tensor(**own | theirs | how)
     return opened

@@ -14,7 +14,7 @@ from packaging.specifiers import SpecifierSet
 
 ROOT = Path(__file__).parents[2]
 TARGETS = {"demo", "test", "lab", "student", "slides", "lint", "format", "clean"}
-PYTEST = "pytest -n 3 --dist loadfile --no-loadscope-reorder -m "  # … and the marks
+PYTEST = "pytest -n 2 --dist loadfile --no-loadscope-reorder -m "  # … and the marks
 
 needs_make = pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
 

@@ -6,11 +6,16 @@ found that reads something else. That the kernel is this protocol, two processes
 tests/interpreted.
 """
 
+import inspect
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
+from pathlib import Path
 
 import pytest
+import torch
+
+from plamo_ref.parallel import peers
 
 TURNS = 4
 
@@ -110,3 +115,56 @@ def test_every_order_reads_what_belongs_to_the_turn_and_nobody_waits_for_ever(si
 def test_with_one_half_only_or_without_waiting_some_order_reads_something_else(size, rules):
     with pytest.raises(AssertionError, match=r"rank \d reads turn \d of rank \d, not \d"):
         explore(size, rules)
+
+
+def test_what_opens_a_gpus_memory_is_told_in_numbers_and_bytes(monkeypatch):
+    """Two ranks on two GPUs, without GPUs: each opens the other's handle on its own device."""
+    asked = []
+
+    def memory_of(rank: int) -> tuple[object, ...]:
+        handle = bytes([rank + 1, 0, 7, 0])
+        where = (rank, handle, 800, 256, False, b"count\0", 3, b"event\0", True)
+        return (torch.Tensor, torch.Size([10]), (1,), 0, object, torch.int64, *where)
+
+    def rebuild(**arguments):
+        asked.append(arguments)
+        return torch.ones(10, dtype=torch.int64)
+
+    signature = inspect.signature(peers.rebuild_cuda_tensor)
+    monkeypatch.setattr(peers, "signature", lambda _: signature)
+    monkeypatch.setattr(peers, "rebuild_cuda_tensor", rebuild)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
+    monkeypatch.setattr(torch.cuda, "can_device_access_peer", lambda here, there: here != there)
+    zeros = torch.zeros
+    monkeypatch.setattr(torch, "zeros", lambda n, dtype, device: zeros(n, dtype=dtype))
+    told = []
+
+    def share(rank: int, exchange: peers.Exchange) -> list[torch.Tensor]:
+        monkeypatch.setattr(peers, "reduce_tensor", lambda memory: (None, memory_of(rank)))
+        return peers._over_ipc(exchange, 10, rank, torch.device("cuda", rank))
+
+    share(1, lambda mine: told.append(mine) or [mine, mine])
+    theirs = told[0] + b"\0\0"  # padded, as the longest of all is
+    asked.clear()
+    assert len(share(0, lambda mine: [mine, theirs])) == 2
+    (opened,) = asked
+    assert opened["storage_handle"] == b"\2\0\7\0"
+    assert opened["event_handle"] == b"event\0"
+    assert (opened["tensor_cls"], opened["dtype"]) == (torch.Tensor, torch.int64)
+    assert opened["storage_device"] == 0
+    assert opened["event_sync_required"] is False
+    assert opened["requires_grad"] is False
+    assert opened["storage_offset_bytes"] == 256
+
+
+def test_files_of_ranks_are_gone_once_they_are_mapped():
+    told = []
+
+    def exchange(mine: bytes) -> list[bytes]:
+        told.append(mine)
+        return [mine]
+
+    (memory,) = peers._in_files(exchange, 5, 0, torch.device("cpu"))
+    memory[3] = 9
+    assert memory.tolist() == [0, 0, 0, 9, 0]
+    assert not Path(told[0].removesuffix(peers.END).decode()).exists()
