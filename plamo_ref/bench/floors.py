@@ -3,6 +3,9 @@
 Invariant: every byte and operation is counted by plamo_ref/budget.py, every rate was measured; a
 floor leaves out whatever an ideal engine could leave out.
 
+Products of e4m3 with e4m3 are not counted: the rate that was measured is not theirs. There a floor
+is one of bytes, which is true and lower.
+
 A decode step reads the weights once while it multiplies with them, whichever takes longer; each
 sequence's own state and keys come on top, for no other sequence can use them.
 """
@@ -17,6 +20,13 @@ from plamo_ref.budget import (
     weight_bytes_per_step,
 )
 from plamo_ref.config import Plamo2Config
+from plamo_ref.quantization.schemes import SCHEMES
+
+
+def _counted(config: Plamo2Config) -> int:
+    """FLOPs of the projections of one token, those in e4m3 left out."""
+    scheme = SCHEMES[config.quantization] if config.quantization else None
+    return 0 if scheme and scheme.quantized_activations else linear_flops(config)
 
 
 def sequence_bytes(
@@ -52,7 +62,7 @@ def decode_floor(
     kv_item: int | None = None,
 ) -> float:
     """Seconds of a step in which `batch` sequences of `length` tokens get one more."""
-    operations = batch * (linear_flops(config) + head_flops(config))
+    operations = batch * (_counted(config) + head_flops(config))
     weights = best.floor(weight_bytes_per_step(config, item), operations)
     return weights + batch * sequence_bytes(config, length, item, state_item, kv_item) / best.copy
 
@@ -61,15 +71,16 @@ def prefill_floor(
     config: Plamo2Config, batch: int, length: int, item: int, best: Ceilings
 ) -> float:
     """Seconds for `batch` prompts of `length` tokens, up to the first token of each."""
-    operations = batch * length * prefill_flops(config, length)
+    left_out = linear_flops(config) - _counted(config)
+    operations = batch * length * (prefill_flops(config, length) - left_out)
     return best.floor(weight_bytes_per_step(config, item), operations)
 
 
 def trace_floor(config: Plamo2Config, trace: Trace, best: Ceilings) -> float:
     """Seconds for a whole trace: its arithmetic alone, as if all weights were always at hand."""
-    operations = 0.0
+    operations, left_out = 0.0, linear_flops(config) - _counted(config)
     for job in trace.requests:
-        operations += job.prompt_len * prefill_flops(config, job.prompt_len)
+        operations += job.prompt_len * (prefill_flops(config, job.prompt_len) - left_out)
         middle = job.prompt_len + job.output_len // 2
-        operations += (job.output_len - 1) * decode_flops(config, middle)
+        operations += (job.output_len - 1) * (decode_flops(config, middle) - left_out)
     return operations / best.product

@@ -267,3 +267,17 @@ def test_measuring_imports_nothing_of_the_server(tmp_path):
         check=False,
     )
     assert "zmq is barred" in refused.stderr
+
+
+def test_products_in_e4m3_are_not_counted_at_another_kinds_rate():
+    """Where arithmetic would bind, the floor of fp8 weights is one of bytes."""
+    slow = replace(H200, product=1e12)
+    plain, fp8 = SHAPES["8b"], replace(SHAPES["8b"], quantization="fp8")
+    weight_only = replace(plain, quantization="fp8_weight_only")
+    few = decode_floor(fp8, 64, 256, 2, 4, replace(slow, product=1e18))
+    assert decode_floor(fp8, 64, 256, 2, 4, slow) < 0.2 * decode_floor(plain, 64, 256, 2, 4, slow)
+    assert decode_floor(fp8, 64, 256, 2, 4, slow) >= few
+    assert decode_floor(weight_only, 64, 256, 2, 4, slow) > 64 * 15e9 / 1e12
+    assert prefill_floor(fp8, 1, 512, 2, slow) < 0.5 * prefill_floor(plain, 1, 512, 2, slow)
+    trace = Trace.of((9, 5), (3, 7))
+    assert trace_floor(fp8, trace, slow) < 0.5 * trace_floor(plain, trace, slow)
