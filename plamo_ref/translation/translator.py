@@ -126,7 +126,7 @@ class Translator:
 
     def __post_init__(self) -> None:
         self._chats = ChatPrompts.of(Path(), "translate", self.llm.tokenizer)
-        if not isinstance(self.piece_tokens, int) or self.piece_tokens < 1:
+        if type(self.piece_tokens) is not int or self.piece_tokens < 1:
             raise TranslationError(
                 f"piece_tokens must be an integer, 1 or more, not {shown(self.piece_tokens)}"
             )

@@ -140,7 +140,7 @@ def test_white_space_alone_is_itself(llm):
     assert Translator(llm).translate("").text == ""
 
 
-@pytest.mark.parametrize("tokens", [0, -1, 1.5, "many"])
+@pytest.mark.parametrize("tokens", [0, -1, 1.5, True, "many"])
 def test_a_piece_of_no_length_is_refused(llm, tokens):
     with pytest.raises(TranslationError, match="piece_tokens must be an integer, 1 or more"):
         Translator(llm, piece_tokens=tokens)

@@ -35,7 +35,7 @@ from plamo_ref.kernels.linear.triton_numbers import as_stored
 from plamo_ref.kernels.linear.triton_product import quantized_linear_kernel
 from plamo_ref.quantization.weight import UNIT, Activations, QuantizedTokens, QuantizedWeight
 
-# Measured on an H200 by benchmarks/quantized_sweep.py, but for int8's rows.
+# fp8 and int4 were measured on an H200 by benchmarks/quantized_sweep.py.
 # Size: tokens. A block is rows of W, a tile columns of one loop iteration; of int4 it is a unit.
 CONFIGS = {
     "fp8": (
