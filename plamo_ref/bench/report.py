@@ -54,6 +54,15 @@ def command() -> str:
     return shlex.join(["plamo-ref", *words])
 
 
+def peak_bytes() -> dict[str, int]:
+    """What this process asked of its GPU at most, cache and recorded steps included; else nothing.
+
+    The driver's own context, some hundred MB, is not among it.
+    """
+    most = torch.cuda.max_memory_reserved() if torch.cuda.is_available() else 0
+    return {"gpu_peak_bytes": most} if most else {}
+
+
 def report(name: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
     """A result: `rows` of measurements under the name of the benchmark."""
     return {
@@ -68,6 +77,7 @@ def report(name: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
         },
         "command": command(),
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        **peak_bytes(),
         "data": rows,
     }
 

@@ -29,6 +29,13 @@ SHAPES = {
         vocab_size=100_000,
     ),
     "8b": Plamo2Config(intermediate_size=16384, vocab_size=100_000),
+    "translate": Plamo2Config(
+        intermediate_size=16384,
+        vocab_size=100_032,
+        tie_word_embeddings=False,
+        rope_theta=1e6,
+        rope_local_theta=1e6,
+    ),
 }
 
 

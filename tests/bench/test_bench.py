@@ -25,6 +25,7 @@ def test_the_mixed_workload_is_the_recorded_one():
 def test_random_shapes_have_the_published_sizes():
     assert SHAPES["1b"].num_parameters == 1_291_441_920
     assert SHAPES["8b"].num_parameters == 9_118_372_864
+    assert SHAPES["translate"].num_parameters == 19_056_470_016 // 2
 
 
 def test_a_run_generates_every_token_asked_for_and_leaves_the_engine_clean():
