@@ -14,7 +14,9 @@ from plamo_ref.commands._options import Command
 def bench_options(command: Command) -> Command:
     """The model, and the fields of `EngineConfig` that a measurement may vary."""
     shape = click.option(
-        "--shape", type=click.Choice(["1b", "8b"]), help="Random weights instead of the model's."
+        "--shape",
+        type=click.Choice(["1b", "8b", "translate"]),
+        help="Random weights instead of the model's.",
     )
     model = click.option(
         "--model", default="tiny", show_default=True, help="tiny, a folder, or a hub id."

@@ -12,6 +12,7 @@ from plamo_ref.bench.scheduling import time_decisions
 from plamo_ref.bench.shapes import SHAPES, open_core
 from plamo_ref.bench.simulator import Trace
 from plamo_ref.cli import main
+from plamo_ref.commands.bench import bench
 from plamo_ref.engine.config import EngineConfig
 
 
@@ -161,3 +162,8 @@ def test_nothing_to_measure_is_one_line_and_exit_code_2(command, capsys):
 def test_where_a_result_goes_is_no_part_of_its_command(place, monkeypatch):
     monkeypatch.setattr("sys.argv", ["plamo-ref", "bench", "latency", *place, "--seed", "1"])
     assert command() == "plamo-ref bench latency --seed 1"
+
+
+def test_every_shape_can_be_asked_for():
+    shape = next(each for each in bench.commands["decode"].params if each.name == "shape")
+    assert set(shape.type.choices) == set(SHAPES)
