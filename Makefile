@@ -3,11 +3,12 @@
 #
 #   PYTHON=python3.12   the Python that makes .venv (else the first suitable one is taken)
 #   PIP_ARGS=…          more options for pip; its own settings (pip.conf, PIP_…) hold as well
-#   JOBS=2              processes that share the tests, a file at a time
+#   JOBS=3              processes that share the tests, a file at a time; one more than there are
+#                       cores, since some wait for a browser or a server
 
 VENV := .venv
 RUN := $(VENV)/bin/python -m
-JOBS ?= 2
+JOBS ?= 3
 # What is imported is compiled then, a tenth of all; to compile everything would take a minute.
 INSTALL = $(RUN) pip install --disable-pip-version-check --no-compile $(PIP_ARGS)
 unexport PYTHONDONTWRITEBYTECODE
@@ -40,13 +41,14 @@ student: $(VENV)/.installed-notebooks
 slides: $(VENV)/.installed-notebooks
 	$(RUN) tools.course.slides build/slides
 
-# Both parts run, and either can fail. Without Chromium the browser tests are left out, and
-# tools/chromium.sh, for which mypy need not wait, has said why.
+# Both parts run, side by side, and either can fail; what lint said comes last, on stderr. Without
+# Chromium the browser tests are left out, and tools/chromium.sh has said why.
 test: $(VENV)/.installed-test
-	@status=0; tools/chromium.sh & chromium=$$!; \
-	$(MAKE) --no-print-directory lint || status=1; \
+	@status=0; said=$$(mktemp); tools/chromium.sh & chromium=$$!; \
+	$(MAKE) --no-print-directory lint >"$$said" 2>&1 & lint=$$!; \
 	if wait $$chromium; then marks=; else marks='not browser'; fi; \
 	OMP_NUM_THREADS=1 $(RUN) pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder -m "$$marks" || status=1; \
+	wait $$lint || status=1; cat "$$said" >&2; rm "$$said"; \
 	exit $$status
 
 lint: $(VENV)/.installed-test

@@ -14,7 +14,7 @@ from packaging.specifiers import SpecifierSet
 
 ROOT = Path(__file__).parents[2]
 TARGETS = {"demo", "test", "lab", "student", "slides", "lint", "format", "clean"}
-PYTEST = "pytest -n 2 --dist loadfile --no-loadscope-reorder -m "  # … and the marks
+PYTEST = "pytest -n 3 --dist loadfile --no-loadscope-reorder -m "  # … and the marks
 
 needs_make = pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
 
@@ -123,17 +123,12 @@ def test_demo_speaks_japanese_and_english_with_the_embedded_model(clone):
 
 
 @needs_make
-def test_test_lints_first_and_then_runs_pytest_once(clone):
+def test_test_lints_and_runs_pytest_once_side_by_side(clone):
     age(clone / "pyproject.toml", 60)
     calls = calls_of(clone, "make", "test")
     assert installs(calls) == [".[test]"]
     tools = [line.removeprefix("-m ") for line in calls if re.match("-m (ruff|mypy|pytest)", line)]
-    assert tools == [
-        "ruff check .",
-        "ruff format --check .",
-        "mypy",
-        PYTEST,
-    ]
+    assert sorted(tools) == sorted(["ruff check .", "ruff format --check .", "mypy", PYTEST])
     assert installs(calls_of(clone, "make", "demo")) == []  # the extra brought all that it needs
 
 
@@ -148,7 +143,7 @@ def test_test_fails_with_any_tool_and_runs_pytest_all_the_same(clone, tool):
 @needs_make
 def test_test_leaves_browser_tests_out_without_chromium(clone):
     program(clone / "tools" / "chromium.sh", "#!/bin/sh\nexit 1\n")
-    assert calls_of(clone, "make", "test")[-1] == f"-m {PYTEST}not browser"
+    assert f"-m {PYTEST}not browser" in calls_of(clone, "make", "test")
 
 
 @needs_make
