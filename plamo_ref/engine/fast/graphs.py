@@ -169,11 +169,16 @@ def record(
     """
     side = torch.cuda.Stream(device)
     side.wait_stream(torch.cuda.current_stream(device))
+    graph = torch.cuda.CUDAGraph()
     with torch.cuda.stream(side):
         step()  # compiles kernels, lets libraries allocate: neither can be recorded
+        # `torch.cuda.graph` would collect garbage and give all free memory back before each of a
+        # hundred recordings. Other threads, as the one that watches collectives, may ask the
+        # device meanwhile.
+        graph.capture_begin(pool, "thread_local")
+        try:
+            result = step()
+        finally:
+            graph.capture_end()
     torch.cuda.current_stream(device).wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    # Other threads, such as the one that watches collectives, may ask the device meanwhile.
-    with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
-        result = step()
     return graph, result
