@@ -17,7 +17,7 @@ import torch
 from plamo_ref.config import Plamo2Config
 from plamo_ref.engine.config import EngineConfig, EngineError
 from plamo_ref.engine.core import EngineCore
-from plamo_ref.engine.memory.device_bytes import cache_budget
+from plamo_ref.engine.memory.device_bytes import cache_budget, has_spare_memory
 from plamo_ref.engine.memory.planner import MemoryPlan, plan_memory
 from plamo_ref.engine.runner import ModelRunner
 from plamo_ref.kernels.choice import can_overlap, select
@@ -125,4 +125,12 @@ def new_core(runner: ModelRunner, plan: MemoryPlan, engine: EngineConfig) -> Eng
         from plamo_ref.engine.fast.adjust_tables import AdjustTables
 
         core.tables = AdjustTables()
+    if engine.warm_up_seconds and runner.recordings is not None:
+        from plamo_ref.engine.fast.warm_up import WarmUp
+
+        weights = runner.model.embedding
+        spare = partial(
+            has_spare_memory, engine, weights.device, runner.model.config, weights.itemsize
+        )
+        core.warm_up = WarmUp(runner, plan, engine, spare)
     return core

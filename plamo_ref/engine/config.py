@@ -119,6 +119,9 @@ class EngineConfig:
     graph_tokens: int = knob(
         1024, "Steps with so many prompt tokens at most are recorded too; 0: decode steps only."
     )
+    warm_up_seconds: float = knob(
+        5.0, "So long a server records steps before it is ready; the rest in idle moments."
+    )
     precompile: bool = knob(
         True, "Compile kernels in parallel while weights load (on a GPU, Triton kernels)."
     )
@@ -266,6 +269,7 @@ _KINDS: Mapping[str, Kind] = {
     "adjust_tables": Flag(),
     "cuda_graphs": Flag(),
     "graph_tokens": Whole("0 (record decode steps only) or more"),
+    "warm_up_seconds": Number("0 (record when needed) or more", lambda x: x >= 0),
     "precompile": Flag(),
     "enable_prefix_caching": NoneFor(Flag()),
     "one_arena": NoneFor(Flag(), EngineConfig.one_arena),

@@ -23,7 +23,7 @@ from plamo_ref.engine.flight import Flight, Observer, Told, begun, landed
 from plamo_ref.engine.memory.planner import MemoryPlan
 from plamo_ref.engine.recovery import rebuild
 from plamo_ref.engine.request import FinishReason, Request
-from plamo_ref.engine.runner import ModelRunner
+from plamo_ref.engine.runner import ModelRunner, RecordsAhead
 from plamo_ref.engine.scheduling.limits import Limits, longest_request
 from plamo_ref.engine.scheduling.scheduler import Queues, Scheduler
 from plamo_ref.engine.scheduling.scheduler_v0 import V0Scheduler
@@ -61,6 +61,7 @@ class EngineCore:
         self._limits = Limits(config, runner.model.config.vocab_size, self.max_model_len)
         self._overlap = config.resolve_overlap(runner.device)
         self.tables: Tables | None = None  # whoever builds the engine may bring some
+        self.warm_up: RecordsAhead | None = None  # … and what can be done in idle moments
         self._flight: Flight | None = None  # launched, not landed
         self._undecided: list[Request] = []  # have a token on which their grammar has to speak
         self._moved: list[Request] = []  # what `step` has to return

@@ -30,6 +30,18 @@ class Recordings(Protocol):
         ...
 
 
+class RecordsAhead(Protocol):
+    """Steps that can be recorded while nobody waits; each takes as long as a few steps."""
+
+    def record_one(self) -> bool:
+        """Record one more. False: nothing is left to do."""
+        ...
+
+    def record_for(self, seconds: float) -> bool:
+        """Record so long. False: nothing is left to do."""
+        ...
+
+
 class ModelRunner:
     """A model and the caches of its layers."""
 

@@ -51,6 +51,7 @@ from plamo_ref.sampling import GuidedError, GuidedParams
 
 STATS_SECONDS = 0.05  # between two reports while the engine is busy
 LINGER_MS = 1000  # to get the last words out
+IDLE_MS = 20  # without a request, before a step is recorded ahead: a burst is not met by that
 COMPILING_MS = 1000  # between two looks at the clock, while grammars are compiled and no step runs
 
 
@@ -86,8 +87,14 @@ class EngineLoop:
         self._poller.register(sys.stdin.fileno(), zmq.POLLIN)
         self._poller.register(self._guides.fileno(), zmq.POLLIN)
         self._open = True
+        self._warm_up = core.warm_up
         self._preemptions_ended = 0  # of requests that are gone
         self._reported = 0.0
+
+    def warm_up(self, seconds: float) -> None:
+        """Record so long the steps that requests will need; what is left, in idle moments."""
+        if self._warm_up is not None and not self._warm_up.record_for(seconds):
+            self._warm_up = None
 
     def prepare_guides(self) -> None:
         """Have the tokenizer read now: with 100,000 rows it takes seconds."""
@@ -102,14 +109,15 @@ class EngineLoop:
             if self._open and self.core.has_work:
                 self._heart.now("step", self._next_tokens())
                 self._step()
+            elif self._open and self._warm_up is not None and not self._warm_up.record_one():
+                self._warm_up = None
 
     # --- in ------------------------------------------------------------------------------------
 
     def _receive(self) -> None:
         """Take everything that has come; without work, wait for something."""
-        idle = COMPILING_MS if self._compiling else None
         self._heart.now("idle")
-        ready = dict(self._poller.poll(0 if self.core.has_work else idle))
+        ready = dict(self._poller.poll(self._patience))
         self._heart.now("working")
         if sys.stdin.fileno() in ready:
             self._open = False  # the front is gone: nobody else holds the other end
@@ -127,6 +135,15 @@ class EngineLoop:
                 self._send(Refused(self._codec.id_of_add(data), f"the request's {error}"))
             else:
                 self._handle(message)
+
+    @property
+    def _patience(self) -> int | None:
+        """Milliseconds to wait for a message; None: until one comes."""
+        if self.core.has_work:
+            return 0
+        if self._warm_up is not None:
+            return IDLE_MS
+        return COMPILING_MS if self._compiling else None
 
     def _handle(self, message: ToEngine) -> None:
         match message:
@@ -264,6 +281,7 @@ def _live(spec: EngineSpec, inbox: zmq.Socket, outbox: zmq.Socket, heart: Heartb
     heart.expect(source.config.num_parameters)
     loop = EngineLoop(core, source, inbox, outbox, heart)
     loop.prepare_guides()
+    loop.warm_up(core.config.warm_up_seconds)
     set_aside()
     outbox.send(Codec().encode(ready))
     loop.run()

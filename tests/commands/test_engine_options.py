@@ -51,6 +51,7 @@ OTHER: dict[str, tuple[list[str], Any]] = {
     "adjust_tables": (["--no-adjust-tables"], False),
     "cuda_graphs": (["--no-cuda-graphs"], False),
     "graph_tokens": (["--graph-tokens", "0"], 0),
+    "warm_up_seconds": (["--warm-up-seconds", "1.5"], 1.5),
     "precompile": (["--no-precompile"], False),
     "enable_prefix_caching": (["--enable-prefix-caching"], True),
     "one_arena": (["--one-arena"], True),

@@ -125,6 +125,9 @@ class Graphs:
         self._ladders = Ladders(plan, most_tokens)
         self._needed = Counter[Room]()
         self._recordings: dict[Room, Recording] = {}
+        # Memory belongs to a stream: with one for all recordings, what the first has asked for is
+        # used by all others.
+        self._side = torch.cuda.Stream(model.embedding.device)
         self._pool = torch.cuda.graph_pool_handle()
 
     def place(self, room: Room) -> ForwardBatch | None:
@@ -156,24 +159,29 @@ class Graphs:
             hidden = self._model.forward(batch, self._caches)
             return hidden if room.prompts else self._model.logits(hidden)
 
-        graph, result = record(step, batch.vector.device, self._pool)
+        graph, result = record(step, self._side, self._pool)
         return Recording(batch, graph, result)
 
 
 def record(
-    step: Callable[[], Tensor], device: torch.device, pool: Any
+    step: Callable[[], Tensor], side: torch.cuda.Stream, pool: Any
 ) -> tuple[torch.cuda.CUDAGraph, Tensor]:
-    """A graph of `step`, and what it returns.
+    """A graph of `step`, recorded on a stream of its own, and what it returns.
 
     `pool` is of `torch.cuda.graph_pool_handle()`: graphs that never run at once share their memory.
     """
-    side = torch.cuda.Stream(device)
-    side.wait_stream(torch.cuda.current_stream(device))
+    current = torch.cuda.current_stream(side.device)
+    side.wait_stream(current)
+    graph = torch.cuda.CUDAGraph()
     with torch.cuda.stream(side):
         step()  # compiles kernels, lets libraries allocate: neither can be recorded
-    torch.cuda.current_stream(device).wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    # Other threads, such as the one that watches collectives, may ask the device meanwhile.
-    with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
-        result = step()
+        # `torch.cuda.graph` would collect garbage and give all free memory back before each of a
+        # hundred recordings. Other threads, as the one that watches collectives, may ask the
+        # device meanwhile.
+        graph.capture_begin(pool, "thread_local")
+        try:
+            result = step()
+        finally:
+            graph.capture_end()
+    current.wait_stream(side)
     return graph, result

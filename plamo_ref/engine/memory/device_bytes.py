@@ -54,3 +54,11 @@ def activation_bytes(engine: EngineConfig, config: Plamo2Config, itemsize: int) 
     hidden = engine.max_num_batched_tokens * (widest + 4 * config.hidden_size) * itemsize * 3
     logits = engine.max_num_seqs * config.vocab_size * 4 * 6  # sampling sorts in float64
     return hidden + logits
+
+
+def has_spare_memory(
+    engine: EngineConfig, device: torch.device, config: Plamo2Config, itemsize: int
+) -> bool:
+    """Whether more than what one step needs is free, so that something may be kept ahead."""
+    free, _ = torch.cuda.mem_get_info(device)
+    return free > activation_bytes(engine, config, itemsize)
