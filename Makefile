@@ -16,13 +16,14 @@ unexport PYTHONDONTWRITEBYTECODE
 # Small products, as in Triton's interpreter, are slowed down by BLAS threads, not sped up.
 export OPENBLAS_NUM_THREADS ?= 1
 
-.PHONY: help demo test lab student slides lint format clean
+.PHONY: help demo test lab student slides site lint format clean
 
 help:
 	@echo "make demo    generate from the embedded model, in Japanese and in English"
 	@echo "make lab     open the lessons in JupyterLab"
 	@echo "make student the lessons without their solutions, in build/student"
 	@echo "make slides  the workshop's slides, one HTML file a lesson, in build/slides"
+	@echo "make site    lessons, pages and code as a site that opens without a network, in build/site"
 	@echo "make test    lint, then all tests, notebooks included"
 	@echo "make lint    ruff and mypy"
 	@echo "make format  let ruff mend what it can"
@@ -40,6 +41,9 @@ student: $(VENV)/.installed-notebooks
 
 slides: $(VENV)/.installed-notebooks
 	$(RUN) tools.course.slides build/slides
+
+site: $(VENV)/.installed-site
+	$(RUN) tools.course.site build/site
 
 # Both parts run, side by side, and either can fail; what lint said comes last, on stderr. Without
 # Chromium the browser tests are left out, and tools/chromium.sh has said why.
