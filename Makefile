@@ -16,7 +16,7 @@ unexport PYTHONDONTWRITEBYTECODE
 # Small products, as in Triton's interpreter, are slowed down by BLAS threads, not sped up.
 export OPENBLAS_NUM_THREADS ?= 1
 
-.PHONY: help demo test lab student slides site lint format clean
+.PHONY: help demo test lab student slides site newest lint format clean
 
 help:
 	@echo "make demo    generate from the embedded model, in Japanese and in English"
@@ -25,6 +25,7 @@ help:
 	@echo "make slides  the workshop's slides, one HTML file a lesson, in build/slides"
 	@echo "make site    lessons, pages and code as a site that opens without a network, in build/site"
 	@echo "make test    lint, then all tests, notebooks included"
+	@echo "make newest  the tests with the newest versions of everything, pins or not; build/newest/report.md"
 	@echo "make lint    ruff and mypy"
 	@echo "make format  let ruff mend what it can"
 	@echo "make clean   delete caches and builds (rm -r $(VENV) starts from nothing)"
@@ -54,6 +55,9 @@ test: $(VENV)/.installed-test
 	OMP_NUM_THREADS=1 $(RUN) pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder -m "$$marks" || status=1; \
 	wait $$lint || status=1; cat "$$said" >&2; rm "$$said"; \
 	exit $$status
+
+newest: $(VENV)/.installed-test
+	OMP_NUM_THREADS=1 $(RUN) tools.newest build/newest -n $(JOBS) --dist loadfile
 
 lint: $(VENV)/.installed-test
 	$(RUN) ruff check .

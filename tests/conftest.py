@@ -23,6 +23,9 @@ _LONGEST_FIRST = (
     "test_triton_kernels",
     "test_triton_compile",
     "test_faults",
+    "test_teaching_gallery",
+    "test_precompile",
+    "test_bench_floors",
     "test_server_scenarios",
     "test_server_clients",
     "test_server_tools",
@@ -34,7 +37,8 @@ _LONGEST_FIRST = (
     "test_server",
     "test_async_llm",
     "test_compiling",
-    "test_precompile",
+    "test_site",
+    "test_teaching",
 )
 
 
