@@ -83,7 +83,7 @@ def combs(formats: Sequence[Format], least: float = 1e-4) -> Figure:
         for row, each in enumerate(reversed(formats)):
             teeth = each.positive()
             teeth = teeth[teeth > (least if scale == "log" else 0)]
-            ax.vlines(teeth, row, row + 0.8, linewidth=0.5, color=BLACK)
+            ax.vlines(teeth, row, row + 0.8, linewidth=0.5, color=BLACK, antialiased=False)
         ax.set_yticks([row + 0.4 for row in range(len(formats))],
                       [each.name for each in reversed(formats)])  # fmt: skip
         ax.set(xscale=scale, xlim=(least if scale == "log" else 0, 1.01))
