@@ -24,7 +24,7 @@ def look_of(name: str, names: Sequence[str]) -> Style:
 
 
 def panels(groups: Mapping[str, tuple[Sequence[float], Series]], *, xlabel: str) -> Figure:
-    """Log-log panels side by side with one legend for all.
+    """Panels side by side with one legend for all, y and a wide x on log scales.
 
     Args:
         groups: title, which says what is drawn → x, and series over it by name: the same names in
@@ -37,7 +37,8 @@ def panels(groups: Mapping[str, tuple[Sequence[float], Series]], *, xlabel: str)
             style, every = look_of(name, names), max(1, len(x) // 4)
             line: dict[str, Any] = {"color": style.colour, "linestyle": style.dash}
             ax.plot(x, values, label=name, marker=style.marker, markevery=every, **line)
-        ax.set(xscale="log", yscale="log", xlabel=xlabel, title=title)
+        wide = max(x) > 100 * min(x)
+        ax.set(xscale="log" if wide else "linear", yscale="log", xlabel=xlabel, title=title)
         ax.minorticks_off()
     columns = len({name.partition(", ")[0] for name in names})
     handles, labels = axes[0].get_legend_handles_labels()
