@@ -30,12 +30,12 @@ def panels(groups: Mapping[str, tuple[Sequence[float], Series]], *, xlabel: str)
         groups: title, which says what is drawn → x, and series over it by name: the same names in
             each, or some of the first's. "a" and "a, b" have one colour.
     """
-    fig, axes = figures(8.6, 3.4, columns=len(groups))
+    fig, axes = figures(7.4, 2.9, columns=len(groups))
     names = list(next(iter(groups.values()))[1])
     for ax, (title, (x, series)) in zip(axes, groups.items(), strict=True):
         for name, values in series.items():
-            style, every = look_of(name, names), max(1, len(x) // 4)
-            line: dict[str, Any] = {"color": style.colour, "linestyle": style.dash}
+            style, every = look_of(name, names), max(1, len(x) // 3)
+            line: dict[str, Any] = {"color": style.colour, "linestyle": style.dash, "markersize": 5}
             ax.plot(x, values, label=name, marker=style.marker, markevery=every, **line)
         wide = max(x) > 100 * min(x)
         ax.set(xscale="log" if wide else "linear", yscale="log", xlabel=xlabel, title=title)
@@ -58,7 +58,7 @@ def moving_dots(steps: Mapping[str, Sequence[Row]]) -> Figure:
     Args:
         steps: how numbers are kept → its rows, one a batch; the first is where all begin.
     """
-    fig, ax = figure(7.0, 3.6)
+    fig, ax = figure(6.4, 3.5)
     copy = next(iter(steps.values()))[0]["copy_gb_per_s"]
     most = 1.1 * max(bytes_of(row) for rows in steps.values() for row in rows)
     ax.plot([0, most], [0, most / copy * 1e3], color=BLACK, linestyle="-", marker="")
@@ -71,12 +71,14 @@ def moving_dots(steps: Mapping[str, Sequence[Row]]) -> Figure:
             if row["batch"] == batch
         ]
         ax.plot(*zip(*way, strict=True), color=GREY, linestyle=":", marker="", zorder=1)
-        beside: dict[str, Any] = {"xytext": (-8, 6), "textcoords": "offset points", "ha": "right"}
+        beside: dict[str, Any] = {"xytext": (0, 8), "textcoords": "offset points", "ha": "center"}
         ax.annotate(str(batch), way[0], **beside)
     for number, (name, rows) in enumerate(steps.items()):
         style, x = SERIES[number], [bytes_of(row) for row in rows]
         look: dict[str, Any] = {"color": style.colour, "marker": style.marker, "markersize": 8}
         ax.plot(x, [row["step_ms"] for row in rows], label=name, linestyle="", **look)
-    ax.set(xlabel="GB that a step moves", ylabel="ms a step", xlim=(0, most), ylim=(0, None))
+    longest = max(row["step_ms"] for rows in steps.values() for row in rows)
+    ax.set(xlabel="GB that a step moves", xlim=(0, most))
+    ax.set(ylabel="ms a step", ylim=(0, 1.12 * longest))
     ax.legend(loc="upper left")
     return fig

@@ -56,7 +56,7 @@ FORMATS = (
 
 def bit_boxes(formats: Sequence[Format] = FORMATS) -> Figure:
     """A box a bit, all bits of one width."""
-    fig, ax = figure(9.0, 0.6 + 0.42 * len(formats))
+    fig, ax = figure(9.0, 0.5 + 0.38 * len(formats))
     for row, each in enumerate(formats):
         kinds = [0] + [1] * each.exponent + [2] * each.mantissa
         for place, kind in enumerate(kinds):
@@ -77,13 +77,13 @@ def bit_boxes(formats: Sequence[Format] = FORMATS) -> Figure:
 def combs(formats: Sequence[Format], least: float = 1e-4) -> Figure:
     """A tooth a number, on a linear axis above and a logarithmic one from `least` below."""
     use_style()
-    fig = Figure(figsize=(9.0, 0.8 + 0.66 * len(formats)), layout="constrained")
+    fig = Figure(figsize=(8.4, 0.8 + 0.56 * len(formats)), layout="constrained")
     for number, scale in enumerate(("linear", "log")):
         ax = fig.add_subplot(2, 1, number + 1)
         for row, each in enumerate(reversed(formats)):
             teeth = each.positive()
             teeth = teeth[teeth > (least if scale == "log" else 0)]
-            ax.vlines(teeth, row, row + 0.8, linewidth=0.5, color=BLACK, antialiased=False)
+            ax.vlines(teeth, row, row + 0.8, linewidth=0.5, color=BLACK)
         ax.set_yticks([row + 0.4 for row in range(len(formats))],
                       [each.name for each in reversed(formats)])  # fmt: skip
         ax.set(xscale=scale, xlim=(least if scale == "log" else 0, 1.01))

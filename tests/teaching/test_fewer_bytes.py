@@ -38,7 +38,8 @@ def test_a_box_is_a_bit_and_all_are_as_wide():
     assert {box.get_width() for box in boxes} == {1}
     said = [text.get_text() for text in fig.axes[0].texts]
     assert said == ["float32, 4 B", "int4, ½ B"]
-    assert [text.get_text() for text in fig.axes[0].get_legend().get_texts()][0] == "sign"
+    words = [text.get_text() for text in fig.axes[0].get_legend().get_texts()]
+    assert words == ["sign", "exponent", "mantissa, or whole number"]
 
 
 def test_a_tooth_is_a_number_on_both_axes():
