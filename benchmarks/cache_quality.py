@@ -4,12 +4,14 @@ The texts are those of benchmarks/quantization_quality.py, split as there; what 
 is laid end to end. Everything is computed by the twins in float32 on a CPU, so that the cache is
 the only thing that differs. Rows of four kinds:
 
-    quality   the held-out text, in rows of 512 tokens (--rows: all of it is 46) fed token by token,
-              as a decode does, so that a state is rounded at each of them: bits for a byte,
-              divergence of the next token's distribution from the exact model's, how often both
-              find the same token likeliest
-    drift     20,000 tokens through the recurrence of two layers with the exact model's inputs:
-              ‖S - exact‖ / ‖exact‖, and the same of what is read (S C), as series over the tokens
+    quality   rows of 2,048 tokens, --rows of the 11 that the held-out text has, spread over it, fed
+              token by token, as a decode does, so that a state is rounded at each: bits for a byte,
+              divergence of the next token's distribution from the exact model's (all in all, and
+              in each eighth of a row), how often both find the same token likeliest
+    drift     20,000 tokens through the recurrence of two layers with the exact model's inputs, for
+              the head that forgets slowest, a middle one, and the fastest: ‖S - exact‖ / ‖exact‖,
+              and the same of what is read (S C), over the tokens since the last mark; and the
+              half-life of the heads over these
     walk      one number of a state over the last 512 of these tokens, exact and as it is kept
     outliers  activations before each product: the largest |x| over the median token's largest, and
               the relative error of e4m3 with a scale for the tensor and with one for each token
@@ -45,9 +47,10 @@ STATES: dict[str, tuple[torch.dtype, bool]] = {
     "int8, stochastic": (torch.int8, True),
 }
 KEYS = ("float32", "bfloat16", "fp8, scale 1", "fp8, a scale a token and head")
-ROW, SIZE = 512, 16  # tokens of a row, of a block
-LONG, LAYERS, HEADS = 20_000, 2, 3  # tokens, layers and heads of the drift
-MARKS = sorted({*(round(100 * 10 ** (i / 10)) for i in range(24)), 2000, LONG})
+ROW, SIZE = 2048, 16  # tokens of a row, of a block
+LONG, LAYERS = 20_000, 2  # tokens and layers of the drift
+MARKS = sorted(round(LONG / 10 ** (i / 10)) for i in range(24))
+WALK = 512  # tokens of the walk
 
 
 def as_kept(x: Tensor, how: str) -> Tensor:
@@ -108,12 +111,14 @@ def decoded(model: Plamo2Model, ids: Tensor, state: str, keys: str) -> Iterator[
         yield model.logits(model.forward(batch, caches)).log_softmax(-1)
 
 
-def quality(model: Plamo2Model, ids: Tensor, bytes_per_token: float) -> Iterator[dict[str, Any]]:
+def quality(model: Plamo2Model, ids: Tensor, size: int) -> Iterator[dict[str, Any]]:
+    """size: bytes of the text of all tokens [rows, ROW] but the first of each row."""
     exact = [row.half() for row in decoded(model, ids, "float32", "float32")]
     base = None
-    combinations = [(state, "float32") for state in STATES]
-    combinations += [("float32", keys) for keys in KEYS[1:]]
-    combinations += [("fp8, stochastic", KEYS[3]), ("int8, stochastic", KEYS[3])]
+    combinations = [("float32", keys) for keys in KEYS]
+    combinations += [("fp8, stochastic", KEYS[2])]
+    combinations += [(state, "float32") for state in STATES if state != "float32"]
+    eighth = ROW // 8
     for state, keys in combinations:
         nats, divergence, same = 0.0, 0.0, 0.0
         by_position = []
@@ -124,8 +129,8 @@ def quality(model: Plamo2Model, ids: Tensor, bytes_per_token: float) -> Iterator
             divergence += here
             same += float((p.argmax(-1) == q.argmax(-1)).float().mean())
             if at + 1 < ROW:
-                nats -= float(q.gather(1, ids[:, at + 1 : at + 2]).mean())
-        bits = nats / (ROW - 1) / math.log(2) / bytes_per_token
+                nats -= float(q.gather(1, ids[:, at + 1 : at + 2]).sum())
+        bits = nats / math.log(2) / size
         base = bits if base is None else base
         yield {
             "what": "quality",
@@ -136,8 +141,8 @@ def quality(model: Plamo2Model, ids: Tensor, bytes_per_token: float) -> Iterator
             "more_bits": round(bits / base - 1, 6),
             "kl_nats": round(divergence / ROW, 7),
             "same_token_on_top": round(same / ROW, 5),
-            "kl_by_64_positions": [
-                round(sum(by_position[i : i + 64]) / 64, 7) for i in range(0, ROW, 64)
+            "kl_by_eighth": [
+                round(sum(by_position[i : i + eighth]) / eighth, 7) for i in range(0, ROW, eighth)
             ],
         }
 
@@ -195,62 +200,105 @@ def read(model: Plamo2Model, ids: Tensor, chunk: int = 2000) -> Tensor:
     return hidden
 
 
-def drift(layer: int, inputs: ScanInputs, params: ScanParams) -> Iterator[dict[str, Any]]:
-    """A few heads of one layer, each format beside the exact recurrence."""
-    heads = torch.linspace(0, len(params.A) - 1, HEADS).long()  # over the layer
-    u, B, C = inputs.u[:, heads], inputs.B, inputs.C
-    A = params.A[heads]
-    delta = torch.nn.functional.softplus(inputs.dt[:, heads] + params.dt_bias[heads])
-    decay, added = (delta * A).exp(), delta[..., None] * u
-    names = [name for name in STATES if name != "float32"]
-    shape = (1, len(heads), u.shape[2], B.shape[1])
-    exact, slot = torch.zeros(shape), torch.zeros(1, dtype=torch.int64)
-    kept = {}
-    for name in names:
+class Kept:
+    """A few heads of a layer as one format keeps them, and how far that is from exact."""
+
+    def __init__(self, name: str, shape: tuple[int, ...]) -> None:
         dtype, stochastic = STATES[name]
         ssm = torch.zeros(shape, dtype=dtype)
         made = mamba_cache(ssm, ssm, stochastic)
-        kept[name] = made if isinstance(made, NarrowCache) else NarrowCache(ssm, ssm, None, False)
-    state_error: dict[str, list[float]] = {name: [] for name in names}
-    read_error: dict[str, list[float]] = {name: [] for name in names}
-    walk: dict[str, list[float]] = {name: [] for name in ("float32", *names)}
+        self.cache = made if isinstance(made, NarrowCache) else NarrowCache(ssm, ssm, None, False)
+        self.slot = torch.zeros(1, dtype=torch.int64)
+        self.state = torch.zeros(shape)
+        self.since: list[Tensor] = []  # squares since the last mark: state, what is read; each [H]
+        self.state_error: list[Tensor] = []
+        self.read_error: list[Tensor] = []
+
+    def step(self, decay: Tensor, new: Tensor, A: Tensor, position: int) -> None:
+        state = self.state * decay + new
+        keep(state, self.cache, self.slot, A, torch.tensor([position]))
+        self.state = widen(self.cache, self.slot, F32)
+
+    def compare(self, exact: Tensor, C: Tensor) -> None:
+        self.since.append(squares(self.state - exact, C))
+
+    def mark(self, of: Tensor) -> None:
+        """of [2, H]: the squares of the exact state and of what is read from it."""
+        state, read = (torch.stack(self.since).sum(0) / of).sqrt()
+        self.state_error.append(state)
+        self.read_error.append(read)
+        self.since.clear()
+
+
+def squares(states: Tensor, C: Tensor) -> Tensor:
+    """states [1, H, P, N], C [N] → [2, H]: squares of the states and of what is read from them."""
+    return torch.stack((states.square().sum((0, 2, 3)), (states @ C).square().sum((0, 2))))
+
+
+def half_life(log_decay: Tensor) -> Tensor:
+    """[T, H] → [H], in tokens."""
+    return math.log(0.5) / log_decay.mean(0)
+
+
+def by_head(series: list[Tensor]) -> list[list[float]]:
+    return [[round(float(x), 6) for x in head] for head in torch.stack(series, 1)]
+
+
+def drift(layer: int, inputs: ScanInputs, params: ScanParams) -> Iterator[dict[str, Any]]:
+    """Three heads of one layer, each format beside the exact recurrence."""
+    delta = torch.nn.functional.softplus(inputs.dt + params.dt_bias)
+    half_lives = half_life(delta * params.A)
+    slowest_first = half_lives.argsort(descending=True)
+    heads = slowest_first[[0, len(slowest_first) // 2, -1]]
+    u, B, C, A = inputs.u[:, heads], inputs.B, inputs.C, params.A[heads]
+    delta = delta[:, heads]
+    log_decay, added = delta * A, delta[..., None] * u
+    decay = log_decay.exp()
+    shape = (1, len(heads), u.shape[2], B.shape[1])
+    exact, of = torch.zeros(shape), torch.zeros(2, len(heads))
+    kept = {name: Kept(name, shape) for name in STATES if name != "float32"}
+    walk: dict[str, list[float]] = {name: [] for name in ("float32", *kept)}
+    since = [half_life(part) for part in log_decay.tensor_split(MARKS)[:-1]]
     for t in range(LONG):
         new = added[t][None, :, :, None] * B[t]
-        exact = exact * decay[t][None, :, None, None] + new
-        truth = exact @ C[t]
-        number = t + 1
-        for name, cache in kept.items():
-            state = widen(cache, slot, F32) * decay[t][None, :, None, None] + new
-            keep(state, cache, slot, A, torch.tensor([number]))
-            if number in MARKS or number > LONG - ROW:
-                got = widen(cache, slot, F32)
-                if number in MARKS:
-                    state_error[name].append(float((got - exact).norm() / exact.norm()))
-                    read_error[name].append(float((got @ C[t] - truth).norm() / truth.norm()))
-                if number > LONG - ROW:
-                    walk[name].append(round(float(got[0, 0, 0, 0]), 6))
-        if number > LONG - ROW:
+        fading = decay[t][None, :, None, None]
+        exact = exact * fading + new
+        of += squares(exact, C[t])
+        for each in kept.values():
+            each.step(fading, new, A, t + 1)
+            each.compare(exact, C[t])
+        if t + 1 in MARKS:
+            for each in kept.values():
+                each.mark(of)
+            of = torch.zeros_like(of)
+        if t >= LONG - WALK:
             walk["float32"].append(round(float(exact[0, 0, 0, 0]), 6))
-    half_life = [
-        round(float(math.log(0.5) / decay[:, i].log().mean()), 2) for i in range(len(heads))
-    ]
-    for name in names:
+            for name, each in kept.items():
+                walk[name].append(round(float(each.state[0, 0, 0, 0]), 6))
+    for name, each in kept.items():
         yield {
             "what": "drift",
             "layer": layer,
             "heads": heads.tolist(),
-            "half_life_tokens": half_life,
+            "half_life_tokens": [round(float(x), 2) for x in half_lives[heads]],
             "state": name,
             "tokens": MARKS,
-            "state_error": [round(x, 6) for x in state_error[name]],
-            "read_error": [round(x, 6) for x in read_error[name]],
+            "half_life_by_head": by_head(since),
+            "state_error_by_head": by_head(each.state_error),
+            "read_error_by_head": by_head(each.read_error),
         }
-    yield {"what": "walk", "layer": layer, "head": 0, "first_token": LONG - ROW + 1, "series": walk}
+    yield {
+        "what": "walk",
+        "layer": layer,
+        "head": int(heads[0]),
+        "first_token": LONG - WALK + 1,
+        "series": walk,
+    }
 
 
 def outliers(model: Plamo2Model, ids: Tensor) -> Iterator[dict[str, Any]]:
     seen: dict[int, Tensor] = {}
-    names = {}
+    names: dict[int, tuple[int, str]] = {}
     for number, layer in enumerate(model.layers):
         mixer = layer.mixer
         first, last = (
@@ -269,7 +317,7 @@ def outliers(model: Plamo2Model, ids: Tensor) -> Iterator[dict[str, Any]]:
         return call
 
     spied = {n: spy(getattr(TORCH, n)) for n in ("linear", "linear_parts", "linear_swiglu")}
-    read(model.with_ops(TORCH.but(**spied)), ids[:2000])
+    read(model.with_ops(TORCH.but(**spied)), torch.cat((ids[:1000], ids[-1000:])))
     for weight, (number, name) in sorted(names.items(), key=lambda item: item[1]):
         x = seen[weight]
         most = x.abs().amax(1)
@@ -300,13 +348,12 @@ def outliers(model: Plamo2Model, ids: Tensor) -> Iterator[dict[str, Any]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("texts", nargs="+", type=Path)
-    parser.add_argument("--rows", type=int, default=46)
+    parser.add_argument("--rows", type=int, default=11)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     recipe = Recipe()
     texts = [path.read_text(encoding="utf-8") for path in options.texts]
     held_out = split(texts, held_out_share=recipe.held_out_share, seed=recipe.seed).held_out
-    size = sum(len(text.encode()) for text in held_out)
     with LLM("tiny", device="cpu", dtype="float32", kernels="torch") as llm:
         config, model = llm.model_config, llm.core.runner.model
         assert config.bos_token_id is not None
@@ -328,8 +375,10 @@ def main() -> None:
         layers = captured(model, text[:LONG])
         for layer in (layers[0], layers[-1])[:LAYERS]:
             found(drift(*layer))
-        rows_of = text[: options.rows * ROW].view(options.rows, ROW)
-        found(quality(model, rows_of, size / len(text)))
+        all_rows = text[: len(text) // ROW * ROW].view(-1, ROW)
+        ids = all_rows[torch.linspace(0, len(all_rows) - 1, options.rows).round().long()]
+        spoken = [t for t in ids[:, 1:].flatten().tolist() if t not in llm.tokenizer.control_ids]
+        found(quality(model, ids, sum(len(llm.tokenizer.token_bytes(t)) for t in spoken)))
 
 
 if __name__ == "__main__":

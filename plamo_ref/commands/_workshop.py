@@ -59,6 +59,7 @@ LESSONS = (
     Lesson("12", ("lessons", "compiler"), 60, 14),
     Lesson("13", ("lessons",), 60, 9),
     Lesson("14", ("lessons", "port"), 75, 11),
+    Lesson("15", ("lessons",), 70, 14),
     Lesson("16", ("lessons", "server"), 60, 12),
     Lesson("17", ("lessons", "server", "port"), 60, 26),
     Lesson("18", ("lessons",), 75, 21),

@@ -8,6 +8,8 @@ error of all of them. Tried are CLIPS, one after the other.
 
 Invariant: a weight is worked on in slices of its rows, so that whatever is needed meanwhile is
 small beside it; what is returned shares no memory with it.
+
+Built in notebooks/15_fewer_bytes.ipynb.
 """
 
 import torch

@@ -37,8 +37,9 @@ PARTS = (
          "kinds of layers, and prove a model right or find where it is wrong", SKY),
     Part("The engine", ("05", "06", "07", "08", "08b", "09"), "you have an engine of your own, and "
          "can say of any step who is in it, in whose memory, and why", BLUE),
-    Part("The GPU", ("10", "11", "12", "13", "14"), "you can count a kernel's bytes, write it, "
-         "compile it, find the gaps in a timeline, and cut a model over GPUs", ORANGE),
+    Part("The GPU", ("10", "11", "12", "13", "14", "15"), "you can count a kernel's bytes, write "
+         "and compile it, find the gaps in a timeline, cut a model, and say what fewer bits cost",
+         ORANGE),
     Part("The door", ("16", "17"), "you can promise an answer's form and measure a server "
          "honestly", GREEN),
     Part("The clinic", ("18",), "you can find a bug that no text shows", PURPLE),
