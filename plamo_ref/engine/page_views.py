@@ -17,6 +17,7 @@ from plamo_ref.config import LayerKind, Plamo2Config
 from plamo_ref.engine.config import EngineError
 from plamo_ref.engine.memory.pages import Pages
 from plamo_ref.kernels.ssm.narrow import mamba_cache
+from plamo_ref.kernels.ssm.replay import ring_places
 
 
 class Columns:
@@ -52,11 +53,13 @@ def paged_caches(
     state_dtype: torch.dtype,
     stochastic: bool = False,
     kv_dtype: torch.dtype | None = None,
+    replay: int = 1,
 ) -> Sequence[LayerCache]:
     """The memory of each layer, filled with zeros.
 
     Args:
         weight: of the model: its dtype and device are those of keys, values and convolutions.
+        replay: tokens until a state is written.
 
     Raises:
         EngineError: the pages were made for a model of another shape.
@@ -76,6 +79,7 @@ def paged_caches(
 
     convs = beside(past, dtype)
     scales = beside((heads,), torch.float32) if state_dtype.itemsize == 1 else None
+    rings = [(beside(*of), *of) for of in ring_places(config, replay, dtype)]
     for kind, use in shape.uses.items():
         place, its = (state, state_dtype) if kind == "mamba" else (block, kv_dtype or dtype)
         if torch.Size(place).numel() * its.itemsize * use.pitch != shape.column_bytes:
@@ -87,7 +91,8 @@ def paged_caches(
             own = (kind, use.parts, 1)
             parts = (convs.view(*own, past, dtype), columns.view(*own, state, state_dtype))
             scale = None if scales is None else scales.view(*own, (heads,), torch.float32)
-            caches.append(mamba_cache(*parts, stochastic, scale))
+            ring = [memory.view(*own, *of) for memory, *of in rings]
+            caches.append(mamba_cache(*parts, stochastic, scale, ring))
         else:
             both = [
                 columns.view(kind, use.parts, use.count, block, kv_dtype or dtype) for _ in range(2)

@@ -19,7 +19,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from plamo_ref.batch import AttentionCache, ForwardBatch, MambaCache, NarrowCache
+from plamo_ref.batch import AttentionCache, ForwardBatch, MambaCache, NarrowCache, ReplayCache
 from plamo_ref.config import LayerKind
 from plamo_ref.kernels.errors import KernelError
 from plamo_ref.kernels.ssm.selection import SelectionParams
@@ -112,31 +112,18 @@ class Kernels(Protocol):
         keys, values [blocks, block_size, G, P] are changed in rows slot_mapping [T]."""
 
     def paged_decode(
-        self,
-        q: Tensor,
-        keys: Tensor,
-        values: Tensor,
-        block_table: Tensor,
-        first_block: Tensor,
-        seq_lens: Tensor,
-        window: int | None,
-    ) -> Tensor:
+        self, q: Tensor, keys: Tensor, values: Tensor,
+        block_table: Tensor, first_block: Tensor, seq_lens: Tensor, window: int | None,
+    ) -> Tensor:  # fmt: skip
         """One query a request, q [R, H, P] → [R, H, P].
 
         block_table [R, M] begins with logical block first_block [R]; seq_lens [R] counts the new
         token, which is written; with a window, the last W + 1 keys are seen."""
 
     def paged_prefill(
-        self,
-        q: Tensor,
-        keys: Tensor,
-        values: Tensor,
-        block_table: Tensor,
-        first_block: Tensor,
-        seq_lens: Tensor,
-        query_start_loc: Tensor,
-        window: int | None,
-    ) -> Tensor:
+        self, q: Tensor, keys: Tensor, values: Tensor, block_table: Tensor, first_block: Tensor,
+        seq_lens: Tensor, query_start_loc: Tensor, window: int | None,
+    ) -> Tensor:  # fmt: skip
         """Several queries a request, those from query_start_loc [R + 1] on: q [T, H, P] → same.
 
         Keys of earlier chunks are found through the block table, too."""
@@ -149,15 +136,9 @@ class Kernels(Protocol):
         weight [C, K]; cache [S, C, K - 1], the newest inputs, is moved on at slots [R]."""
 
     def conv_prefill(
-        self,
-        u: Tensor,
-        weight: Tensor,
-        cache: Tensor,
-        slots: Tensor,
-        query_start_loc: Tensor,
-        has_past: Tensor,
-        photographs: Tensor | None = None,
-    ) -> Tensor:
+        self, u: Tensor, weight: Tensor, cache: Tensor, slots: Tensor,
+        query_start_loc: Tensor, has_past: Tensor, photographs: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
         """Several tokens a request: u [T, C] or [T, H, P] → [T, C].
 
         has_past [R] int64: 0 where the slot's content does not count. photographs [F, 3]: a
@@ -196,6 +177,21 @@ class Kernels(Protocol):
         query_start_loc: Tensor, has_past: Tensor, photographs: Tensor, lengths: Tensor,
     ) -> Tensor:  # fmt: skip
         """As `scan_prefill`: y [T, H, P]."""
+
+    # The same with states that are written every k tokens, and a ring of what came since.
+
+    def replay_state_update(
+        self, inputs: ScanInputs, params: ScanParams, cache: ReplayCache,
+        slots: Tensor, lengths: Tensor,
+    ) -> Tensor:  # fmt: skip
+        """As `state_update`: y [R, H, P]; the token gets its place in the ring."""
+
+    def replay_flush(
+        self, params: ScanParams, cache: ReplayCache, slots: Tensor,
+        query_start_loc: Tensor, has_past: Tensor, photographs: Tensor, lengths: Tensor,
+    ) -> None:  # fmt: skip
+        """Before a prefill: what the rings of slots [R] hold goes into their states; these rings
+        and those of the photographs' slots are empty."""
 
     # --- tokens -----------------------------------------------------------------------------------
 
@@ -276,16 +272,24 @@ class Table(SimpleNamespace):
     ) -> Tensor:
         now, then = batch.decodes, slice(batch.num_decodes, None)
         slots, lens, rows = batch.state_slots, batch.seq_lens, inputs.rows
-        if isinstance(cache, NarrowCache):
-            own = (params, cache)
-            return batch.both(
-                lambda: self.narrow_state_update(rows(now), *own, slots[now], lens[now]),
-                lambda: self.narrow_scan_prefill(rows(then), *own, *_states(batch), lens[then]),
-            )
-        return batch.both(
-            lambda: self.state_update(rows(now), params, cache.ssm, slots[now]),
-            lambda: self.scan_prefill(rows(then), params, cache.ssm, *_states(batch)),
-        )
+        narrow = cache if isinstance(cache, NarrowCache) else None
+        replay = cache if isinstance(cache, ReplayCache) else None
+
+        def decode() -> Tensor:
+            if narrow is None:
+                return self.state_update(rows(now), params, cache.ssm, slots[now])
+            update = self.narrow_state_update if replay is None else self.replay_state_update
+            return update(rows(now), params, narrow, slots[now], lens[now])
+
+        def prefill() -> Tensor:
+            states = _states(batch)
+            if replay is not None:
+                self.replay_flush(params, replay, *states, lens[then])
+            if narrow is None or narrow.is_plain:
+                return self.scan_prefill(rows(then), params, cache.ssm, *states)
+            return self.narrow_scan_prefill(rows(then), params, narrow, *states, lens[then])
+
+        return batch.both(decode, prefill)
 
 
 def _states(batch: ForwardBatch) -> tuple[Tensor, ...]:

@@ -251,6 +251,8 @@ def draw_scenario(pick: Pick, config: Plamo2Config) -> Scenario:
     )
     preemptions = {pick(0, 25): pick(1, 3) for _ in range(pick(0, 3))}
     interruptions = {pick(0, 16): _draw_interruption(pick) for _ in range(pick(0, 3))}
+    engine = replace(engine, state_replay=max(1, pick(-2, 6)))
+    plan = replace(plan, replay=engine.state_replay)
     return Scenario(requests, engine, plan, preemptions, interruptions)
 
 

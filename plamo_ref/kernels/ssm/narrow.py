@@ -18,10 +18,12 @@ a step ends, and in one step with several tokens between them it is not.
 Invariant: arithmetic and outputs are those of twin.py; only what a slot keeps is rounded.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
-from plamo_ref.batch import MambaCache, NarrowCache
+from plamo_ref.batch import MambaCache, NarrowCache, ReplayCache
 from plamo_ref.kernels.ssm.twin import ScanInputs, ScanParams, scan_prefill, state_update
 from plamo_ref.quantization.quantize import TINY
 
@@ -30,15 +32,22 @@ MASK = (1 << 32) - 1
 
 
 def mamba_cache(
-    conv: Tensor, ssm: Tensor, stochastic: bool, scales: Tensor | None = None
+    conv: Tensor,
+    ssm: Tensor,
+    stochastic: bool,
+    scales: Tensor | None = None,
+    ring: Sequence[Tensor] = (),
 ) -> MambaCache:
     """The memory of a layer; a plain one where states are only stored in their dtype.
 
     Args:
         scales: [slots, H], made here if states of a byte a number come without.
+        ring: as `ring_places` of replay.py describes it, if there is one.
     """
     if scales is None and ssm.dtype in LARGEST:
         scales = ssm.new_zeros(ssm.shape[:2], dtype=torch.float32)
+    if ring:
+        return ReplayCache(conv, ssm, scales, stochastic, *ring)
     if scales is None and not stochastic:
         return MambaCache(conv, ssm)
     return NarrowCache(conv, ssm, scales, stochastic)
