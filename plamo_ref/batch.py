@@ -199,7 +199,7 @@ class ReplayCache(NarrowCache):
     and behind each the inputs of the tokens since: see kernels/ssm/replay.py."""
 
     ring_u: Tensor  # [slots, H, k, P]
-    ring_B: Tensor  # [slots, k, N]
+    ring_b: Tensor  # [slots, k, N]
     ring_delta: Tensor  # [slots, H, k]; 0: no token
 
     @property

@@ -66,8 +66,13 @@ def triton_table(*, pdl: bool = False) -> Table:
     from plamo_ref.kernels.rope import triton as triton_qk
     from plamo_ref.kernels.sample import triton as triton_sample
     from plamo_ref.kernels.sample import triton_argmax
-    from plamo_ref.kernels.ssm import triton_narrow, triton_replay, triton_scan
-    from plamo_ref.kernels.ssm import triton_selection, triton_state
+    from plamo_ref.kernels.ssm import (
+        triton_narrow,
+        triton_replay,
+        triton_scan,
+        triton_selection,
+        triton_state,
+    )
 
     return Table(
         name="triton",

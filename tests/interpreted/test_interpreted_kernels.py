@@ -338,6 +338,8 @@ def test_tensors_that_do_not_fit_together_are_named(operation):
         wrong[place] = wrong[place][..., :-1]
     elif operation.startswith("quantized"):
         wrong[0] = replace(wrong[0], values=wrong[0].values[:, :-1])
+    elif operation == "replay_flush":
+        wrong[0] = replace(wrong[0], A=wrong[0].A[:-1])
     else:
         wrong[0] = replace(wrong[0], B=wrong[0].B[:, :-1])
     with pytest.raises(KernelError, match=f"{operation.split('_')[0]}|convolution"):

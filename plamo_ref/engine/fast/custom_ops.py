@@ -120,7 +120,7 @@ def _(
     return u.new_empty((u.shape[0], weight.shape[0]))
 
 
-RING = ("ring_u", "ring_B", "ring_delta")
+RING = ("ring_u", "ring_b", "ring_delta")
 
 
 @torch.library.custom_op("plamo_ref::scan", mutates_args=("ssm", "scales", *RING))
@@ -136,7 +136,7 @@ def scan_op(
     ssm: Tensor,
     scales: Tensor | None,
     ring_u: Tensor | None,
-    ring_B: Tensor | None,
+    ring_b: Tensor | None,
     ring_delta: Tensor | None,
     stochastic: bool,
     vector: Tensor,
@@ -145,7 +145,7 @@ def scan_op(
 ) -> Tensor:
     """As `Kernels.scan`: u, z [T, H, P] → [T, H, P]."""
     inputs, params = ScanInputs(u, z, dt, B, C), ScanParams(A, D, dt_bias)
-    ring = [part for part in (ring_u, ring_B, ring_delta) if part is not None]
+    ring = [part for part in (ring_u, ring_b, ring_delta) if part is not None]
     cache = mamba_cache(ssm, ssm, stochastic, scales, ring)  # no scan looks at `conv`
     return _kernels(kernels).scan(inputs, params, opened(vector, counts), cache).contiguous()
 
@@ -163,7 +163,7 @@ def _(
     ssm: Tensor,
     scales: Tensor | None,
     ring_u: Tensor | None,
-    ring_B: Tensor | None,
+    ring_b: Tensor | None,
     ring_delta: Tensor | None,
     stochastic: bool,
     vector: Tensor,

@@ -56,7 +56,7 @@ def replay_state_update(
     size = cache.ring_delta.shape[-1]
     entry = (lengths - 1).clamp_min(0) % size  # of a padded request: any but the last
     cache.ring_u[slots, :, entry] = inputs.u.to(cache.ring_u.dtype)
-    cache.ring_B[slots, entry] = inputs.B.to(cache.ring_B.dtype)
+    cache.ring_b[slots, entry] = inputs.B.to(cache.ring_b.dtype)
     cache.ring_delta[slots, :, entry] = delta.to(cache.ring_delta.dtype)
     states = _replayed(cache, slots, entry + 1, A, u.dtype)
     _keep(states, cache, slots, A, lengths, entry == size - 1)
@@ -96,7 +96,7 @@ def _replayed(
         live = ((entry < counts)[:, None] & (delta != 0))[..., None, None]
         du = delta[..., None] * cache.ring_u[slots, :, entry].to(wide)
         new = torch.exp(delta * A)[..., None, None] * states
-        new += du[..., None] * cache.ring_B[slots, entry].to(wide)[:, None, None, :]
+        new += du[..., None] * cache.ring_b[slots, entry].to(wide)[:, None, None, :]
         states = torch.where(live, new, states)  # what is not live may be anything
     return states
 
