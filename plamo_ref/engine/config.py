@@ -262,7 +262,7 @@ _KINDS: Mapping[str, Kind] = {
     "state_dtype": Torchs(OneOf(_STATES, other_names=_FP8)),
     "kv_cache_dtype": Torchs(OneOf(("auto", "fp8"), other_names=_FP8)),
     "state_rounding": OneOf(("nearest", "stochastic")),
-    "state_replay": Whole("1 (it is written at each) to 32", least=1, most=32),
+    "state_replay": Whole("1 (off) to 16: more would weigh more", least=1, most=16),
     "generation_config": NoneFor(Text(), EngineConfig.generation_config),
     "seed": NoneFor(Seed(), EngineConfig.seed),
     "kernels": OneOf(get_args(KernelChoice)),

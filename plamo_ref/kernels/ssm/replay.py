@@ -6,8 +6,9 @@
 A decode step reads S and writes it back, and moves nearly nothing else. With a ring of k entries it
 reads the S of some tokens ago and what came since, and writes one entry; the last of k also writes
 S. For k = 8 and an 8B's float32 states that is 1.16 of a state instead of 2, for k = 4 and 16 it is
-1.27 and 1.13; of a byte a number, whose entries weigh four times as much, 1.27 for k = 8 and 1.33
-for 4 and 16. A state in fewer bits is also rounded k times less often.
+1.27 and 1.13, and for 32, which is refused, 1.17; of a byte a number, next to which an entry weighs
+four times as much, 1.27 for k = 8 and 1.33 for 4 and 16. A state in fewer bits is also rounded k
+times less often.
 
 The position p of a token decides, nothing is counted: its entry is number p mod k, and behind
 number k - 1 the state is written. A prompt leaves the state itself, so the entries before it must
