@@ -187,24 +187,5 @@ class NarrowCache(MambaCache):
     scales: Tensor | None  # [slots, H] of states of a byte a number
     stochastic: bool  # they are rounded by chance
 
-    @property
-    def is_plain(self) -> bool:
-        """Whether to be stored in its dtype is all that becomes of a state."""
-        return False
-
-
-@dataclass(frozen=True)
-class ReplayCache(NarrowCache):
-    """The same, or as plain as a MambaCache's, with states that are written every k tokens only,
-    and behind each the inputs of the tokens since: see kernels/ssm/replay.py."""
-
-    ring_u: Tensor  # [slots, H, k, P]
-    ring_b: Tensor  # [slots, k, N]
-    ring_delta: Tensor  # [slots, H, k]; 0: no token
-
-    @property
-    def is_plain(self) -> bool:
-        return self.scales is None and not self.stochastic
-
 
 LayerCache = AttentionCache | MambaCache

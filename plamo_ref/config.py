@@ -238,13 +238,6 @@ class Plamo2Config:
         scales = 4 * self.mamba_num_heads if state_itemsize == 1 else 0
         return len(self.layers_of("mamba")) * (conv + ssm + scales)
 
-    def ring_bytes(self, tokens: int, itemsize: int = 2) -> int:
-        """Bytes of the inputs of so many tokens beside a state slot, u and B in the activation
-        dtype and a step size a head; of one token, none: its state is written at once."""
-        inputs = (self.mamba_inner_size + self.mamba_d_state) * itemsize
-        token = inputs + self.mamba_num_heads * max(4, itemsize)
-        return len(self.layers_of("mamba")) * (tokens * token if tokens > 1 else 0)
-
     def request_bytes(self, length: int, itemsize: int = 2, state_itemsize: int = 4) -> int:
         """Bytes that a sequence of `length` tokens must keep to go on decoding.
 

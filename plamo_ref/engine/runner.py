@@ -15,7 +15,7 @@ from plamo_ref.engine.copies import Copy, copy_places
 from plamo_ref.engine.memory.planner import MemoryPlan
 from plamo_ref.engine.page_views import paged_caches
 from plamo_ref.kernels.ssm.narrow import mamba_cache
-from plamo_ref.kernels.ssm.replay import ring_places
+from plamo_ref.kernels.ssm.replay import new_ring
 from plamo_ref.model import Plamo2Model
 
 
@@ -100,8 +100,7 @@ def new_caches(
             conv = (plan.num_slots, config.mamba_inner_size, config.mamba_d_conv - 1)
             ssm = (plan.num_slots, heads, size, config.mamba_d_state)
             parts = (weight.new_zeros(conv), weight.new_zeros(ssm, dtype=state_dtype))
-            places = ring_places(config, plan.replay, weight.dtype)
-            ring = [weight.new_zeros((plan.num_slots, *p), dtype=its) for p, its in places]
+            ring = new_ring(config, plan.replay, weight, plan.num_slots)
             caches.append(mamba_cache(*parts, plan.stochastic, ring=ring))
         else:
             blocks = plan.num_blocks[kind]

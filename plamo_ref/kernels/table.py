@@ -19,9 +19,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from plamo_ref.batch import AttentionCache, ForwardBatch, MambaCache, NarrowCache, ReplayCache
+from plamo_ref.batch import AttentionCache, ForwardBatch, MambaCache, NarrowCache
 from plamo_ref.config import LayerKind
 from plamo_ref.kernels.errors import KernelError
+from plamo_ref.kernels.ssm.narrow import ReplayCache
 from plamo_ref.kernels.ssm.selection import SelectionParams
 from plamo_ref.kernels.ssm.twin import ScanInputs, ScanParams
 from plamo_ref.quantization.weight import Activations, QuantizedTokens, QuantizedWeight
@@ -206,13 +207,9 @@ class Kernels(Protocol):
     # --- a whole batch: decodes and prompts, each with their own kernels --------------------------
 
     def attend(
-        self,
-        q: Tensor,
-        kind: LayerKind,
-        window: int | None,
-        batch: ForwardBatch,
-        cache: AttentionCache,
-    ) -> Tensor:
+        self, q: Tensor, kind: LayerKind, window: int | None,
+        batch: ForwardBatch, cache: AttentionCache,
+    ) -> Tensor:  # fmt: skip
         """q [T, H, P] over the requests' keys and values, the new ones included → [T, H, P]."""
 
     def convolve(self, u: Tensor, weight: Tensor, batch: ForwardBatch, cache: Tensor) -> Tensor:
@@ -241,13 +238,9 @@ class Table(SimpleNamespace):
         return Table(**vars(self) | entries)
 
     def attend(
-        self,
-        q: Tensor,
-        kind: LayerKind,
-        window: int | None,
-        batch: ForwardBatch,
-        cache: AttentionCache,
-    ) -> Tensor:
+        self, q: Tensor, kind: LayerKind, window: int | None,
+        batch: ForwardBatch, cache: AttentionCache,
+    ) -> Tensor:  # fmt: skip
         group, first = batch.groups[kind], batch.num_decodes
         keys, values, lens = cache.keys, cache.values, batch.seq_lens
         table, begin, starts = group.block_table, group.first_block, batch.prefill_start_loc
@@ -285,7 +278,7 @@ class Table(SimpleNamespace):
             states = _states(batch)
             if replay is not None:
                 self.replay_flush(params, replay, *states, lens[then])
-            if narrow is None or narrow.is_plain:
+            if narrow is None or (replay is not None and replay.is_plain):
                 return self.scan_prefill(rows(then), params, cache.ssm, *states)
             return self.narrow_scan_prefill(rows(then), params, narrow, *states, lens[then])
 

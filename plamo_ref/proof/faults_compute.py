@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from plamo_ref.batch import ReplayCache
 from plamo_ref.config import Plamo2Config
+from plamo_ref.kernels.ssm.narrow import ReplayCache
 from plamo_ref.kernels.ssm.twin import ScanInputs
 from plamo_ref.linear import Linear
 from plamo_ref.model import Mamba

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from plamo_ref.batch import LayerCache, ReplayCache
+from plamo_ref.batch import LayerCache
 from plamo_ref.config import LayerKind
 from plamo_ref.engine import copies as copies_module
 from plamo_ref.engine import core as core_module
@@ -21,6 +21,7 @@ from plamo_ref.engine.memory.radix import Node
 from plamo_ref.engine.request import Request
 from plamo_ref.engine.runner import ModelRunner
 from plamo_ref.engine.scheduling.scheduler import Queues
+from plamo_ref.kernels.ssm.narrow import ReplayCache
 from plamo_ref.proof.planting import Fault, patch, patch_batch, patch_op, together
 
 

@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from plamo_ref.batch import AttentionCache, MambaCache, NarrowCache, ReplayCache
+from plamo_ref.batch import AttentionCache, MambaCache, NarrowCache
 from plamo_ref.bench.shapes import SHAPES
 from plamo_ref.engine.build import new_core
 from plamo_ref.engine.config import EngineConfig, EngineError
@@ -27,7 +27,7 @@ from plamo_ref.engine.memory.pages import Pages, PageShape, page_shape
 from plamo_ref.engine.memory.planner import plan_memory
 from plamo_ref.engine.runner import ModelRunner, new_caches
 from plamo_ref.kernels.attention.narrow import as_kept
-from plamo_ref.kernels.ssm.narrow import widen
+from plamo_ref.kernels.ssm.narrow import ReplayCache, widen
 from plamo_ref.proof.lab import lab_config, lab_plan, least_blocks, random_pair, random_tensors
 from plamo_ref.proof.law import audit, poison
 from plamo_ref.proof.ranks import threaded_runner

@@ -12,15 +12,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from plamo_ref.batch import ForwardBatch, NarrowCache, ReplayCache, Room
+from plamo_ref.batch import ForwardBatch, NarrowCache, Room
 from plamo_ref.bench.kernels.cases import SMALL, Maker
 from plamo_ref.bench.kernels.replay_cases import replay_cache
 from plamo_ref.bench.kernels.state_cases import NARROW, narrow_cache, scan_inputs, scan_params
 from plamo_ref.bench.kernels.timing import copied
 from plamo_ref.engine.fast.custom_ops import compiled_table, opaque
 from plamo_ref.kernels.choice import TORCH
-from plamo_ref.kernels.ssm.narrow import keep, widen
-from plamo_ref.kernels.ssm.replay import ring_places
+from plamo_ref.kernels.ssm.narrow import ReplayCache, keep, widen
+from plamo_ref.kernels.ssm.replay import ring_bytes, ring_places
 from plamo_ref.kernels.table import Kernels
 from plamo_ref.proof.lab import lab_config
 
@@ -211,9 +211,9 @@ def test_a_compiled_layer_keeps_the_same(kept):
 def test_a_ring_of_one_token_is_none():
     config = lab_config()
     assert ring_places(config, 1, F64) == []
-    assert config.ring_bytes(1) == 0
+    assert ring_bytes(config, 1, 2) == 0
     for tokens, dtype in ((2, F64), (8, torch.bfloat16)):
         places = ring_places(config, tokens, dtype)
         count = sum(torch.Size(shape).numel() * its.itemsize for shape, its in places)
         layers = len(config.layers_of("mamba"))
-        assert config.ring_bytes(tokens, dtype.itemsize) == layers * count
+        assert ring_bytes(config, tokens, dtype.itemsize) == layers * count

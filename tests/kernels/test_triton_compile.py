@@ -19,7 +19,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from plamo_ref.batch import NarrowCache, ReplayCache
+from plamo_ref.batch import NarrowCache
 from plamo_ref.bench.kernels.parts import MODELS, Shape
 from plamo_ref.bench.kernels.state_cases import NARROW
 from plamo_ref.kernels.choice import triton_table
@@ -27,6 +27,7 @@ from plamo_ref.kernels.linear.triton_dequantize import dequantize
 from plamo_ref.kernels.linear.triton_swiglu import swiglu_quantized
 from plamo_ref.kernels.norm.triton_peers import MOST_ROWS, Memories, peer_add_norm, peer_sum, words
 from plamo_ref.kernels.sample.twin import KNOBS
+from plamo_ref.kernels.ssm.narrow import ReplayCache
 from plamo_ref.kernels.ssm.selection import SelectionParams
 from plamo_ref.kernels.ssm.twin import ScanInputs, ScanParams
 from plamo_ref.kernels.table import Kernels

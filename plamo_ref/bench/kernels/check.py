@@ -24,7 +24,7 @@ from collections.abc import Collection, Iterable, Iterator
 import torch
 from torch import Tensor
 
-from plamo_ref.batch import NarrowCache, ReplayCache
+from plamo_ref.batch import NarrowCache
 from plamo_ref.bench.kernels.cases import model_cases, small_cases
 from plamo_ref.bench.kernels.ceilings import measure_ceilings
 from plamo_ref.bench.kernels.parts import MODELS, Case
@@ -32,7 +32,7 @@ from plamo_ref.bench.kernels.timing import HEADER, copied, line, time_kernels
 from plamo_ref.kernels.choice import TORCH, triton_table
 from plamo_ref.kernels.errors import KernelError
 from plamo_ref.kernels.linear.twin import whole
-from plamo_ref.kernels.ssm.narrow import widen
+from plamo_ref.kernels.ssm.narrow import ReplayCache, widen
 from plamo_ref.kernels.table import OPERATIONS, Kernels
 from plamo_ref.quantization.weight import QuantizedTokens
 
@@ -65,9 +65,10 @@ def _numbers(written: Tensor | NarrowCache) -> list[Tensor]:
     if isinstance(written, Tensor):
         return [written]
     every = torch.arange(len(written.ssm), device=written.ssm.device)
-    ring = isinstance(written, ReplayCache)
-    others = [written.ring_u, written.ring_b, written.ring_delta] if ring else []
-    return [widen(written, every, torch.float64), *others]
+    states = widen(written, every, torch.float64)
+    if not isinstance(written, ReplayCache):
+        return [states]
+    return [states, written.ring_u, written.ring_b, written.ring_delta]
 
 
 def compare(got: list[Tensor], truth: list[Tensor]) -> tuple[float, float]:

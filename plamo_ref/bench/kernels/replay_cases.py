@@ -10,9 +10,9 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from plamo_ref.batch import ReplayCache
 from plamo_ref.bench.kernels.parts import Case, Maker, Shape
 from plamo_ref.bench.kernels.state_cases import narrow_cache, scan_inputs, scan_params
+from plamo_ref.kernels.ssm.narrow import ReplayCache
 
 # As NARROW, and plain: float32 is stored as it is.
 Kept = tuple[torch.dtype, bool]
@@ -46,7 +46,7 @@ def replay_cases(
     cache = replay_cache(make, shape, slots, before, tokens, kept)
     starts = torch.tensor([0, *counts], device=make.device).cumsum(0)
     lengths = [n + past for n, past in zip(counts, before, strict=True)]
-    taken = make.ints([[0, 1, int(places[of])]])  # type: ignore[arg-type, list-item]
+    taken = make.ints([[0, 1, int(places[of])]])  # type: ignore[list-item]
     where = (slots, starts, make.ints(has_past), taken, make.ints(lengths))
     yield Case(f"×{of}, {label}", "replay_flush", (params, cache, *where), (1,))
 

@@ -19,16 +19,32 @@ Invariant: arithmetic and outputs are those of twin.py; only what a slot keeps i
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from plamo_ref.batch import MambaCache, NarrowCache, ReplayCache
+from plamo_ref.batch import MambaCache, NarrowCache
 from plamo_ref.kernels.ssm.twin import ScanInputs, ScanParams, scan_prefill, state_update
 from plamo_ref.quantization.quantize import TINY
 
 LARGEST = {torch.float8_e4m3fn: 448.0, torch.int8: 127.0}
 MASK = (1 << 32) - 1
+
+
+@dataclass(frozen=True)
+class ReplayCache(NarrowCache):
+    """States, plain or not, that are written every k tokens only, and behind each the inputs of the
+    tokens since: see replay.py."""
+
+    ring_u: Tensor  # [slots, H, k, P]
+    ring_b: Tensor  # [slots, k, N]
+    ring_delta: Tensor  # [slots, H, k]; 0: no token
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether to be stored in its dtype is all that becomes of a state."""
+        return self.scales is None and not self.stochastic
 
 
 def mamba_cache(
@@ -42,7 +58,7 @@ def mamba_cache(
 
     Args:
         scales: [slots, H], made here if states of a byte a number come without.
-        ring: as `ring_places` of replay.py describes it, if there is one.
+        ring: of a `ReplayCache`.
     """
     if scales is None and ssm.dtype in LARGEST:
         scales = ssm.new_zeros(ssm.shape[:2], dtype=torch.float32)

@@ -19,19 +19,14 @@ Invariant: the state that slots stand for is that of twin.py after every step; w
 written as it would have been, only less often. A ring belongs to its slot and is copied with it.
 """
 
+import math
+
 import torch
 from torch import Tensor
 
-from plamo_ref.batch import ReplayCache
 from plamo_ref.config import Plamo2Config
-from plamo_ref.kernels.ssm.narrow import keep, widen
-from plamo_ref.kernels.ssm.twin import (
-    ScanInputs,
-    ScanParams,
-    gate,
-    read_states,
-    widen_inputs,
-)
+from plamo_ref.kernels.ssm.narrow import ReplayCache, keep, widen
+from plamo_ref.kernels.ssm.twin import ScanInputs, ScanParams, gate, widen_inputs
 
 Place = tuple[tuple[int, ...], torch.dtype]
 
@@ -49,6 +44,20 @@ def ring_places(config: Plamo2Config, tokens: int, dtype: torch.dtype) -> list[P
     ]
 
 
+def new_ring(config: Plamo2Config, tokens: int, weight: Tensor, slots: int) -> list[Tensor]:
+    """Rings of so many slots, with `weight`'s dtype and on its device, filled with zeros."""
+    places = ring_places(config, tokens, weight.dtype)
+    return [weight.new_zeros((slots, *shape), dtype=dtype) for shape, dtype in places]
+
+
+def ring_bytes(config: Plamo2Config, tokens: int, itemsize: int) -> int:
+    """Of a slot, in all layers; itemsize: of activations."""
+    dtype = {2: torch.bfloat16, 4: torch.float32, 8: torch.float64}[itemsize]
+    places = ring_places(config, tokens, dtype)
+    layer = sum(math.prod(shape) * its.itemsize for shape, its in places)
+    return len(config.layers_of("mamba")) * layer
+
+
 def replay_state_update(
     inputs: ScanInputs, params: ScanParams, cache: ReplayCache, slots: Tensor, lengths: Tensor
 ) -> Tensor:
@@ -61,7 +70,8 @@ def replay_state_update(
     cache.ring_delta[slots, :, entry] = delta.to(cache.ring_delta.dtype)
     states = _replayed(cache, slots, entry + 1, A, u.dtype)
     _keep(states, cache, slots, A, lengths, entry == size - 1)
-    return gate(read_states(states, C), u, D, inputs.z)
+    y = (states.flatten(1, 2) @ C[..., None]).view_as(u)
+    return gate(y, u, D, inputs.z)
 
 
 def replay_flush(

@@ -18,7 +18,7 @@ from plamo_ref.batch import NarrowCache
 from plamo_ref.kernels.errors import KernelError
 from plamo_ref.kernels.launch import Config, launch, pick, power_of_two
 from plamo_ref.kernels.linear.triton_numbers import as_stored
-from plamo_ref.kernels.ssm.narrow import own_slots
+from plamo_ref.kernels.ssm.narrow import ReplayCache, own_slots
 from plamo_ref.kernels.ssm.triton_rounding import store_state, widened
 from plamo_ref.kernels.ssm.triton_scan import scan_prefill
 from plamo_ref.kernels.ssm.triton_state import STATE_CONFIGS, check_scan, launch_update
@@ -164,7 +164,7 @@ def stored(
     """The slots' memory as a kernel takes it, scales (any tensor, if there are none), the format,
     and whether the kernel has to make e4m3 by itself."""
     values, scales, kind = cache.ssm, cache.scales, FORMATS.get(cache.ssm.dtype)
-    if cache.is_plain:
+    if isinstance(cache, ReplayCache) and cache.is_plain:
         kind = "plain"
     if kind is None or (scales is None) != (kind in ("bfloat16", "plain")):
         raise KernelError(f"{name}: states of {values.dtype} are not kept like this")

@@ -18,9 +18,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from plamo_ref.batch import ReplayCache
 from plamo_ref.kernels.errors import KernelError
 from plamo_ref.kernels.launch import launch, pick, power_of_two, ready, silu, softplus
+from plamo_ref.kernels.ssm.narrow import ReplayCache
 from plamo_ref.kernels.ssm.triton_narrow import HEAD_CONFIG, stored
 from plamo_ref.kernels.ssm.triton_rounding import store_state, widened
 from plamo_ref.kernels.ssm.triton_state import (

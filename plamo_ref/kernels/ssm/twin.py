@@ -49,13 +49,8 @@ def state_update(inputs: ScanInputs, params: ScanParams, cache: Tensor, slots: T
     state.mul_(torch.exp(dt * A)[..., None, None])
     state.addcmul_((dt[..., None] * u)[..., None], B[:, None, None, :])
     cache[slots] = state.to(cache.dtype)
-    return gate(read_states(state, C), u, D, inputs.z)
-
-
-def read_states(states: Tensor, C: Tensor) -> Tensor:
-    """What C [R, N] sees in states [R, H, P, N]: [R, H, P]."""
-    seen = states.flatten(1, 2) @ C[..., None]  # [R, H·P, N] · [R, N, 1]
-    return seen.view(states.shape[:3])
+    y = (state.flatten(1, 2) @ C[..., None]).view_as(u)  # [R, H·P, N] · [R, N, 1]
+    return gate(y, u, D, inputs.z)
 
 
 def scan_prefill(
