@@ -20,7 +20,6 @@ from plamo_ref.budget import (
     weight_bytes_per_step,
 )
 from plamo_ref.config import Plamo2Config
-from plamo_ref.kernels.ssm.replay import ring_bytes
 from plamo_ref.quantization.schemes import SCHEMES
 
 
@@ -44,7 +43,7 @@ def sequence_bytes(
     state = config.state_bytes(item, state_item)
     keys = config.request_bytes(length, item, state_item) - state
     conv = config.state_bytes(item, 0)
-    ring = ring_bytes(config, replay, item) * (replay + 1) // (2 * replay)
+    ring = config.ring_bytes(replay, item) * (replay + 1) // (2 * replay)
     own = state + conv + (state - conv) // replay + ring
     return own + keys * (kv_item or item) // item
 

@@ -98,15 +98,9 @@ class Kernels(Protocol):
         """cos and sin of positions [T] → [2, T, 1, P/2]; angles are computed in float64."""
 
     def qk_norm_rope_write(
-        self,
-        qkv: Tensor,
-        q_gain: Tensor,
-        k_gain: Tensor,
-        tables: Tensor,
-        keys: Tensor,
-        values: Tensor,
-        slot_mapping: Tensor,
-    ) -> Tensor:
+        self, qkv: Tensor, q_gain: Tensor, k_gain: Tensor, tables: Tensor,
+        keys: Tensor, values: Tensor, slot_mapping: Tensor,
+    ) -> Tensor:  # fmt: skip
         """Norm and rotate q and k, store k and v; returns the queries [T, H, P].
 
         qkv [T, (H + 2G)·P], queries first, then keys, then values, or parts; gains [H, P], [G, P];

@@ -20,7 +20,7 @@ from plamo_ref.bench.kernels.timing import copied
 from plamo_ref.engine.fast.custom_ops import compiled_table, opaque
 from plamo_ref.kernels.choice import TORCH
 from plamo_ref.kernels.ssm.narrow import ReplayCache, keep, widen
-from plamo_ref.kernels.ssm.replay import ring_bytes, ring_places
+from plamo_ref.kernels.ssm.replay import ring_places
 from plamo_ref.kernels.table import Kernels
 from plamo_ref.proof.lab import lab_config
 
@@ -211,9 +211,9 @@ def test_a_compiled_layer_keeps_the_same(kept):
 def test_a_ring_of_one_token_is_none():
     config = lab_config()
     assert ring_places(config, 1, F64) == []
-    assert ring_bytes(config, 1, 2) == 0
+    assert config.ring_bytes(1) == 0
     for tokens, dtype in ((2, F64), (8, torch.bfloat16)):
         places = ring_places(config, tokens, dtype)
         count = sum(torch.Size(shape).numel() * its.itemsize for shape, its in places)
         layers = len(config.layers_of("mamba"))
-        assert ring_bytes(config, tokens, dtype.itemsize) == layers * count
+        assert config.ring_bytes(tokens, dtype.itemsize) == layers * count

@@ -22,7 +22,6 @@ from dataclasses import dataclass
 
 from plamo_ref.config import LayerKind, Plamo2Config
 from plamo_ref.engine.memory.holding import attention_groups
-from plamo_ref.kernels.ssm.replay import ring_bytes
 
 MOST_SLOTS, MOST_WASTE = 16, 1 / 16  # in a page
 
@@ -95,7 +94,7 @@ def page_shape(
     block = config.kv_bytes_per_token(kind, kv_itemsize or itemsize) * block_size // (2 * count)
     ssm = config.mamba_inner_size * config.mamba_d_state * state_itemsize
     beside = config.state_bytes(itemsize, state_itemsize) - num_mamba * ssm  # of a slot
-    beside += ring_bytes(config, replay, itemsize)
+    beside += config.ring_bytes(replay, itemsize)
     columns = math.gcd(num_mamba, *(2 * count for count in layers.values()))
     parts = {kind: 2 * count // columns for kind, count in layers.items()}
     states = num_mamba // columns

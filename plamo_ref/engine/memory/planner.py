@@ -21,7 +21,6 @@ from plamo_ref.engine.memory.paged_plan import as_pages
 from plamo_ref.engine.memory.pages import Pages
 from plamo_ref.engine.memory.plan_text import reasons, refusal
 from plamo_ref.engine.memory.pool import Pool
-from plamo_ref.kernels.ssm.replay import ring_bytes
 
 Blocks = dict[LayerKind, int]
 
@@ -97,7 +96,7 @@ class Needs:
                 group.kind: config.kv_bytes_per_token(group.kind, kv_item) * size
                 for group in attention_groups(config)
             },
-            slot_bytes=config.state_bytes(item, state_item) + ring_bytes(config, replay, item),
+            slot_bytes=config.state_bytes(item, state_item) + config.ring_bytes(replay, item),
             span=span,
             full_span=max(span, math.ceil((longest or 0) / size)),
         )

@@ -19,8 +19,6 @@ Invariant: the state that slots stand for is that of twin.py after every step; w
 written as it would have been, only less often. A ring belongs to its slot and is copied with it.
 """
 
-import math
-
 import torch
 from torch import Tensor
 
@@ -48,14 +46,6 @@ def new_ring(config: Plamo2Config, tokens: int, weight: Tensor, slots: int) -> l
     """Rings of so many slots, with `weight`'s dtype and on its device, filled with zeros."""
     places = ring_places(config, tokens, weight.dtype)
     return [weight.new_zeros((slots, *shape), dtype=dtype) for shape, dtype in places]
-
-
-def ring_bytes(config: Plamo2Config, tokens: int, itemsize: int) -> int:
-    """Of a slot, in all layers; itemsize: of activations."""
-    dtype = {2: torch.bfloat16, 4: torch.float32, 8: torch.float64}[itemsize]
-    places = ring_places(config, tokens, dtype)
-    layer = sum(math.prod(shape) * its.itemsize for shape, its in places)
-    return len(config.layers_of("mamba")) * layer
 
 
 def replay_state_update(
