@@ -41,7 +41,7 @@ def replay_cases(
         return
     places, of = make.shuffled(len(counts) + 2), len(counts)
     slots, before = places[:of], [i + tokens for i in range(of)]
-    has_past = [1 - (i == 2) for i in range(of)]
+    has_past = [1 - (i == 1) for i in range(of)]
     before = [n * past for n, past in zip(before, has_past, strict=True)]
     cache = replay_cache(make, shape, slots, before, tokens, kept)
     starts = torch.tensor([0, *counts], device=make.device).cumsum(0)
@@ -75,7 +75,7 @@ def replay_cache(
     delta = make.noise(places[0], heads, tokens, dtype=wide).exp()
     for row, (slot, count) in enumerate(zip(slots.tolist(), taken, strict=True)):
         reached = count % tokens
-        if row % 3 == 1 and reached > 1:  # a prompt ended behind the first
+        if row % 2 == 0 and reached > 1:  # a prompt ended behind the first
             delta[slot, :, 0] = 0
             u[slot, :, 0], B[slot, 0] = math.nan, math.nan
         for ring in (u[slot], delta[slot], B[slot][None]):
