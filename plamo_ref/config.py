@@ -238,6 +238,13 @@ class Plamo2Config:
         scales = 4 * self.mamba_num_heads if state_itemsize == 1 else 0
         return len(self.layers_of("mamba")) * (conv + ssm + scales)
 
+    def ring_bytes(self, tokens: int, itemsize: int = 2) -> int:
+        """Bytes beside a state slot of what a state has yet to take in: of so many tokens u and B
+        in the activation dtype, and a step size a head. Of one token, none."""
+        inputs = (self.mamba_inner_size + self.mamba_d_state) * itemsize
+        token = inputs + self.mamba_num_heads * max(4, itemsize)
+        return len(self.layers_of("mamba")) * (tokens * token if tokens > 1 else 0)
+
     def request_bytes(self, length: int, itemsize: int = 2, state_itemsize: int = 4) -> int:
         """Bytes that a sequence of `length` tokens must keep to go on decoding.
 

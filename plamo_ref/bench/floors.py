@@ -30,13 +30,22 @@ def _counted(config: Plamo2Config) -> int:
 
 
 def sequence_bytes(
-    config: Plamo2Config, length: int, item: int, state_item: int, kv_item: int | None = None
+    config: Plamo2Config,
+    length: int,
+    item: int,
+    state_item: int,
+    kv_item: int | None = None,
+    replay: int = 1,
 ) -> int:
     """What one decoding sequence moves for itself: its state twice, its keys and values once.
-    kv_item: bytes of a number in these, if it is not `item`."""
+    kv_item: bytes of a number in these, if it is not `item`. replay: tokens until the state of the
+    scan is written, the mean of so many steps: each reads the inputs since, and writes its own."""
     state = config.state_bytes(item, state_item)
     keys = config.request_bytes(length, item, state_item) - state
-    return 2 * state + keys * (kv_item or item) // item
+    conv = config.state_bytes(item, 0)
+    ring = config.ring_bytes(replay, item) * (replay + 1) // (2 * replay)
+    own = state + conv + (state - conv) // replay + ring
+    return own + keys * (kv_item or item) // item
 
 
 def decode_bytes(
@@ -46,9 +55,10 @@ def decode_bytes(
     item: int,
     state_item: int,
     kv_item: int | None = None,
+    replay: int = 1,
 ) -> int:
     """All that a decode step of `batch` sequences moves."""
-    own = sequence_bytes(config, length, item, state_item, kv_item)
+    own = sequence_bytes(config, length, item, state_item, kv_item, replay)
     return weight_bytes_per_step(config, item) + batch * own
 
 
@@ -60,11 +70,13 @@ def decode_floor(
     state_item: int,
     best: Ceilings,
     kv_item: int | None = None,
+    replay: int = 1,
 ) -> float:
     """Seconds of a step in which `batch` sequences of `length` tokens get one more."""
     operations = batch * (_counted(config) + head_flops(config))
     weights = best.floor(weight_bytes_per_step(config, item), operations)
-    return weights + batch * sequence_bytes(config, length, item, state_item, kv_item) / best.copy
+    own = sequence_bytes(config, length, item, state_item, kv_item, replay)
+    return weights + batch * own / best.copy
 
 
 def prefill_floor(

@@ -38,9 +38,9 @@ class Bench:
         dtype = model.embedding.dtype
         length = prompt + output // 2  # the mean over the steps
         sizes = (dtype.itemsize, config.resolve_state_dtype(dtype).itemsize)
-        kv_item = None if config.kv_cache_dtype == "auto" else 1
-        floor = decode_floor(model.config, batch, length, *sizes, self.ceilings, kv_item)
-        moved = decode_bytes(model.config, batch, length, *sizes, kv_item)
+        own = (None if config.kv_cache_dtype == "auto" else 1, config.state_replay)
+        floor = decode_floor(model.config, batch, length, *sizes, self.ceilings, *own)
+        moved = decode_bytes(model.config, batch, length, *sizes, *own)
         row = {
             "batch": batch,
             "step_ms": round(step * 1e3, 3),

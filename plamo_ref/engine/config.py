@@ -93,6 +93,9 @@ class EngineConfig:
     state_rounding: Literal["nearest", "stochastic"] = knob(
         "nearest", "stochastic: by chance, so that the errors of many steps are 0 on average."
     )
+    state_replay: int = knob(
+        1, "Tokens until the SSM state is written; their inputs are kept, and replayed."
+    )
     generation_config: str = knob(
         "auto", "Sampling defaults; auto: the folder's; vllm: neutral ones; else another folder."
     )
@@ -259,6 +262,7 @@ _KINDS: Mapping[str, Kind] = {
     "state_dtype": Torchs(OneOf(_STATES, other_names=_FP8)),
     "kv_cache_dtype": Torchs(OneOf(("auto", "fp8"), other_names=_FP8)),
     "state_rounding": OneOf(("nearest", "stochastic")),
+    "state_replay": Whole("1 (off) to 16: more would weigh more", least=1, most=16),
     "generation_config": NoneFor(Text(), EngineConfig.generation_config),
     "seed": NoneFor(Seed(), EngineConfig.seed),
     "kernels": OneOf(get_args(KernelChoice)),

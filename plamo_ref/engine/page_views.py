@@ -8,6 +8,7 @@ That is right for whoever compiles a layer: at any time a page is of one kind.
 """
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -17,6 +18,7 @@ from plamo_ref.config import LayerKind, Plamo2Config
 from plamo_ref.engine.config import EngineError
 from plamo_ref.engine.memory.pages import Pages
 from plamo_ref.kernels.ssm.narrow import mamba_cache
+from plamo_ref.kernels.ssm.replay import ring_places
 
 
 class Columns:
@@ -44,6 +46,23 @@ class Columns:
         return torch.from_dlpack(part.view(torch.uint8)).view(dtype)  # it need not know the dtype
 
 
+class Beside(Columns):
+    """Beside the pages, for every slot, a place of this shape."""
+
+    def __init__(
+        self, pages: Pages, device: torch.device, place: Sequence[int], dtype: torch.dtype
+    ) -> None:
+        self._use, self._of = pages.shape.uses.get("mamba"), (place, dtype)
+        slots = pages.num_pages * self._use.pitch if self._use else 0
+        num_bytes = slots * torch.Size(place).numel() * dtype.itemsize
+        super().__init__(pages.shape.columns if slots else 0, num_bytes, device)
+
+    def next(self) -> Tensor:
+        """Of the next layer."""
+        assert self._use is not None
+        return self.view("mamba", self._use.parts, 1, *self._of)
+
+
 def paged_caches(
     config: Plamo2Config,
     pages: Pages,
@@ -52,11 +71,13 @@ def paged_caches(
     state_dtype: torch.dtype,
     stochastic: bool = False,
     kv_dtype: torch.dtype | None = None,
+    replay: int = 1,
 ) -> Sequence[LayerCache]:
     """The memory of each layer, filled with zeros.
 
     Args:
         weight: of the model: its dtype and device are those of keys, values and convolutions.
+        replay: tokens until a state is written.
 
     Raises:
         EngineError: the pages were made for a model of another shape.
@@ -68,14 +89,10 @@ def paged_caches(
     block = (block_size, config.num_key_value_heads, size)
     columns = Columns(shape.columns, pages.num_pages * shape.column_bytes, device)
 
-    def beside(place: Sequence[int], its: torch.dtype) -> Columns:
-        """For every slot there is a place of this shape."""
-        slots = pages.num_pages * shape.uses["mamba"].pitch if "mamba" in shape.uses else 0
-        num_bytes = slots * torch.Size(place).numel() * its.itemsize
-        return Columns(shape.columns if slots else 0, num_bytes, device)
-
+    beside = partial(Beside, pages, device)
     convs = beside(past, dtype)
     scales = beside((heads,), torch.float32) if state_dtype.itemsize == 1 else None
+    rings = [beside(*of) for of in ring_places(config, replay, dtype)]
     for kind, use in shape.uses.items():
         place, its = (state, state_dtype) if kind == "mamba" else (block, kv_dtype or dtype)
         if torch.Size(place).numel() * its.itemsize * use.pitch != shape.column_bytes:
@@ -84,10 +101,10 @@ def paged_caches(
     for kind in config.layer_kinds:
         use = shape.uses[kind]
         if kind == "mamba":
-            own = (kind, use.parts, 1)
-            parts = (convs.view(*own, past, dtype), columns.view(*own, state, state_dtype))
-            scale = None if scales is None else scales.view(*own, (heads,), torch.float32)
-            caches.append(mamba_cache(*parts, stochastic, scale))
+            parts = (convs.next(), columns.view(kind, use.parts, 1, state, state_dtype))
+            scale = None if scales is None else scales.next()
+            ring = [each.next() for each in rings]
+            caches.append(mamba_cache(*parts, stochastic, scale, ring))
         else:
             both = [
                 columns.view(kind, use.parts, use.count, block, kv_dtype or dtype) for _ in range(2)

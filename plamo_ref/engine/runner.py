@@ -15,6 +15,7 @@ from plamo_ref.engine.copies import Copy, copy_places
 from plamo_ref.engine.memory.planner import MemoryPlan
 from plamo_ref.engine.page_views import paged_caches
 from plamo_ref.kernels.ssm.narrow import mamba_cache
+from plamo_ref.kernels.ssm.replay import new_ring
 from plamo_ref.model import Plamo2Model
 
 
@@ -88,8 +89,9 @@ def new_caches(
     model: Plamo2Model, plan: MemoryPlan, state_dtype: torch.dtype
 ) -> Sequence[LayerCache]:
     """The memory of each layer, filled with zeros."""
-    config, weight, kept = model.config, model.embedding, (plan.stochastic, plan.kv_dtype)
+    config, weight = model.config, model.embedding
     if plan.pages is not None:
+        kept = (plan.stochastic, plan.kv_dtype, plan.replay)
         return paged_caches(config, plan.pages, plan.block_size, weight, state_dtype, *kept)
     heads, size = config.mamba_num_heads, config.hidden_size_per_head
     caches: list[LayerCache] = []
@@ -98,7 +100,8 @@ def new_caches(
             conv = (plan.num_slots, config.mamba_inner_size, config.mamba_d_conv - 1)
             ssm = (plan.num_slots, heads, size, config.mamba_d_state)
             parts = (weight.new_zeros(conv), weight.new_zeros(ssm, dtype=state_dtype))
-            caches.append(mamba_cache(*parts, plan.stochastic))
+            ring = new_ring(config, plan.replay, weight, plan.num_slots)
+            caches.append(mamba_cache(*parts, plan.stochastic, ring=ring))
         else:
             blocks = plan.num_blocks[kind]
             shape = (blocks, plan.block_size, config.num_key_value_heads, size)

@@ -18,7 +18,7 @@ from plamo_ref.kernels.names import KernelChoice
 from plamo_ref.kernels.norm import twin as norm
 from plamo_ref.kernels.rope import twin as qk_norm_rope
 from plamo_ref.kernels.sample import twin as sample
-from plamo_ref.kernels.ssm import narrow, selection
+from plamo_ref.kernels.ssm import narrow, replay, selection
 from plamo_ref.kernels.ssm import twin as ssm
 from plamo_ref.kernels.table import Table
 
@@ -44,6 +44,8 @@ TORCH = Table(
     scan_prefill=ssm.scan_prefill,
     narrow_state_update=narrow.narrow_state_update,
     narrow_scan_prefill=narrow.narrow_scan_prefill,
+    replay_state_update=replay.replay_state_update,
+    replay_flush=replay.replay_flush,
     argmax=sample.argmax,
     sample=sample.sample,
 )
@@ -65,6 +67,7 @@ def triton_table(*, pdl: bool = False) -> Table:
     from plamo_ref.kernels.sample import triton as triton_sample
     from plamo_ref.kernels.sample import triton_argmax
     from plamo_ref.kernels.ssm import triton_narrow, triton_scan, triton_selection, triton_state
+    from plamo_ref.kernels.ssm import triton_replay as triton_ring
 
     return Table(
         name="triton",
@@ -88,6 +91,8 @@ def triton_table(*, pdl: bool = False) -> Table:
         scan_prefill=triton_scan.scan_prefill,
         narrow_state_update=partial(triton_narrow.narrow_state_update, pdl=pdl),
         narrow_scan_prefill=triton_narrow.narrow_scan_prefill,
+        replay_state_update=partial(triton_ring.replay_state_update, pdl=pdl),
+        replay_flush=triton_ring.replay_flush,
         argmax=partial(triton_argmax.argmax, pdl=pdl),
         sample=triton_sample.sample,
     )
@@ -133,19 +138,10 @@ def can_overlap(device: torch.device) -> bool:
 
 
 def _only_on_the_cache(own: Table) -> Table:
-    return TORCH.but(
-        name="cache",
-        paged_decode=own.paged_decode,
-        paged_prefill=own.paged_prefill,
-        conv_update=own.conv_update,
-        conv_prefill=own.conv_prefill,
-        state_update=own.state_update,
-        scan_prefill=own.scan_prefill,
-        narrow_state_update=own.narrow_state_update,
-        narrow_scan_prefill=own.narrow_scan_prefill,
-        argmax=own.argmax,
-        sample=own.sample,
-    )
+    names = ["paged_decode", "paged_prefill", "conv_update", "conv_prefill", "argmax", "sample"]
+    names += ["state_update", "scan_prefill", "narrow_state_update", "narrow_scan_prefill"]
+    names += ["replay_state_update", "replay_flush"]
+    return TORCH.but(name="cache", **{name: getattr(own, name) for name in names})
 
 
 def _obstacle(device: torch.device | None, dtype: torch.dtype) -> str | None:

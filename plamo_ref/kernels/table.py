@@ -22,6 +22,7 @@ from torch import Tensor
 from plamo_ref.batch import AttentionCache, ForwardBatch, MambaCache, NarrowCache
 from plamo_ref.config import LayerKind
 from plamo_ref.kernels.errors import KernelError
+from plamo_ref.kernels.ssm.narrow import ReplayCache
 from plamo_ref.kernels.ssm.selection import SelectionParams
 from plamo_ref.kernels.ssm.twin import ScanInputs, ScanParams
 from plamo_ref.quantization.weight import Activations, QuantizedTokens, QuantizedWeight
@@ -97,46 +98,27 @@ class Kernels(Protocol):
         """cos and sin of positions [T] → [2, T, 1, P/2]; angles are computed in float64."""
 
     def qk_norm_rope_write(
-        self,
-        qkv: Tensor,
-        q_gain: Tensor,
-        k_gain: Tensor,
-        tables: Tensor,
-        keys: Tensor,
-        values: Tensor,
-        slot_mapping: Tensor,
-    ) -> Tensor:
+        self, qkv: Tensor, q_gain: Tensor, k_gain: Tensor, tables: Tensor,
+        keys: Tensor, values: Tensor, slot_mapping: Tensor,
+    ) -> Tensor:  # fmt: skip
         """Norm and rotate q and k, store k and v; returns the queries [T, H, P].
 
         qkv [T, (H + 2G)·P], queries first, then keys, then values, or parts; gains [H, P], [G, P];
         keys, values [blocks, block_size, G, P] are changed in rows slot_mapping [T]."""
 
     def paged_decode(
-        self,
-        q: Tensor,
-        keys: Tensor,
-        values: Tensor,
-        block_table: Tensor,
-        first_block: Tensor,
-        seq_lens: Tensor,
-        window: int | None,
-    ) -> Tensor:
+        self, q: Tensor, keys: Tensor, values: Tensor,
+        block_table: Tensor, first_block: Tensor, seq_lens: Tensor, window: int | None,
+    ) -> Tensor:  # fmt: skip
         """One query a request, q [R, H, P] → [R, H, P].
 
         block_table [R, M] begins with logical block first_block [R]; seq_lens [R] counts the new
         token, which is written; with a window, the last W + 1 keys are seen."""
 
     def paged_prefill(
-        self,
-        q: Tensor,
-        keys: Tensor,
-        values: Tensor,
-        block_table: Tensor,
-        first_block: Tensor,
-        seq_lens: Tensor,
-        query_start_loc: Tensor,
-        window: int | None,
-    ) -> Tensor:
+        self, q: Tensor, keys: Tensor, values: Tensor, block_table: Tensor, first_block: Tensor,
+        seq_lens: Tensor, query_start_loc: Tensor, window: int | None,
+    ) -> Tensor:  # fmt: skip
         """Several queries a request, those from query_start_loc [R + 1] on: q [T, H, P] → same.
 
         Keys of earlier chunks are found through the block table, too."""
@@ -149,15 +131,9 @@ class Kernels(Protocol):
         weight [C, K]; cache [S, C, K - 1], the newest inputs, is moved on at slots [R]."""
 
     def conv_prefill(
-        self,
-        u: Tensor,
-        weight: Tensor,
-        cache: Tensor,
-        slots: Tensor,
-        query_start_loc: Tensor,
-        has_past: Tensor,
-        photographs: Tensor | None = None,
-    ) -> Tensor:
+        self, u: Tensor, weight: Tensor, cache: Tensor, slots: Tensor,
+        query_start_loc: Tensor, has_past: Tensor, photographs: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
         """Several tokens a request: u [T, C] or [T, H, P] → [T, C].
 
         has_past [R] int64: 0 where the slot's content does not count. photographs [F, 3]: a
@@ -197,6 +173,21 @@ class Kernels(Protocol):
     ) -> Tensor:  # fmt: skip
         """As `scan_prefill`: y [T, H, P]."""
 
+    # The same with states that are written every k tokens, and a ring of what came since.
+
+    def replay_state_update(
+        self, inputs: ScanInputs, params: ScanParams, cache: ReplayCache,
+        slots: Tensor, lengths: Tensor,
+    ) -> Tensor:  # fmt: skip
+        """As `state_update`: y [R, H, P]; the token gets its place in the ring."""
+
+    def replay_flush(
+        self, params: ScanParams, cache: ReplayCache, slots: Tensor,
+        query_start_loc: Tensor, has_past: Tensor, photographs: Tensor, lengths: Tensor,
+    ) -> None:  # fmt: skip
+        """Before a prefill: what the rings of slots [R] hold goes into their states; these rings
+        and those of the photographs' slots are empty."""
+
     # --- tokens -----------------------------------------------------------------------------------
 
     def argmax(self, logits: Tensor) -> Tensor:
@@ -210,13 +201,9 @@ class Kernels(Protocol):
     # --- a whole batch: decodes and prompts, each with their own kernels --------------------------
 
     def attend(
-        self,
-        q: Tensor,
-        kind: LayerKind,
-        window: int | None,
-        batch: ForwardBatch,
-        cache: AttentionCache,
-    ) -> Tensor:
+        self, q: Tensor, kind: LayerKind, window: int | None,
+        batch: ForwardBatch, cache: AttentionCache,
+    ) -> Tensor:  # fmt: skip
         """q [T, H, P] over the requests' keys and values, the new ones included → [T, H, P]."""
 
     def convolve(self, u: Tensor, weight: Tensor, batch: ForwardBatch, cache: Tensor) -> Tensor:
@@ -245,13 +232,9 @@ class Table(SimpleNamespace):
         return Table(**vars(self) | entries)
 
     def attend(
-        self,
-        q: Tensor,
-        kind: LayerKind,
-        window: int | None,
-        batch: ForwardBatch,
-        cache: AttentionCache,
-    ) -> Tensor:
+        self, q: Tensor, kind: LayerKind, window: int | None,
+        batch: ForwardBatch, cache: AttentionCache,
+    ) -> Tensor:  # fmt: skip
         group, first = batch.groups[kind], batch.num_decodes
         keys, values, lens = cache.keys, cache.values, batch.seq_lens
         table, begin, starts = group.block_table, group.first_block, batch.prefill_start_loc
@@ -276,16 +259,24 @@ class Table(SimpleNamespace):
     ) -> Tensor:
         now, then = batch.decodes, slice(batch.num_decodes, None)
         slots, lens, rows = batch.state_slots, batch.seq_lens, inputs.rows
-        if isinstance(cache, NarrowCache):
-            own = (params, cache)
-            return batch.both(
-                lambda: self.narrow_state_update(rows(now), *own, slots[now], lens[now]),
-                lambda: self.narrow_scan_prefill(rows(then), *own, *_states(batch), lens[then]),
-            )
-        return batch.both(
-            lambda: self.state_update(rows(now), params, cache.ssm, slots[now]),
-            lambda: self.scan_prefill(rows(then), params, cache.ssm, *_states(batch)),
-        )
+        narrow = cache if isinstance(cache, NarrowCache) else None
+        replay = cache if isinstance(cache, ReplayCache) else None
+
+        def decode() -> Tensor:
+            if narrow is None:
+                return self.state_update(rows(now), params, cache.ssm, slots[now])
+            update = self.narrow_state_update if replay is None else self.replay_state_update
+            return update(rows(now), params, narrow, slots[now], lens[now])
+
+        def prefill() -> Tensor:
+            states = _states(batch)
+            if replay is not None:
+                self.replay_flush(params, replay, *states, lens[then])
+            if narrow is None or (replay is not None and replay.is_plain):
+                return self.scan_prefill(rows(then), params, cache.ssm, *states)
+            return self.narrow_scan_prefill(rows(then), params, narrow, *states, lens[then])
+
+        return batch.both(decode, prefill)
 
 
 def _states(batch: ForwardBatch) -> tuple[Tensor, ...]:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from plamo_ref.config import Plamo2Config
+from plamo_ref.kernels.ssm.narrow import ReplayCache
 from plamo_ref.kernels.ssm.twin import ScanInputs
 from plamo_ref.linear import Linear
 from plamo_ref.model import Mamba
@@ -47,6 +48,12 @@ def _round_state(op: Any, inputs: Any, params: Any, cache: Tensor, slots: Tensor
     y = op(inputs, params, cache, slots)
     cache[slots] = cache[slots].to(torch.float32).to(cache.dtype)
     return y
+
+
+def _leave_full(op: Any, params: Any, cache: ReplayCache, *where: Any) -> None:
+    before = cache.ring_delta.clone()
+    op(params, cache, *where)
+    cache.ring_delta.copy_(before)
 
 
 def _swap_halves(call: Any, mixer: Mamba, *args: Any) -> Any:
@@ -106,6 +113,12 @@ COMPUTE_FAULTS = (
         'The dtype of the state is written "float32", not "at least float32".',
         "law",
         patch_op("state_update", _round_state),
+    ),
+    Fault(
+        "a prompt leaves the ring full",
+        "What somebody had put into a ring still counts for the token behind a prompt.",
+        "law",
+        patch_op("replay_flush", _leave_full),
     ),
     Fault(
         "gate and input swapped",

@@ -6,7 +6,11 @@ checks after every step or the law find them.
 
 from typing import Any
 
+from torch import Tensor
+
+from plamo_ref.batch import LayerCache
 from plamo_ref.config import LayerKind
+from plamo_ref.engine import copies as copies_module
 from plamo_ref.engine import core as core_module
 from plamo_ref.engine.batching import BatchPlan
 from plamo_ref.engine.memory.cache import HybridCache
@@ -17,7 +21,8 @@ from plamo_ref.engine.memory.radix import Node
 from plamo_ref.engine.request import Request
 from plamo_ref.engine.runner import ModelRunner
 from plamo_ref.engine.scheduling.scheduler import Queues
-from plamo_ref.proof.planting import Fault, patch, patch_batch, together
+from plamo_ref.kernels.ssm.narrow import ReplayCache
+from plamo_ref.proof.planting import Fault, patch, patch_batch, patch_op, together
 
 
 def _alias_slot(
@@ -121,6 +126,16 @@ def _no_place_is_pinned(frozen: Any, cache: HybridCache, request_id: str, comput
     return holding
 
 
+def _empty_unread(op: Any, params: Any, cache: ReplayCache, slots: Tensor, *where: Any) -> None:
+    cache.ring_delta[slots] = 0
+    op(params, cache, slots, *where)
+
+
+def _all_but_the_ring(tensors_of: Any, cache: LayerCache) -> tuple[Tensor, ...]:
+    ring = {id(getattr(cache, name, None)) for name in ("ring_u", "ring_b", "ring_delta")}
+    return tuple(tensor for tensor in tensors_of(cache) if id(tensor) not in ring)
+
+
 def _one_token_late(plan: BatchPlan) -> BatchPlan:
     plan.batch.photographs[:, 1] += 1
     return plan
@@ -202,6 +217,18 @@ PREFIX_FAULTS = (
         "The books give a newcomer a slot of its own, but nobody copies the state into it.",
         "law",
         patch(ModelRunner, "copy", _copy_nothing),
+    ),
+    Fault(
+        "a prompt overlooks the ring",
+        "A part of a prompt begins at the state that was written last, not at what came since.",
+        "law",
+        patch_op("replay_flush", _empty_unread),
+    ),
+    Fault(
+        "copied without its ring",
+        "Who begins at a kept state gets the one that was written last, and not what came since.",
+        "law",
+        patch(copies_module, "tensors_of", _all_but_the_ring),
     ),
     Fault(
         "photograph one token late",

@@ -142,6 +142,8 @@ class LabGuide:
         length: of its texts.
     """
 
+    error: str | None = None
+
     def __init__(self, rule: int, length: int, vocab_size: int) -> None:
         self._rule, self._length, self._vocab_size = rule, length, vocab_size
         self._accepted: list[int] = []
@@ -166,10 +168,6 @@ class LabGuide:
 
     def close(self) -> None:
         pass
-
-    @property
-    def error(self) -> str | None:
-        return None
 
     @property
     def finished(self) -> bool:
@@ -251,6 +249,8 @@ def draw_scenario(pick: Pick, config: Plamo2Config) -> Scenario:
     )
     preemptions = {pick(0, 25): pick(1, 3) for _ in range(pick(0, 3))}
     interruptions = {pick(0, 16): _draw_interruption(pick) for _ in range(pick(0, 3))}
+    replay = max(1, pick(-2, 6))
+    engine, plan = replace(engine, state_replay=replay), replace(plan, replay=replay)
     return Scenario(requests, engine, plan, preemptions, interruptions)
 
 

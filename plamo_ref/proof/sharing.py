@@ -55,7 +55,7 @@ def draw_sharing_scenario(pick: Pick, config: Plamo2Config) -> Scenario:
 
 def _pages(pick: Pick, plan: MemoryPlan, config: Plamo2Config) -> Pages | None:
     """So few pages that requests have to go for others; None: there can be no arena."""
-    shape = page_shape(config, plan.block_size, 8, 8)
+    shape = page_shape(config, plan.block_size, 8, 8, replay=plan.replay)
     if isinstance(shape, str):
         return None
     alone: dict[LayerKind, int] = {kind: n - 1 for kind, n in plan.num_blocks.items()}

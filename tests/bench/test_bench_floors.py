@@ -75,6 +75,10 @@ def test_bytes_of_a_batch_are_the_weights_once_and_each_sequence_alone():
     assert one - (two - one) == config.num_parameters * 2
     one, two = (decode_bytes(config, n, 300, 2, 1, kv_item=1) for n in (1, 2))
     assert two - one == 2 * config.state_bytes(2, 1) + keys // 2
+    one, two = (decode_bytes(config, n, 300, 2, 4, replay=8) for n in (1, 2))
+    conv, ring = config.state_bytes(2, 0), config.ring_bytes(8, 2)
+    # Read at each, written at every eighth; 4.5 of the ring's 8 entries, the own one among them.
+    assert two - one == 2 * conv + (state - conv) * 9 // 8 + ring * 9 // 16 + keys
     assert config.state_bytes(2, 1) == (state - 24 * 2**20) + 16 * 64 * 4  # a scale for each head
 
 

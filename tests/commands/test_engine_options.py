@@ -41,6 +41,7 @@ OTHER: dict[str, tuple[list[str], Any]] = {
     "state_dtype": (["--state-dtype", "bfloat16"], "bfloat16"),
     "kv_cache_dtype": (["--kv-cache-dtype", "fp8"], "fp8"),
     "state_rounding": (["--state-rounding", "stochastic"], "stochastic"),
+    "state_replay": (["--state-replay", "8"], 8),
     "seed": (["--seed", "3"], 3),
     "generation_config": (["--generation-config", "vllm"], "vllm"),
     "kernels": (["--kernels", "cache"], "cache"),

@@ -27,7 +27,7 @@ from plamo_ref.engine.memory.pages import Pages, PageShape, page_shape
 from plamo_ref.engine.memory.planner import plan_memory
 from plamo_ref.engine.runner import ModelRunner, new_caches
 from plamo_ref.kernels.attention.narrow import as_kept
-from plamo_ref.kernels.ssm.narrow import widen
+from plamo_ref.kernels.ssm.narrow import ReplayCache, widen
 from plamo_ref.proof.lab import lab_config, lab_plan, least_blocks, random_pair, random_tensors
 from plamo_ref.proof.law import audit, poison
 from plamo_ref.proof.ranks import threaded_runner
@@ -47,7 +47,12 @@ Said = dict[str, tuple[list[int], list[Tensor]]]
 
 
 def plan_of(
-    dtype: torch.dtype, stochastic: bool, *, pages: bool = False, kv: torch.dtype | None = None
+    dtype: torch.dtype,
+    stochastic: bool,
+    *,
+    pages: bool = False,
+    kv: torch.dtype | None = None,
+    replay: int = 1,
 ) -> Any:
     plan = lab_plan(
         CONFIG,
@@ -56,10 +61,10 @@ def plan_of(
         slots=12,
         max_num_seqs=3,
     )
-    plan = replace(plan, stochastic=stochastic, kv_dtype=kv)
+    plan = replace(plan, stochastic=stochastic, kv_dtype=kv, replay=replay)
     if not pages:
         return plan
-    shape = page_shape(CONFIG, 4, 8, dtype.itemsize, kv and kv.itemsize)
+    shape = page_shape(CONFIG, 4, 8, dtype.itemsize, kv and kv.itemsize, replay)
     assert isinstance(shape, PageShape)
     least = dict.fromkeys(shape.uses, 10)
     return in_one_arena(plan, Pages(shape, 60, least, least))
@@ -72,13 +77,14 @@ def said(
     *,
     pages: bool = False,
     kv: torch.dtype | None = None,
+    replay: int = 1,
     ranks: int = 1,
     turns: bool = False,
     **engine: Any,
 ) -> Said:
     """Ids and logits of each request by name. turns: one after the other."""
     models = random_pair(CONFIG)
-    plan = plan_of(dtype, stochastic, pages=pages, kv=kv)
+    plan = plan_of(dtype, stochastic, pages=pages, kv=kv, replay=replay)
     if ranks == 1:
         runner = ModelRunner(models.served, plan, dtype)
     else:
@@ -176,23 +182,86 @@ def of_slot(cache: MambaCache, slot: int) -> Tensor:
 def test_a_state_is_as_far_from_an_exact_one_as_its_format_is_coarse(dtype, most, stochastic):
     """After a prompt and 8 tokens, each of which has rounded it."""
 
-    def state(kept: torch.dtype, by_chance: bool) -> Tensor:
-        models, plan = random_pair(CONFIG), plan_of(kept, by_chance)
-        core = new_core(
-            ModelRunner(models.served, plan, kept),
-            plan,
-            EngineConfig(dtype="float64", device="cpu", block_size=4, max_num_seqs=3),
-        )
-        request = core.add(PROMPTS[0], SamplingParams(temperature=0, max_tokens=40))
-        for _ in range(9):
-            core.step()
-        slot = core.cache.holdings[request.request_id].slot
-        mamba = [c for c in core.runner.caches if isinstance(c, MambaCache)]
-        return torch.stack([of_slot(c, slot) for c in mamba])
-
-    exact, got = state(F64, False), state(dtype, stochastic)
+    exact, got = state_after(F64, False), state_after(dtype, stochastic)
     error = float((got - exact).norm() / exact.norm())
     assert most / 40 < error < most
+
+
+def state_after(kept: torch.dtype, by_chance: bool) -> Tensor:
+    """The states of all layers behind a prompt and 8 tokens."""
+    models, plan = random_pair(CONFIG), plan_of(kept, by_chance)
+    core = new_core(
+        ModelRunner(models.served, plan, kept),
+        plan,
+        EngineConfig(dtype="float64", device="cpu", block_size=4, max_num_seqs=3),
+    )
+    request = core.add(PROMPTS[0], SamplingParams(temperature=0, max_tokens=40))
+    for _ in range(9):
+        core.step()
+    slot = core.cache.holdings[request.request_id].slot
+    mamba = [c for c in core.runner.caches if isinstance(c, MambaCache)]
+    return torch.stack([of_slot(c, slot) for c in mamba])
+
+
+# --- states that are written every k tokens -------------------------------------------------------
+
+
+@pytest.mark.parametrize("replay", [3, 4, 16])
+def test_what_is_written_less_often_is_the_same(replay):
+    """To the law: whoever comes when, cut anywhere, found or not, on one rank or two."""
+    exact, own = said(F64, False), {"replay": replay}
+    agree(exact, said(F64, False, **own))
+    agree(exact, said(F64, False, **own, turns=True, overlap=True))
+    agree(exact, said(F64, False, **own, scheduler="v0", chunk_size=3))
+    agree(exact, said(F64, False, **own, max_num_batched_tokens=4))  # parts of one token, too
+    agree(exact, said(F64, False, **own, ranks=2))
+    keeping = {"enable_prefix_caching": True, "photograph_interval": 5, "turns": True}
+    longer = (*PROMPTS, (*PROMPTS[0], 40, 41, 42), PROMPTS[0][:9])
+    for pages in (False, True):
+        found = said(F64, False, longer, **own, **keeping, pages=pages)
+        agree(said(F64, False, longer), found)
+
+
+@pytest.mark.parametrize(("dtype", "stochastic"), [(INT8, True), (FP8, False), (BF16, True)])
+def test_narrow_and_written_less_often(dtype, stochastic):
+    own = {"replay": 4}
+    together = said(dtype, stochastic, **own)
+    agree(together, said(dtype, stochastic, **own, turns=True, pages=True))
+    agree(together, said(dtype, stochastic, **own, scheduler="v0", overlap=True))
+    agree(together, said(dtype, stochastic, **own, ranks=2))
+    cut = {"scheduler": "v0", "chunk_size": 8, "turns": True, "replay": 4}
+    prompts = (PROMPTS[0], (*PROMPTS[0], 40, 41, 42, 43, 44), PROMPTS[0][:12])
+    keeping = {"enable_prefix_caching": True, "photograph_interval": 8}
+    agree(
+        said(dtype, stochastic, prompts, **cut), said(dtype, stochastic, prompts, **cut, **keeping)
+    )
+
+
+@pytest.mark.parametrize("one_arena", [False, True])
+@pytest.mark.parametrize("name", ["auto", "fp8"])
+def test_a_plan_counts_the_bytes_of_rings(name, one_arena):
+    engine = EngineConfig(
+        dtype="float32", state_dtype=name, state_replay=8, one_arena=one_arena, block_size=4,
+        max_num_seqs=3, max_model_len=64,
+    )  # fmt: skip
+    kept = engine.resolve_state_dtype(torch.float32)
+    plan = plan_memory(CONFIG, engine, 2_000_000, dtype=torch.float32, state_dtype=kept)
+    assert (plan.pages is not None) == one_arena
+    assert plan.replay == 8
+    caches = new_caches(random_pair(CONFIG, torch.float32).served, plan, kept)
+    of_mamba = [cache for cache in caches if isinstance(cache, MambaCache)]
+    assert all(isinstance(cache, ReplayCache) for cache in of_mamba)
+    parts = [tensor for cache in of_mamba for tensor in tensors_of(cache)]
+    assert sum(tensor[:1].nbytes for tensor in parts) == plan.slot_bytes
+    assert all(len(tensor) >= plan.num_slots > 2 for tensor in parts)
+    (line,) = [line for line in plan.reasons if "written every 8 tokens (state_replay)" in line]
+    assert f"{plan.slot_bytes:,}" in line
+
+
+def test_a_ring_that_weighs_more_than_it_saves_is_refused():
+    for wrong in (0, 17, 2.5):
+        with pytest.raises(EngineError, match="state_replay"):
+            EngineConfig(state_replay=wrong)
 
 
 # --- keys and values ------------------------------------------------------------------------------

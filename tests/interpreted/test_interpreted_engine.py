@@ -5,6 +5,8 @@ float32, with prefills in chunks, decodes beside them, a window that slides and 
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -41,7 +43,7 @@ def run(
     runner: type[ModelRunner] = ModelRunner,
     prompts: tuple[tuple[int, ...], ...] = PROMPTS,
     most: int = 4,
-    **engine: object,
+    **engine: Any,
 ) -> Said:
     """Tokens of each request, and the logits of each step."""
     model = random_pair(CONFIG, torch.float32, ops=table).served
@@ -52,6 +54,7 @@ def run(
         slots=2 + bool(engine),
         max_num_seqs=2,
     )
+    plan = replace(plan, replay=engine.get("state_replay", 1))
     if engine.get("one_arena"):
         shape = page_shape(CONFIG, 4, 4, 4)
         assert isinstance(shape, PageShape)
@@ -100,6 +103,14 @@ def test_room_left_over_in_a_step_changes_nothing(on_triton):
     assert got == expected
     for one, other in zip(logits, alone, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
+
+
+def test_states_that_are_written_every_three_tokens_change_nothing(on_triton):
+    expected, alone = on_triton
+    got, logits = run(triton_table(), RoomyRunner, state_replay=3)
+    assert got == expected
+    for one, other in zip(logits, alone, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("one_arena", [False, True])

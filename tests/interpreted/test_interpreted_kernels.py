@@ -24,6 +24,8 @@ from plamo_ref.bench.kernels.cases import (
     small_cases,
 )
 from plamo_ref.bench.kernels.check import LIMITS, check, compare, copied, main, results
+from plamo_ref.bench.kernels.replay_cases import replay_cases
+from plamo_ref.bench.kernels.state_cases import scan_inputs
 from plamo_ref.kernels.choice import TORCH, triton_table
 from plamo_ref.kernels.errors import KernelError
 from plamo_ref.kernels.launch import Config
@@ -317,6 +319,27 @@ def test_softplus_of_very_negative_steps_is_their_exponential():
     torch.testing.assert_close(cache[slots[0]], math.exp(-20) * u * b, rtol=1e-5, atol=0)
 
 
+def test_what_is_written_every_few_tokens_is_to_the_bit_what_would_have_been():
+    """Three requests at different places of rings of 4: after each write, the states of the kernel
+    that writes at each token, whatever that of the ring made of them on the way."""
+    make, shape = Maker(CPU, F32), SMALL[1]
+    case, *_ = replay_cases(make, shape, 3, 4, (F32, False))
+    _, params, cache, slots, lengths = case.arguments
+    cache.ssm[slots] = make.noise(3, *cache.ssm.shape[1:])
+    plain, written = cache.ssm.clone(), 0
+    cache.ring_delta.zero_()
+    for _ in range(8):
+        inputs = scan_inputs(make, shape, 3)
+        y = KERNELS.replay_state_update(inputs, params, cache, slots, lengths)
+        truth = KERNELS.state_update(inputs, params, plain, slots)
+        torch.testing.assert_close(y, truth, rtol=1e-5, atol=1e-5)
+        for slot in slots[lengths % 4 == 0].tolist():
+            assert torch.equal(cache.ssm[slot], plain[slot])
+            written += 1
+        lengths += 1
+    assert written == 6
+
+
 # --- what does not fit -------------------------------------------------------------------------
 
 
@@ -338,6 +361,8 @@ def test_tensors_that_do_not_fit_together_are_named(operation):
         wrong[place] = wrong[place][..., :-1]
     elif operation.startswith("quantized"):
         wrong[0] = replace(wrong[0], values=wrong[0].values[:, :-1])
+    elif operation == "replay_flush":
+        wrong[0] = replace(wrong[0], A=wrong[0].A[:-1])
     else:
         wrong[0] = replace(wrong[0], B=wrong[0].B[:, :-1])
     with pytest.raises(KernelError, match=f"{operation.split('_')[0]}|convolution"):

@@ -27,6 +27,7 @@ from plamo_ref.kernels.linear.triton_dequantize import dequantize
 from plamo_ref.kernels.linear.triton_swiglu import swiglu_quantized
 from plamo_ref.kernels.norm.triton_peers import MOST_ROWS, Memories, peer_add_norm, peer_sum, words
 from plamo_ref.kernels.sample.twin import KNOBS
+from plamo_ref.kernels.ssm.narrow import ReplayCache
 from plamo_ref.kernels.ssm.selection import SelectionParams
 from plamo_ref.kernels.ssm.twin import ScanInputs, ScanParams
 from plamo_ref.kernels.table import Kernels
@@ -148,6 +149,32 @@ def narrow_calls(table: Kernels, shape: Shape, dtype: torch.dtype) -> Iterator[C
             )
         where = (ints(8), ints(9), empty(8, dtype=torch.int64), ints(3, 3), ints(8))
         yield lambda c=cache, w=where: table.narrow_scan_prefill(*scan(shape, 64, dtype), c, *w)
+    for kept, entries in (*((each, 8) for each in (*NARROW, *PLAIN)), (PLAIN[0], 16)):
+        cache = replay_cache(shape, dtype, kept, entries)
+        for requests in (2, 128):
+            r = ints(requests)
+            yield lambda c=cache, r=r: table.replay_state_update(
+                *scan(shape, len(r), dtype), c, r, r
+            )
+        params = scan(shape, 1, dtype)[1]
+        yield lambda c=cache, w=where, p=params: table.replay_flush(p, c, *w)
+
+
+PLAIN = ((F32, False), (BF16, False))  # states that are only stored in their dtype
+
+
+def replay_cache(
+    shape: Shape, dtype: torch.dtype, kept: tuple[torch.dtype, bool], entries: int
+) -> ReplayCache:
+    heads, size, state = shape.mamba_heads, shape.size, shape.state
+    values = empty(9, heads, size, state, dtype=kept[0])
+    scales = empty(9, heads, dtype=F32) if kept[0].itemsize == 1 else None
+    ring = (
+        empty(9, heads, entries, size, dtype=dtype),
+        empty(9, entries, state, dtype=dtype),
+        empty(9, heads, entries, dtype=F32),
+    )
+    return ReplayCache(values, values, scales, kept[1], *ring)
 
 
 def peer_calls(shape: Shape, tokens: int) -> Iterator[Callable[[], Any]]:
@@ -360,6 +387,8 @@ REGISTERS = {
     "state_update_kernel": 128,
     "widen_state_kernel": 128,
     "keep_state_kernel": 128,
+    "replay_update_kernel": 128,
+    "replay_flush_kernel": 128,
     "decay_kernel": 64,
     "segment_sum_kernel": 176,
     "segment_carry_kernel": 56,

@@ -17,6 +17,7 @@ from plamo_ref.bench.kernels.dense_cases import (
     selection_cases,
 )
 from plamo_ref.bench.kernels.parts import SMALL, Case, Maker, Shape
+from plamo_ref.bench.kernels.replay_cases import replay_cases
 from plamo_ref.bench.kernels.state_cases import NARROW, conv_cases, narrow_cases, scan_cases
 from plamo_ref.kernels.rope.twin import rope_tables
 from plamo_ref.kernels.sample.twin import kept_weights
@@ -163,6 +164,8 @@ def small_cases(device: torch.device, dtype: torch.dtype) -> Iterator[Case]:
         edges = [(max(0, window + extra - 1), 1) for extra in (-1, 0, 1, 2)]
         chunks = [(0, 1), (window, 1), (window + 1, 2), (4, 0), (3, 17)]
         cases += narrow_cases(make, shape, 2, few, NARROW[index])
+        cases += replay_cases(make, shape, 4, 4, (torch.float32, False), (1, 3, 2, 1))
+        cases += replay_cases(make, shape, 3, 3 + index, NARROW[index], (2, 1, 5))
         for limit in (window, None):
             cases += [
                 paged_case(make, shape, edges[:2] if index > 1 else edges, limit),
@@ -203,6 +206,11 @@ def model_cases(device: torch.device, dtype: torch.dtype, shape: Shape) -> Itera
         yield from narrow_cases(make, shape, 2, (), kept)
         yield from narrow_cases(make, shape, 128, (700, 1, 300), kept)
         yield from narrow_cases(make, shape, 256, (), kept)
+    for tokens, requests in ((4, 256), (8, 32), (8, 128), (8, 256), (16, 256)):
+        for its in ((torch.float32, False), (torch.bfloat16, False), (FP8, True)):
+            yield from replay_cases(make, shape, requests, tokens, its)
+    for its in ((torch.float32, False), *NARROW):
+        yield from replay_cases(make, shape, 2, 8, its, (700, 1, 300, 5))
     for counts in ((8192,), (100, 333, 700, 1), (5,) * 8):
         yield from [*conv_cases(make, shape, 1, counts, photographs=True)][1:]
         yield from [*scan_cases(make, shape, 1, counts, photographs=True)][1:]

@@ -32,7 +32,7 @@ from plamo_ref.bench.kernels.timing import HEADER, copied, line, time_kernels
 from plamo_ref.kernels.choice import TORCH, triton_table
 from plamo_ref.kernels.errors import KernelError
 from plamo_ref.kernels.linear.twin import whole
-from plamo_ref.kernels.ssm.narrow import widen
+from plamo_ref.kernels.ssm.narrow import ReplayCache, widen
 from plamo_ref.kernels.table import OPERATIONS, Kernels
 from plamo_ref.quantization.weight import QuantizedTokens
 
@@ -49,22 +49,26 @@ def results(case: Case, table: Kernels, dtype: torch.dtype | None = None) -> lis
     arguments = [copied(a, dtype) for a in case.arguments]
     returned = getattr(table, case.operation)(*arguments)
     returned = returned if isinstance(returned, tuple) else (returned,)
+    returned = tuple(r for r in returned if r is not None)
     if case.operation.endswith("linear_parts"):  # into how many parts is the kernel's own business
         returned = (whole(returned[0], arguments[0].dtype),)
     made = [t for r in returned for t in (_tensors(r) if isinstance(r, QuantizedTokens) else [r])]
-    return [*made, *(_numbers(arguments[i]) for i in case.written)]
+    return [*made, *(n for i in case.written for n in _numbers(arguments[i]))]
 
 
 def _tensors(tokens: QuantizedTokens) -> tuple[Tensor, Tensor]:
     return tokens.values.double(), tokens.scale
 
 
-def _numbers(written: Tensor | NarrowCache) -> Tensor:
+def _numbers(written: Tensor | NarrowCache) -> list[Tensor]:
     """What was written; of states in few bits, what they stand for."""
     if isinstance(written, Tensor):
-        return written
+        return [written]
     every = torch.arange(len(written.ssm), device=written.ssm.device)
-    return widen(written, every, torch.float64)
+    states = widen(written, every, torch.float64)
+    if not isinstance(written, ReplayCache):
+        return [states]
+    return [states, written.ring_u, written.ring_b, written.ring_delta]
 
 
 def compare(got: list[Tensor], truth: list[Tensor]) -> tuple[float, float]:
@@ -92,7 +96,8 @@ def limit_of(case: Case, dtype: torch.dtype) -> float:
         return BYTES if makes_fp8 and dtype == torch.bfloat16 else AT_A_BORDER
     if case.operation.startswith("narrow_"):
         return BYTES
-    stored = [case.arguments[i].dtype for i in case.written]
+    kept = [getattr(case.arguments[i], "ssm", case.arguments[i]) for i in case.written]
+    stored = [tensor.dtype for tensor in kept]
     return max(LIMITS.get(kind, BYTES) for kind in (dtype, *stored))
 
 

@@ -26,7 +26,7 @@ from torch import Tensor
 from plamo_ref.batch import ForwardBatch, LayerCache, Room
 from plamo_ref.config import LayerKind
 from plamo_ref.engine.config import EngineError
-from plamo_ref.engine.fast.custom_ops import compiled_table, opaque
+from plamo_ref.engine.fast.custom_ops import RING, compiled_table, opaque
 from plamo_ref.engine.memory.holding import ATTENTION_KINDS
 from plamo_ref.model import Attention, Layer, LayerCall, Plamo2Model, with_ops
 from plamo_ref.quantization.weight import Activations
@@ -80,7 +80,7 @@ class Graphs:
 _LENGTHS = (
     "L['batch'].vector",
     # another plan's, say
-    *(f"L['cache'].{name}" for name in ("keys", "values", "conv", "ssm", "scales")),
+    *(f"L['cache'].{name}" for name in ("keys", "values", "conv", "ssm", "scales", *RING)),
 )
 _TOKENS = (
     "L['residual']",

@@ -120,7 +120,10 @@ def _(
     return u.new_empty((u.shape[0], weight.shape[0]))
 
 
-@torch.library.custom_op("plamo_ref::scan", mutates_args=("ssm", "scales"))
+RING = ("ring_u", "ring_b", "ring_delta")
+
+
+@torch.library.custom_op("plamo_ref::scan", mutates_args=("ssm", "scales", *RING))
 def scan_op(
     u: Tensor,
     z: Tensor,
@@ -132,6 +135,9 @@ def scan_op(
     dt_bias: Tensor,
     ssm: Tensor,
     scales: Tensor | None,
+    ring_u: Tensor | None,
+    ring_b: Tensor | None,
+    ring_delta: Tensor | None,
     stochastic: bool,
     vector: Tensor,
     counts: Tensor,
@@ -139,7 +145,8 @@ def scan_op(
 ) -> Tensor:
     """As `Kernels.scan`: u, z [T, H, P] → [T, H, P]."""
     inputs, params = ScanInputs(u, z, dt, B, C), ScanParams(A, D, dt_bias)
-    cache = mamba_cache(ssm, ssm, stochastic, scales)  # no scan looks at `conv`
+    ring = [part for part in (ring_u, ring_b, ring_delta) if part is not None]
+    cache = mamba_cache(ssm, ssm, stochastic, scales, ring)  # no scan looks at `conv`
     return _kernels(kernels).scan(inputs, params, opened(vector, counts), cache).contiguous()
 
 
@@ -155,6 +162,9 @@ def _(
     dt_bias: Tensor,
     ssm: Tensor,
     scales: Tensor | None,
+    ring_u: Tensor | None,
+    ring_b: Tensor | None,
+    ring_delta: Tensor | None,
     stochastic: bool,
     vector: Tensor,
     counts: Tensor,
@@ -242,8 +252,8 @@ def compiled_table(kernels: str) -> Table:
     def scan(i: ScanInputs, p: ScanParams, batch: ForwardBatch, cache: MambaCache) -> Tensor:
         return scan_op(
             *(i.u, i.z, i.dt, i.B, i.C, p.A, p.D, p.dt_bias),
-            *(cache.ssm, getattr(cache, "scales", None), getattr(cache, "stochastic", False)),
-            *(batch.vector, batch.counts, kernels),
+            *(cache.ssm, *(getattr(cache, name, None) for name in ("scales", *RING))),
+            *(getattr(cache, "stochastic", False), batch.vector, batch.counts, kernels),
         )
 
     def quantized_linear(x: Tensor, w: QuantizedWeight) -> Tensor:

@@ -31,7 +31,8 @@ def as_pages(
     `max_model_len` as many tokens as the two rooms would have. A seat needs a slot and a block of
     each group, to begin with: what it will need is not put aside, but taken when it is needed.
     """
-    shape = page_shape(config, needs.size, *(dtype.itemsize for dtype in dtypes))
+    sizes = (*(dtype.itemsize for dtype in dtypes), plan.replay)
+    shape = page_shape(config, needs.size, *sizes)
     if engine.num_ranks > 1:
         shape = "several processes share the model, and their parts may be of different shapes"
     if isinstance(shape, str):

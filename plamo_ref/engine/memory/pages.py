@@ -10,8 +10,8 @@ over the same bytes, if a page is a whole number of either:
 A column holds the states of some Mamba layers, and the keys or the values of some attention layers:
 so many columns that both are dealt out evenly. In a page each of these has a part of its own, and a
 tensor begins where its part in the first page does, so the numbers leave gaps and the kernels never
-know. The convolution's memory and the scales of narrow states are small: they lie beside the pages,
-and have a place for every slot.
+know. The convolution's memory, the scales of narrow states and rings are small: they lie beside the
+pages, and have a place for every slot.
 
 Invariant: nothing of a page is in two tensors of one kind; at most MOST_WASTE of it is in none.
 """
@@ -47,7 +47,7 @@ class PageShape:
 
     columns: int
     column_bytes: int  # of one page
-    beside_bytes: int  # of one page: the convolution's, and scales
+    beside_bytes: int  # of one page: the convolution's, scales, rings
     uses: Mapping[LayerKind, PageUse]
 
     @property
@@ -82,6 +82,7 @@ def page_shape(
     itemsize: int,
     state_itemsize: int,
     kv_itemsize: int | None = None,
+    replay: int = 1,
 ) -> PageShape | str:
     """The smallest page that serves all kinds of this model; a string says why there is none."""
     layers = {g.kind: len(config.layers_of(g.kind)) for g in attention_groups(config)}
@@ -93,6 +94,7 @@ def page_shape(
     block = config.kv_bytes_per_token(kind, kv_itemsize or itemsize) * block_size // (2 * count)
     ssm = config.mamba_inner_size * config.mamba_d_state * state_itemsize
     beside = config.state_bytes(itemsize, state_itemsize) - num_mamba * ssm  # of a slot
+    beside += config.ring_bytes(replay, itemsize)
     columns = math.gcd(num_mamba, *(2 * count for count in layers.values()))
     parts = {kind: 2 * count // columns for kind, count in layers.items()}
     states = num_mamba // columns

@@ -82,13 +82,18 @@ def reasons(
 
 
 def narrow_reasons(config: Plamo2Config, engine: EngineConfig, needs: "Needs") -> tuple[str, ...]:
-    """What is kept in fewer bytes because it was asked for, in sentences."""
+    """What is kept in another way because it was asked for, in sentences."""
     lines = []
     if engine.state_dtype in BYTES and needs.slot_bytes:
         more = config.state_bytes(0, 4) - config.state_bytes(0, 1)
         lines.append(
             f"a state slot of {needs.slot_bytes:,} bytes: states as {engine.state_dtype}, with a "
             f"scale for each head (state_dtype); {needs.slot_bytes + more:,} in float32"
+        )
+    if engine.state_replay > 1 and needs.slot_bytes:
+        lines.append(
+            f"a state is written every {engine.state_replay} tokens (state_replay): its slot of "
+            f"{needs.slot_bytes:,} bytes also has the inputs of the tokens since"
         )
     if engine.kv_cache_dtype != "auto":
         blocks = ", ".join(f"{n:,}" for n in needs.block_bytes.values())

@@ -42,6 +42,7 @@ class MemoryPlan:
     pages: Pages | None = None
     stochastic: bool = False  # states are rounded by chance
     kv_dtype: torch.dtype | None = None  # of keys and values; None: the model's
+    replay: int = 1  # tokens until a state is written
 
     @property
     def total_bytes(self) -> int:
@@ -81,9 +82,10 @@ class Needs:
         size: int,
         longest: int | None,
         dtypes: tuple[torch.dtype, ...],
+        replay: int,
     ) -> "Needs":
         """Of a request of `longest` tokens; None: of as many as there is room for. dtypes: of
-        activations, of states, of keys and values."""
+        activations, of states, of keys and values; replay: tokens until a state is written."""
         item, state_item, kv_item = (dtype.itemsize for dtype in dtypes)
         # Blocks of W + 1 keys, wherever they begin; fewer if no request can become that long.
         window = min(config.attention_window_size, longest or math.inf)
@@ -94,7 +96,7 @@ class Needs:
                 group.kind: config.kv_bytes_per_token(group.kind, kv_item) * size
                 for group in attention_groups(config)
             },
-            slot_bytes=config.state_bytes(item, state_item),
+            slot_bytes=config.state_bytes(item, state_item) + config.ring_bytes(replay, item),
             span=span,
             full_span=max(span, math.ceil((longest or 0) / size)),
         )
@@ -147,14 +149,11 @@ def plan_memory(
         EngineError: the budget does not hold one request.
     """
     kv = dtype if engine.kv_cache_dtype == "auto" else torch_dtype(engine.kv_cache_dtype)
-    kinds = (dtype, state_dtype, kv)
-    needs = Needs.of(config, engine.block_size, engine.max_model_len, kinds)
+    kinds, size, replay = (dtype, state_dtype, kv), engine.block_size, engine.state_replay
+    needs = Needs.of(config, size, engine.max_model_len, kinds, replay)
     if budget < needs.first_bytes:
-        raise EngineError(
-            refusal(
-                engine, budget, needs, lambda n: Needs.of(config, needs.size, n, kinds).first_bytes
-            )
-        )
+        bytes_of = lambda n: Needs.of(config, size, n, kinds, replay).first_bytes  # noqa: E731
+        raise EngineError(refusal(engine, budget, needs, bytes_of))
     seats, kept, num_blocks = _divide(engine, needs, budget - needs.first_bytes)
     num_slots = 1 + seats + kept if needs.slot_bytes else 0
     used = num_slots * needs.slot_bytes + sum(
@@ -172,6 +171,7 @@ def plan_memory(
         reasons=reasons(config, engine, (seats, kept), needs, num_blocks, budget - used),
         stochastic=engine.state_rounding == "stochastic",
         kv_dtype=kv,
+        replay=replay,
     )
     return as_pages(plan, config, engine, needs, kinds) if engine.one_arena else plan
 

@@ -18,6 +18,9 @@ a step ends, and in one step with several tokens between them it is not.
 Invariant: arithmetic and outputs are those of twin.py; only what a slot keeps is rounded.
 """
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -29,16 +32,38 @@ LARGEST = {torch.float8_e4m3fn: 448.0, torch.int8: 127.0}
 MASK = (1 << 32) - 1
 
 
+@dataclass(frozen=True)
+class ReplayCache(NarrowCache):
+    """States, plain or not, that are written every k tokens only, and behind each the inputs of the
+    tokens since: see replay.py."""
+
+    ring_u: Tensor  # [slots, H, k, P]
+    ring_b: Tensor  # [slots, k, N]
+    ring_delta: Tensor  # [slots, H, k]; 0: no token
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether to be stored in its dtype is all that becomes of a state."""
+        return self.scales is None and not self.stochastic
+
+
 def mamba_cache(
-    conv: Tensor, ssm: Tensor, stochastic: bool, scales: Tensor | None = None
+    conv: Tensor,
+    ssm: Tensor,
+    stochastic: bool,
+    scales: Tensor | None = None,
+    ring: Sequence[Tensor] = (),
 ) -> MambaCache:
     """The memory of a layer; a plain one where states are only stored in their dtype.
 
     Args:
         scales: [slots, H], made here if states of a byte a number come without.
+        ring: of a `ReplayCache`.
     """
     if scales is None and ssm.dtype in LARGEST:
         scales = ssm.new_zeros(ssm.shape[:2], dtype=torch.float32)
+    if ring:
+        return ReplayCache(conv, ssm, scales, stochastic, *ring)
     if scales is None and not stochastic:
         return MambaCache(conv, ssm)
     return NarrowCache(conv, ssm, scales, stochastic)

@@ -18,8 +18,8 @@ from plamo_ref.batch import NarrowCache
 from plamo_ref.kernels.errors import KernelError
 from plamo_ref.kernels.launch import Config, launch, pick, power_of_two
 from plamo_ref.kernels.linear.triton_numbers import as_stored
-from plamo_ref.kernels.ssm.narrow import own_slots
-from plamo_ref.kernels.ssm.triton_rounding import chances, narrowed, scale_of, widened
+from plamo_ref.kernels.ssm.narrow import ReplayCache, own_slots
+from plamo_ref.kernels.ssm.triton_rounding import store_state, widened
 from plamo_ref.kernels.ssm.triton_scan import scan_prefill
 from plamo_ref.kernels.ssm.triton_state import STATE_CONFIGS, check_scan, launch_update
 from plamo_ref.kernels.ssm.twin import ScanInputs, ScanParams
@@ -94,15 +94,10 @@ def keep_state_kernel(
         position = tl.load(lengths_ptr + of) - count + tl.load(photograph_at + 1)
     element, slot = tl.arange(0, BLOCK), slot.to(tl.int64)
     state_at = states_ptr + (row.to(tl.int64) * H + head) * SIZE + element
-    state, drawn = tl.load(state_at, mask=element < SIZE, other=0.0), 0
-    if FORMAT != "bfloat16":
-        scale, inverse = scale_of(tl.max(tl.abs(state)), FORMAT)
-        state *= inverse
-        tl.store(scales_ptr + slot * H + head, scale)
-    if STOCHASTIC:
-        drawn = chances(tl.load(a_ptr + head), position, element)
-    kept = narrowed(state, drawn, FORMAT, STOCHASTIC, DECODE)
-    tl.store(cache_ptr + (slot * H + head) * SIZE + element, kept, mask=element < SIZE)
+    state = tl.load(state_at, mask=element < SIZE, other=0.0)
+    where = (cache_ptr + (slot * H + head) * SIZE + element, element < SIZE, element)
+    how = (scales_ptr + slot * H + head, tl.load(a_ptr + head), position)
+    store_state(state, *where, *how, FORMAT, STOCHASTIC, DECODE)
 
 
 def narrow_state_update(
@@ -116,7 +111,7 @@ def narrow_state_update(
 ) -> Tensor:
     """One token a request. As the twin → y [R, H, P]."""
     name = "narrow_state_update"
-    values, scales, kind, decode = _stored(name, cache, slots, lengths)
+    values, scales, kind, decode = stored(name, cache, slots, lengths)
     config = HEAD_CONFIG if cache.scales is not None else pick(STATE_CONFIGS, len(slots))
     how = (kind, cache.stochastic, decode)
     return launch_update(name, inputs, params, values, slots, (scales, lengths), config, pdl, how)
@@ -134,7 +129,7 @@ def narrow_scan_prefill(
 ) -> Tensor:
     """Several tokens a request. As the twin → y [T, H, P]."""
     name = "narrow_scan_prefill"
-    values, scales, kind, decode = _stored(name, cache, slots, lengths)
+    values, scales, kind, decode = stored(name, cache, slots, lengths)
     inputs, params = check_scan(name, inputs, params, values, slots)
     requests, heads, size = len(slots), values.shape[1], values[0, 0].numel()
     own, taken = own_slots(slots, photographs)
@@ -163,13 +158,15 @@ def narrow_scan_prefill(
     return y
 
 
-def _stored(
+def stored(
     name: str, cache: NarrowCache, slots: Tensor, lengths: Tensor
 ) -> tuple[Tensor, Tensor, str, bool]:
     """The slots' memory as a kernel takes it, scales (any tensor, if there are none), the format,
     and whether the kernel has to make e4m3 by itself."""
     values, scales, kind = cache.ssm, cache.scales, FORMATS.get(cache.ssm.dtype)
-    if kind is None or (scales is None) != (kind == "bfloat16"):
+    if isinstance(cache, ReplayCache) and cache.is_plain:
+        kind = "plain"
+    if kind is None or (scales is None) != (kind in ("bfloat16", "plain")):
         raise KernelError(f"{name}: states of {values.dtype} are not kept like this")
     if scales is not None and not (scales.is_contiguous() and scales.shape == values.shape[:2]):
         raise KernelError(

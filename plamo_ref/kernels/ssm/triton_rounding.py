@@ -79,3 +79,33 @@ def narrowed(x, drawn, FORMAT: tl.constexpr, STOCHASTIC: tl.constexpr, DECODE: t
             bits = (bits + drawn) & 0xFFFF0000
         kept = bits.to(tl.float32, bitcast=True).to(tl.bfloat16)
     return kept
+
+
+@triton.jit
+def store_state(
+    state,
+    state_ptr,
+    inside,
+    element,
+    scale_ptr,
+    a,
+    position,
+    FORMAT: tl.constexpr,
+    STOCHASTIC: tl.constexpr,
+    DECODE: tl.constexpr,
+):
+    """Write a state, float32, as its slot keeps it: all of a head's, if the head has a scale.
+
+    element: the numbers' places within the head; position: tokens that the state has taken in.
+    """
+    if FORMAT == "plain":
+        tl.store(state_ptr, state.to(state_ptr.dtype.element_ty), mask=inside)
+    else:
+        drawn = 0
+        if FORMAT != "bfloat16":
+            scale, inverse = scale_of(tl.max(tl.abs(state)), FORMAT)
+            state *= inverse
+            tl.store(scale_ptr, scale)
+        if STOCHASTIC:
+            drawn = chances(a, position, element)
+        tl.store(state_ptr, narrowed(state, drawn, FORMAT, STOCHASTIC, DECODE), mask=inside)

@@ -25,7 +25,7 @@ from plamo_ref.kernels.launch import (
     softplus,
     with_unit_stride,
 )
-from plamo_ref.kernels.ssm.triton_rounding import chances, narrowed, scale_of, widened
+from plamo_ref.kernels.ssm.triton_rounding import store_state, widened
 from plamo_ref.kernels.ssm.twin import ScanInputs, ScanParams
 
 # Size: requests. A block is rows of P: small blocks make enough programs for a few requests.
@@ -68,7 +68,6 @@ def state_update_kernel(
     DECODE: tl.constexpr,
 ):
     """BLOCK_P rows of one head of one request."""
-    SCALED: tl.constexpr = FORMAT == "fp8" or FORMAT == "int8"
     BLOCKS: tl.constexpr = (P + BLOCK_P - 1) // BLOCK_P
     row = tl.program_id(1).to(tl.int64)
     head = tl.program_id(0) // BLOCKS
@@ -81,8 +80,8 @@ def state_update_kernel(
     state_ptr = cache_ptr + (slot * H + head) * P * N + p[:, None] * N + n[None, :]
     inside = (p < P)[:, None] & (n < N)[None, :]
     state = widened(tl.load(state_ptr, mask=inside, other=0.0), FORMAT, DECODE)
-    if SCALED:
-        scale_ptr = scales_ptr + slot * H + head
+    scale_ptr = scales_ptr + slot * H + head
+    if FORMAT == "fp8" or FORMAT == "int8":
         state *= tl.load(scale_ptr)
 
     dt = tl.load(dt_ptr + row * dt_stride + head).to(tl.float32) + bias
@@ -93,17 +92,9 @@ def state_update_kernel(
     c = tl.load(c_ptr + row * c_stride + n, mask=n < N, other=0.0).to(tl.float32)
     decay = tl.exp(delta * a)
     state = state * decay + (delta * u)[:, None] * b[None, :]
-    if FORMAT == "plain":
-        tl.store(state_ptr, state.to(cache_ptr.dtype.element_ty), mask=inside)
-    else:
-        kept, drawn = state, 0
-        if SCALED:
-            scale, inverse = scale_of(tl.max(tl.abs(state)), FORMAT)
-            kept = state * inverse
-            tl.store(scale_ptr, scale)
-        if STOCHASTIC:
-            drawn = chances(a, tl.load(lengths_ptr + row), p[:, None] * N + n[None, :])
-        tl.store(state_ptr, narrowed(kept, drawn, FORMAT, STOCHASTIC, DECODE), mask=inside)
+    position = tl.load(lengths_ptr + row) if STOCHASTIC else 0
+    where = (state_ptr, inside, p[:, None] * N + n[None, :], scale_ptr)
+    store_state(state, *where, a, position, FORMAT, STOCHASTIC, DECODE)
 
     y = tl.sum(state * c[None, :], axis=1) + skip * u
     z = tl.load(z_ptr + row * z_stride + head * z_stride_head + p, mask=p < P, other=0.0)

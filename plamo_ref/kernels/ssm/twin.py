@@ -44,13 +44,13 @@ class ScanInputs:
 
 def state_update(inputs: ScanInputs, params: ScanParams, cache: Tensor, slots: Tensor) -> Tensor:
     """As `Kernels.state_update`: y [R, H, P]."""
-    u, dt, B, C, A, D = _widen(inputs, params)
+    u, dt, B, C, A, D = widen_inputs(inputs, params)
     state = cache[slots].to(u.dtype)  # [R, H, P, N], a copy: from here on in place
     state.mul_(torch.exp(dt * A)[..., None, None])
     state.addcmul_((dt[..., None] * u)[..., None], B[:, None, None, :])
     cache[slots] = state.to(cache.dtype)
     y = (state.flatten(1, 2) @ C[..., None]).view_as(u)  # [R, H·P, N] · [R, N, 1]
-    return _gate(y, u, D, inputs.z)
+    return gate(y, u, D, inputs.z)
 
 
 def scan_prefill(
@@ -67,7 +67,7 @@ def scan_prefill(
 
     chunk: tokens whose outputs are one masked matrix product; no effect on the result.
     """
-    u, dt, B, C, A, D = _widen(inputs, params)
+    u, dt, B, C, A, D = widen_inputs(inputs, params)
     y = torch.empty_like(u)
     starts = query_start_loc.tolist()
     past = cache[slots].to(u.dtype).masked_fill(has_past[:, None, None, None] == 0, 0)
@@ -83,7 +83,7 @@ def scan_prefill(
             if end in kept:
                 cache[kept[end]] = state.to(cache.dtype)
         cache[slots[row]] = state.to(cache.dtype)
-    return _gate(y, u, D, inputs.z)
+    return gate(y, u, D, inputs.z)
 
 
 def _scan_chunk(
@@ -102,7 +102,7 @@ def _scan_chunk(
     return y.transpose(0, 1), state
 
 
-def _widen(inputs: ScanInputs, params: ScanParams) -> tuple[Tensor, ...]:
+def widen_inputs(inputs: ScanInputs, params: ScanParams) -> tuple[Tensor, ...]:
     """u, Δ, B, C, A, D in at least float32."""
     wide = torch.promote_types(inputs.u.dtype, torch.float32)
     dt = F.softplus(inputs.dt.to(wide) + params.dt_bias.to(wide))
@@ -116,5 +116,5 @@ def _widen(inputs: ScanInputs, params: ScanParams) -> tuple[Tensor, ...]:
     )
 
 
-def _gate(y: Tensor, u: Tensor, D: Tensor, z: Tensor) -> Tensor:
+def gate(y: Tensor, u: Tensor, D: Tensor, z: Tensor) -> Tensor:
     return (y + D[:, None] * u).to(z.dtype) * F.silu(z)
