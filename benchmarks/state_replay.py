@@ -52,8 +52,8 @@ def timed(case: Case, way: tuple[int, int]) -> tuple[float, float]:
     config = Config(up_to=1 << 30, block=way[0], warps=way[1])
     modules, table = (triton_narrow, triton_replay, triton_state), triton_table()
     with (
-        patch.multiple(modules[0], STATE_CONFIGS=(config,), HEAD_CONFIG=config),
-        patch.multiple(modules[1], STATE_CONFIGS=(config,), HEAD_CONFIG=config),
+        patch.multiple(modules[0], STATE_CONFIGS=(config,), HEAD_CONFIGS=(config,)),
+        patch.multiple(modules[1], REPLAY_CONFIGS=(config,), HEAD_CONFIGS=(config,)),
         patch.object(modules[2], "STATE_CONFIGS", (config,)),
     ):
         error, _ = compare(results(case, table), results(case, TORCH, torch.float64))

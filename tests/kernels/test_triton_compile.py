@@ -419,6 +419,8 @@ def test_published_shapes_compile_without_spills(shape, capability, compiler):
             assert used.spills <= 8, where  # e4m3 made of integers, in registers
         elif (name, capability) == ("quantized_linear_kernel", 80) and launch.constants["SWIGLU"]:
             assert used.spills <= 64, where  # two accumulators and a weight in registers
+        elif name == "replay_update_kernel" and launch.constants["STOCHASTIC"]:
+            assert used.spills <= 8, where  # a whole head of numbers, and their dice
         else:
             assert (used.spills, used.stack) == (0, 0), where
         assert used.registers <= REGISTERS[name], where

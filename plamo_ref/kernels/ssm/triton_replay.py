@@ -19,26 +19,27 @@ import triton.language as tl
 from torch import Tensor
 
 from plamo_ref.kernels.errors import KernelError
-from plamo_ref.kernels.launch import launch, pick, power_of_two, ready, silu, softplus
+from plamo_ref.kernels.launch import Config, launch, pick, power_of_two, ready, silu, softplus
 from plamo_ref.kernels.ssm.narrow import ReplayCache
-from plamo_ref.kernels.ssm.triton_narrow import HEAD_CONFIG, stored
+from plamo_ref.kernels.ssm.triton_narrow import HEAD_CONFIG, HEAD_CONFIGS, stored
 from plamo_ref.kernels.ssm.triton_rounding import store_state, widened
-from plamo_ref.kernels.ssm.triton_state import (
-    STATE_CONFIGS,
-    check_scan,
-    scan_pointers,
-    scan_strides,
-)
+from plamo_ref.kernels.ssm.triton_state import check_scan, scan_pointers, scan_strides
 from plamo_ref.kernels.ssm.twin import ScanInputs, ScanParams
+
+# Size: requests. A block is rows of P. A whole head reads its ring once: of 256 requests it beats
+# halves and quarters by an eighth to a third (benchmarks/state_replay.py, on an H200).
+REPLAY_CONFIGS = (
+    Config(up_to=4, block=16, warps=2),
+    Config(up_to=1 << 30, block=128, warps=4),
+)
 
 
 @triton.jit
 def replayed(
     state, past, count, a, u_ptr, b_ptr, p, n, P: tl.constexpr, N: tl.constexpr, K: tl.constexpr
 ):
-    """The state behind `count` entries of a head's ring, whose Δ are in past [K].
-
-    These come in registers: whoever empties a ring has read it."""
+    """The state behind `count` entries of a head's ring, whose Δ are in past [K]: in registers,
+    for whoever empties a ring has read it."""
     j = tl.arange(0, K)
     for entry in range(count):
         delta = tl.sum(tl.where(j == entry, past, 0.0))
@@ -241,7 +242,7 @@ def replay_state_update(
     requests, heads, size = inputs.u.shape
     if slots.shape != (requests,):
         raise KernelError(f"{name}: {requests} tokens, but slots {slots.shape}")
-    config = HEAD_CONFIG if cache.scales is not None else pick(STATE_CONFIGS, requests)
+    config = pick(REPLAY_CONFIGS if cache.scales is None else HEAD_CONFIGS, requests)
     block = min(config.block, power_of_two(size))
     y = torch.empty((requests, heads, size), dtype=inputs.z.dtype, device=values.device)
     launch(
