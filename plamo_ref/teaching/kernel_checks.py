@@ -240,6 +240,11 @@ def _gaps(trial: Trial, got: Tensors) -> str:
         if empty.any():
             count, size = int(empty.sum()), int((~free).sum())
             return f"nobody stored {name}[{_first(empty)}]; {count} of {size} elements are empty"
+        if (odd := tensor.isnan() & ~free).any():
+            return (
+                f"{name}[{_first(odd)}] is NaN: 0 / 0, ∞ − ∞, or a number was loaded that "
+                "nobody may read: memory that is not ours is NaN here"
+            )
         tensor[free] = 0.0
     return ""
 

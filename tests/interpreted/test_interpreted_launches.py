@@ -168,6 +168,13 @@ def test_what_a_kernel_did_wrong_is_named():
     assert "Look at: the grid" in verdict(shorter, hint="the grid")
 
 
+def test_a_number_that_nobody_may_read_is_noticed():
+    x = torch.arange(10.0).index_fill(0, torch.tensor([6]), torch.nan)
+    wanted = Trial({"x": x, "out": unwritten(10)}, {"out": torch.zeros(10)}, {"double_kernel": 3})
+    with pytest.raises(CheckFailed, match=r"out\[6\] is NaN"):
+        check_kernel("zeros", double, [double_kernel], [wanted])
+
+
 def test_a_known_mistake_is_told_and_the_expected_value_is_not():
     x = torch.arange(10.0)
     wanted = Trial({"x": x, "out": unwritten(10)}, {"out": 7 * x}, {"double_kernel": 3})

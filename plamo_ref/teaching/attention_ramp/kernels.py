@@ -142,9 +142,7 @@ def decode_kernel(
     length = tl.load(lens_ptr + request)
     begin = tl.maximum(length - 1 - window, 0)
     table_ptr += request * M
-    _, total, acc = walk(
-        q, keys_ptr, values_ptr, table_ptr, begin, length, group, SIZE, G, P, TILE
-    )
+    _, total, acc = walk(q, keys_ptr, values_ptr, table_ptr, begin, length, group, SIZE, G, P, TILE)
     tl.store(out_ptr + at, acc / total, mask=real)
 
 
@@ -175,9 +173,7 @@ def split_kernel(
     begin = low + part * share
     end = tl.minimum(begin + share, length)
     table_ptr += request * M
-    m, total, acc = walk(
-        q, keys_ptr, values_ptr, table_ptr, begin, end, group, SIZE, G, P, TILE
-    )
+    m, total, acc = walk(q, keys_ptr, values_ptr, table_ptr, begin, end, group, SIZE, G, P, TILE)
     to = parts_ptr + (head * PARTS + part) * (P + 2)
     tl.store(to + p, acc, mask=real)
     tl.store(to + P, m, mask=real)

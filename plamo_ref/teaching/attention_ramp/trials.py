@@ -83,7 +83,8 @@ NORM_MISTAKES: Mistakes = {
 # --- 3: QK-norm and RoPE --------------------------------------------------------------------------
 
 
-def _angles(tokens: int, size: int) -> tuple[Tensor, Tensor]:
+def angles(tokens: int, size: int) -> tuple[Tensor, Tensor]:
+    """cos and sin of positions 3, 10, 17 …: [T, P/2] each."""
     positions = torch.arange(tokens) * 7 + 3
     cos, sin = rope.rope_tables(positions, size, 10_000.0, torch.float32)[:, :, 0]
     return cos.contiguous(), sin.contiguous()
@@ -95,7 +96,7 @@ def rotations() -> list[Trial]:
     for tokens, heads, size in ((3, 5, 8), (5, 3, 16), (1, 7, 32)):
         random = _random(heads)
         x, gain = random(tokens, heads, size) * 2, random(heads, size)
-        cos, sin = _angles(tokens, size)
+        cos, sin = angles(tokens, size)
         given = {"x": x, "gain": gain, "cos": cos, "sin": sin}
         out = _rotated(*(v.double() for v in given.values())).float()
         whole = given | {"out": unwritten(tokens, heads, size)}
@@ -194,6 +195,22 @@ def _wrongly(scale: Callable[[int], float]) -> Callable[[Trial], Tensor]:
     return attended
 
 
+def _in_tiles(t: Trial, acc_shrinks: bool = True, total_shrinks: bool = True) -> Tensor:
+    """Tile by tile, with or without what a new maximum asks for."""
+    q, k, v = (t.given[name].double() for name in ("q", "keys", "values"))
+    scores = q @ k.T / math.sqrt(q.shape[-1])
+    m = torch.full((len(q), 1), -torch.inf, dtype=torch.float64)
+    total, acc = torch.zeros_like(m), torch.zeros_like(q)
+    for begin in range(0, len(k), 16):
+        tile = scores[:, begin : begin + 16]
+        m_new = torch.maximum(m, tile.amax(1, keepdim=True))
+        old, weights = (m - m_new).exp(), (tile - m_new).exp()
+        total = total * (old if total_shrinks else 1) + weights.sum(1, keepdim=True)
+        acc = acc * (old if acc_shrinks else 1) + weights @ v[begin : begin + 16]
+        m = m_new
+    return (acc / total).float()
+
+
 def _last_tile(t: Trial) -> Tensor:
     """Nothing is carried from a tile to the next."""
     q, k, v = (t.given[name].double() for name in ("q", "keys", "values"))
@@ -215,6 +232,11 @@ ATTEND_MISTAKES: Mistakes = {
     ),
     "scores are divided by P, not by its root": _wrongly(lambda size: 1 / size),
     "only the last tile is in the result: total and acc go on from tile to tile": _last_tile,
+    "a new maximum shrinks acc as well: acc · old": lambda t: _in_tiles(t, acc_shrinks=False),
+    "a new maximum shrinks total as well: total · old": lambda t: _in_tiles(t, total_shrinks=False),
+    "sums of different maxima are added: both shrink by old, 2 ** (m − m_new)": lambda t: _in_tiles(
+        t, acc_shrinks=False, total_shrinks=False
+    ),
     "keys that are not there have the score 0 and so a weight: −inf gives them none": (
         _absent_keys_count
     ),
@@ -287,4 +309,45 @@ DECODE_MISTAKES: Mistakes = {
     "query head j belongs to KV head j // HEADS: neighbours share one, not every G-th": (
         lambda t: _decoded(t, shuffled=True)
     ),
+}
+
+
+def _joined(t: Trial, acc_weighted: bool, total_weighted: bool) -> Tensor:
+    """Parts of whole tiles, and a join with weights that are forgotten in one place or both."""
+    q, table, lens, window = (t.given[k] for k in ("q", "table", "lens", "window"))
+    (rows, heads, size), parts = q.shape, t.given["parts"].shape[2]
+    out = torch.zeros(rows, heads, size, dtype=torch.float64)
+    for row, length in enumerate(lens.tolist()):
+        low = max(length - 1 - window, 0)
+        share = math.ceil(math.ceil((length - low) / 16) / parts) * 16
+        s = torch.arange(low, length)
+        block_size, groups = t.given["keys"].shape[1:3]
+        place = table[row, s // block_size], s % block_size
+        k, v = (t.given[name][place].double() for name in ("keys", "values"))  # [S, G, P]
+        k, v = (x.repeat_interleave(heads // groups, 1).transpose(0, 1) for x in (k, v))
+        scores = (q[row].double()[:, None] @ k.transpose(1, 2)).squeeze(1) / math.sqrt(size)
+        m = torch.stack([tile.amax(1) for tile in scores.split(share, 1)], 1)  # [H, parts]
+        weight = (m - m.amax(1, keepdim=True)).exp()
+        acc, total = torch.zeros(heads, size).double(), torch.zeros(heads, 1).double()
+        for part, (tile, values) in enumerate(
+            zip(scores.split(share, 1), v.split(share, 1), strict=True)
+        ):
+            w, own = (tile - m[:, part, None]).exp(), weight[:, part, None]
+            acc += (w[:, None] @ values).squeeze(1) * (own if acc_weighted else 1)
+            total += w.sum(1, keepdim=True) * (own if total_weighted else 1)
+        out[row] = acc / total
+    return out.float()
+
+
+SPLIT_MISTAKES: Mistakes = {
+    "parts with different maxima are added: each counts 2 ** (m − largest m)": lambda t: _joined(
+        t, acc_weighted=False, total_weighted=False
+    ),
+    "total must be weighted exactly as acc is": lambda t: _joined(
+        t, acc_weighted=True, total_weighted=False
+    ),
+    "acc must be weighted exactly as total is": lambda t: _joined(
+        t, acc_weighted=False, total_weighted=True
+    ),
+    **DECODE_MISTAKES,
 }
