@@ -49,10 +49,10 @@ def is_open(launcher: Callable[..., Any]) -> bool:
     return "NotImplementedError" in launcher.__code__.co_names
 
 
-def lend(namespace: MutableMapping[str, Any], *names: str) -> None:
-    """Put our launcher and its kernels in the place of each that is still open."""
+def lend(namespace: MutableMapping[str, Any], *names: str, anyway: bool = False) -> None:
+    """Put our launcher and its kernels in the place of each that is open, or `anyway` of all."""
     for name in names:
-        if not is_open(namespace[name]):
+        if not (anyway or is_open(namespace[name])):
             print(f"{name}: yours")
             continue
         for lent in (name, *RAMP[name]):
@@ -125,7 +125,7 @@ def _attend() -> Picture:
     given = {"q": torch.ones(2, 4)} | {n: torch.ones(37, 4) for n in ("keys", "values")}
     given["out"] = unwritten(2, 4)
     alt = "program 0 loads keys 0 to 15 in its turn 0, 16 to 31 in turn 1, 32 to 36 in turn 2"
-    return Picture(given, "load", ("keys", "values"), alt)
+    return Picture(given, "load", ("keys",), alt)
 
 
 def _paged() -> dict[str, Any]:
@@ -140,7 +140,7 @@ def _paged() -> dict[str, Any]:
 def _decode() -> Picture:
     given = _paged() | {"window": 30, "out": unwritten(3, 2, 16)}
     alt = "the number is the request; a row is a block; blocks in front of the window are white"
-    return Picture(given, "load", ("keys", "values"), alt)
+    return Picture(given, "load", ("keys",), alt)
 
 
 def _split() -> Picture:
@@ -150,7 +150,7 @@ def _split() -> Picture:
     return Picture(
         given,
         "load",
-        ("keys", "values"),
+        ("keys",),
         alt,
         number=itemgetter(2),
         label=lambda p: f"{p[0]} · {p[2]}",

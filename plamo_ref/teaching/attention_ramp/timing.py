@@ -10,6 +10,7 @@ what was recorded for the lesson's solutions, with its origin, or nothing.
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
+from functools import partial
 from importlib.metadata import version
 from typing import Any
 
@@ -41,7 +42,7 @@ def side_by_side(launchers: Mapping[str, Launcher]) -> Iterator[Row]:
         raise PlamoRefError("kernels are timed on a CUDA GPU, and there is none here")
     given = inputs("cuda")
     for name, launcher in launchers.items():
-        row: Row = {"kernel": name, "us": microseconds(lambda: launcher(*given[name]))}
+        row: Row = {"kernel": name, "us": microseconds(partial(launcher, *given[name]))}
         if (theirs := _package(name, given[name])) is not None:
             row["package_us"] = microseconds(theirs)
         yield {key: round(v, 2) if isinstance(v, float) else v for key, v in row.items()}
