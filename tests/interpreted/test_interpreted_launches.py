@@ -165,7 +165,17 @@ def test_what_a_kernel_did_wrong_is_named():
     assert "stored more than once" in verdict(everybody, twice_kernel)
     assert "x is an input, and was written to" in verdict(writes, writing_kernel)
     assert "your code raised ValueError" in verdict(raises)
-    assert "Look at: the grid" in verdict(shorter, hint="the grid")
+    assert "Look at: the tile" in verdict(raises, hint="the tile")
+
+
+def test_numbers_made_of_what_nobody_left_are_no_gap():
+    def through(x, part, out):
+        double_kernel[(3,)](part, out, 10, BLOCK=4)
+
+    given = {"x": torch.ones(10), "part": unwritten(10), "out": unwritten(10)}
+    wanted = Trial(given, {"out": torch.ones(10)}, {"double_kernel": 3}, scratch=("part",))
+    with pytest.raises(CheckFailed, match=r"out\[0\] is NaN"):
+        check_kernel("parts", through, [double_kernel], [wanted])
 
 
 def test_a_number_that_nobody_may_read_is_noticed():
