@@ -222,7 +222,9 @@ class _Run:
         Raises:
             LaunchError: something was.
         """
-        for name in self.trial.read_once if self.seen is not None else ():
+        if self.seen is None:
+            return
+        for name in self.trial.read_once:
             if self.seen.counts(name, "load").max(initial=0) > 1:
                 raise LaunchError(f"elements of {name} are loaded more than once: share the load")
 

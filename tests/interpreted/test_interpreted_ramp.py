@@ -11,7 +11,7 @@ import torch
 
 from plamo_ref.kernels.choice import triton_table
 from plamo_ref.kernels.rope.twin import rope_tables
-from plamo_ref.teaching.attention_ramp import kernels, trials
+from plamo_ref.teaching.attention_ramp import kernels, paged_trials, trials
 from plamo_ref.teaching.attention_ramp.pictures import RAMP, draw, is_open, lend, picture
 from plamo_ref.teaching.checks import CheckFailed
 from plamo_ref.teaching.kernel_checks import check_kernel
@@ -22,8 +22,8 @@ TRIALS = {
     "rotate": (trials.rotations, trials.ROTATE_MISTAKES),
     "write": (trials.writes, {}),
     "attend": (trials.requests, trials.ATTEND_MISTAKES),
-    "decode": (trials.decodes, trials.DECODE_MISTAKES),
-    "split_decode": (trials.split_decodes, trials.SPLIT_MISTAKES),
+    "decode": (paged_trials.decodes, paged_trials.DECODE_MISTAKES),
+    "split_decode": (paged_trials.split_decodes, paged_trials.SPLIT_MISTAKES),
 }
 
 
@@ -52,7 +52,7 @@ def test_they_agree_with_the_packages_kernels():
     given = dict(trials.norms()[1].given)
     kernels.norm(*given.values())
     torch.testing.assert_close(given["out"], table.rms_norm(given["x"], given["gain"], 1e-6))
-    for trial in trials.split_decodes():
+    for trial in paged_trials.split_decodes():
         q, keys, values, blocks, lens, window, parts, out = trial.given.values()
         theirs = table.paged_decode(q, keys, values, blocks, 0 * lens, lens, window)
         kernels.split_decode(q, keys, values, blocks, lens, window, parts, out)
@@ -83,7 +83,7 @@ def test_a_request_that_reads_its_neighbours_keys_is_noticed():
         kernels.decode(q, keys, values, table, lens, window, out)
 
     with pytest.raises(CheckFailed, match="table was changed before decode_kernel ran"):
-        check_kernel("decode", shifted, [kernels.decode_kernel], trials.decodes())
+        check_kernel("decode", shifted, [kernels.decode_kernel], paged_trials.decodes())
 
 
 @pytest.mark.parametrize("name", RAMP)
