@@ -11,32 +11,21 @@ import torch
 
 from plamo_ref.kernels.choice import triton_table
 from plamo_ref.kernels.rope.twin import rope_tables
-from plamo_ref.teaching.attention_ramp import kernels, paged_trials, trials
+from plamo_ref.teaching.attention_ramp import kernels, paged_trials, timing, trials
 from plamo_ref.teaching.attention_ramp.pictures import RAMP, draw, is_open, lend, picture
 from plamo_ref.teaching.checks import CheckFailed
 from plamo_ref.teaching.kernel_checks import check_kernel
 
-TRIALS = {
-    "copy": (trials.copies, trials.COPY_MISTAKES),
-    "norm": (trials.norms, trials.NORM_MISTAKES),
-    "rotate": (trials.rotations, trials.ROTATE_MISTAKES),
-    "write": (trials.writes, {}),
-    "attend": (trials.requests, trials.ATTEND_MISTAKES),
-    "decode": (paged_trials.decodes, paged_trials.DECODE_MISTAKES),
-    "split_decode": (paged_trials.split_decodes, paged_trials.SPLIT_MISTAKES),
-}
-
 
 @pytest.mark.parametrize("name", RAMP)
 def test_our_kernels_pass_the_checks(name, capsys):
-    launched = [getattr(kernels, kernel) for kernel in RAMP[name] if kernel != "walk"]
-    check_kernel(name, getattr(kernels, name), launched, TRIALS[name][0](), atol=3e-5)
+    timing.check_ours(name)
     assert capsys.readouterr().out.startswith(f"✓ {name}")
 
 
 @pytest.mark.parametrize("name", RAMP)
 def test_every_mistake_changes_the_result_in_its_own_way(name):
-    make, mistakes = TRIALS[name]
+    make, mistakes = paged_trials.BY_LAUNCHER[name]
     first = make()[0]
     (expected,) = first.expected.values()
     found = {sentence: lead(first) for sentence, lead in mistakes.items()}

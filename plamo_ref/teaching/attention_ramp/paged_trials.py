@@ -5,11 +5,13 @@ NaN, so that whoever loads it has a result that shows it.
 """
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from plamo_ref.kernels.attention.twin import paged_decode
+from plamo_ref.teaching.attention_ramp import trials
 from plamo_ref.teaching.attention_ramp.trials import Mistakes, randoms
 from plamo_ref.teaching.kernel_checks import Trial, unwritten
 
@@ -119,4 +121,15 @@ SPLIT_MISTAKES: Mistakes = {
         t, acc_weighted=False, total_weighted=True
     ),
     **DECODE_MISTAKES,
+}
+
+# Launcher → its trials and its known mistakes, of all seven exercises.
+BY_LAUNCHER: dict[str, tuple[Callable[[], list[Trial]], Mistakes]] = {
+    "copy": (trials.copies, trials.COPY_MISTAKES),
+    "norm": (trials.norms, trials.NORM_MISTAKES),
+    "rotate": (trials.rotations, trials.ROTATE_MISTAKES),
+    "write": (trials.writes, {}),
+    "attend": (trials.requests, trials.ATTEND_MISTAKES),
+    "decode": (decodes, DECODE_MISTAKES),
+    "split_decode": (split_decodes, SPLIT_MISTAKES),
 }

@@ -17,7 +17,9 @@ from typing import Any
 import torch
 
 from plamo_ref.errors import PlamoRefError
+from plamo_ref.teaching.attention_ramp.paged_trials import BY_LAUNCHER
 from plamo_ref.teaching.attention_ramp.shapes import Launcher, inputs
+from plamo_ref.teaching.kernel_checks import check_kernel
 from plamo_ref.teaching.recorded import RecordedError, recorded, write_recorded
 
 NAME = "gpu_attention_ramp"
@@ -79,10 +81,26 @@ def times(launchers: Mapping[str, Launcher]) -> list[Row]:
     return list(record.data)
 
 
+def check_ours(name: str) -> None:
+    """The exercise's own check of the lesson's solution, as kernels were defined here.
+
+    Raises:
+        CheckFailed: it does not pass.
+    """
+    from plamo_ref.teaching.attention_ramp import kernels
+    from plamo_ref.teaching.attention_ramp.pictures import RAMP
+
+    launched = [getattr(kernels, kernel) for kernel in RAMP[name] if kernel != "walk"]
+    trials, _ = BY_LAUNCHER[name]
+    check_kernel(name, getattr(kernels, name), launched, trials(), atol=2e-4)
+
+
 def main(folder: str) -> None:
-    """Time the lesson's solutions and record them in `folder`."""
+    """Check the lesson's solutions, compiled; time them, and record that in `folder`."""
     from plamo_ref.teaching.attention_ramp import kernels
 
+    for name in BY_LAUNCHER:
+        check_ours(name)
     launchers = {name: getattr(kernels, name) for name in inputs("meta")}
     rows = []
     for row in side_by_side(launchers):
