@@ -24,6 +24,7 @@ from plamo_ref.teaching.launches import Launch, LaunchError, counting, is_interp
 from plamo_ref.teaching.watching import Seen, WatchError, watch
 
 _UNWRITTEN = 0x7FC0DEAD  # bits of a NaN that no arithmetic makes
+_OUTSIDE = 0x7FC10000  # and of others, for what lies around a tensor
 _FENCE = 64  # elements in front of and behind each tensor, which nobody may write
 
 Tensors = dict[str, Tensor]
@@ -135,12 +136,12 @@ class _Run:
         self.seen: Seen | None = None
         self.buffers: Tensors = {}
         self.tensors: Tensors = {}
-        for name, value in trial.given.items():
+        for number, (name, value) in enumerate(trial.given.items()):
             if isinstance(value, Tensor):
-                self.buffers[name], self.tensors[name] = _fenced(value, device)
+                self.buffers[name], self.tensors[name] = _fenced(value, number, device)
                 if name in trial.scratch:  # arithmetic keeps a NaN's bits: not those of an output
                     self.tensors[name].fill_(torch.nan)
-        self.kept = self._copies()
+        self.first = self.kept = self._copies()
 
     def outputs(self) -> Tensors:
         """What the kernels wrote, on the CPU; what was not to be touched is 0."""
@@ -193,8 +194,7 @@ class _Run:
 
     def _only_what_may_be_written(self) -> None:
         for name, buffer in self.buffers.items():
-            may = name in self.trial.expected or name in self.trial.scratch
-            whole, _ = _fenced(self.trial.given[name], buffer.device)
+            may, whole = name in (*self.trial.expected, *self.trial.scratch), self.first[name]
             if not may and not _same_bits(buffer, whole):
                 raise LaunchError(f"{name} is an input, and was written to")
             for part in (slice(0, _FENCE), slice(-_FENCE, None)):
@@ -229,11 +229,15 @@ class _Run:
                 raise LaunchError(f"elements of {name} are loaded more than once: share the load")
 
 
-def _fenced(tensor: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
-    """(buffer, the tensor in its middle): whoever reads past an end reads NaN, or 0 of integers."""
+def _fenced(tensor: Tensor, number: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """(buffer, the tensor in its middle): whoever reads past an end reads NaN, or 0 of integers.
+
+    `number` tells the tensors' NaN apart: what lies behind one shows when it is copied to another.
+    """
     flat = tensor.contiguous().flatten().to(device)
     if tensor.dtype == torch.float32:
-        fence = torch.full((_FENCE,), torch.nan, device=device)
+        bits = torch.full((_FENCE,), _OUTSIDE + number, dtype=torch.int32, device=device)
+        fence = bits.view(torch.float32)
     else:
         fence = torch.zeros(_FENCE, dtype=tensor.dtype, device=device)
     buffer = torch.cat((fence, flat, fence))

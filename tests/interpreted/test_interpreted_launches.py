@@ -4,11 +4,14 @@ Invariant tested: the right kernel passes; the same numbers made in any other wa
 with words about what was done.
 """
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 import triton
 import triton.language as tl
 
+from plamo_ref.teaching import kernel_checks
 from plamo_ref.teaching.checks import CheckFailed
 from plamo_ref.teaching.kernel_checks import Trial, check_kernel, unwritten
 from plamo_ref.teaching.launches import LaunchError, counting, is_interpreted, lane
@@ -183,6 +186,17 @@ def test_a_number_that_nobody_may_read_is_noticed():
     wanted = Trial({"x": x, "out": unwritten(10)}, {"out": torch.zeros(10)}, {"double_kernel": 3})
     with pytest.raises(CheckFailed, match=r"out\[6\] is NaN"):
         check_kernel("zeros", double, [double_kernel], [wanted])
+
+
+def test_fences_find_what_nobody_watches(monkeypatch):
+    """On a GPU no address is looked at; what was stored past an end is there to be found."""
+    monkeypatch.setattr(kernel_checks, "watch", lambda **_: nullcontext())
+
+    def longer(x, out):
+        double_kernel[(3,)](x, out, 12, BLOCK=4)
+
+    assert "a store went past an end of out: is a mask missing?" in verdict(longer)
+    check_kernel("doubled", double, [double_kernel], [trial()])
 
 
 def test_a_known_mistake_is_told_and_the_expected_value_is_not():
