@@ -145,7 +145,7 @@ def walk_kernel(
     inside = (p < P)[:, None] & (n < N)[None, :]
     at = state_ptr + head * P * N + p[:, None] * N + n[None, :]
     state = tl.load(at, mask=inside, other=0.0)
-    for t in range(0, T):
+    for t in range(T):
         u = tl.load(u_ptr + (t * H + head) * P + p, mask=p < P, other=0.0)
         B = tl.load(b_ptr + t * N + n, mask=n < N, other=0.0)
         C = tl.load(c_ptr + t * N + n, mask=n < N, other=0.0)

@@ -93,8 +93,8 @@ def story(name: str, launcher: Launcher) -> list[Story]:
         told = _tried(name, exercise, launcher, case)
         if _three_digits(told, right):
             raise CheckFailed(
-                f"✗ {name}: three digits are right. tl.dot makes tf32 of float32 operands unless it "
-                'is asked for more: input_precision="tf32x3"'
+                f"✗ {name}: three digits are right. tl.dot makes tf32 of float32 operands, unless "
+                'it is asked for more: input_precision="tf32x3"'
             )
         stories.append(told)
     return stories

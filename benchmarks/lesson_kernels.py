@@ -1,0 +1,48 @@
+"""Lesson 11's answers beside the package's kernels, timed on a GPU: what its reader can reach.
+
+    python benchmarks/lesson_kernels.py notebooks/recorded/gpu_lesson_mamba.json
+
+About a minute on an H100, most of it compiling. Before anything is timed the eight exercises are
+tried as the lesson tries them, compiled; it stops at the first that is wrong. Rows are printed as
+they are measured. Needs a CUDA GPU.
+"""
+
+import sys
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+from plamo_ref.bench.kernels.timing import require_gpu
+from plamo_ref.teaching import check_exercise, write_recorded
+from plamo_ref.teaching.your_mamba import kernels, slips, trials
+from plamo_ref.teaching.your_mamba.timing import beside, line
+
+
+def main(target: Path) -> None:
+    require_gpu()
+    for name in trials.EXERCISES:
+        check_exercise(
+            name,
+            lambda name=name: trials.story(name, getattr(kernels, name)),
+            trials.truth(name),
+            mistakes=slips.mistakes(name),
+        )
+    rows = []
+    for row in beside({name: getattr(kernels, name) for name in ("conv_step", "update", "scan")}):
+        rows.append(row)
+        print(line(row), flush=True)
+    write_recorded(
+        target.stem,
+        rows,
+        machine=torch.cuda.get_device_name(),
+        versions={name: version(name) for name in ("torch", "triton")},
+        command=f"python benchmarks/lesson_kernels.py {target}",
+        date=datetime.now(UTC).date().isoformat(),
+        folder=target.parent,
+    )
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
