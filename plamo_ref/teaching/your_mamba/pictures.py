@@ -22,5 +22,7 @@ def who_stores_which_state(slots_step: Launcher) -> None:
     with watch(others=True, cache=cache) as seen:
         slots_step(u, B, C, rates, rates, cache, slots, y)
     label = "request {0[0]}, head {0[1]}".format
-    alt = "request 0 stores slot 3, request 1 slot 1, a program for each head; the rest is untouched"
+    alt = (
+        "request 0 stores slot 3, request 1 slot 1, a program for each head; the rest is untouched"
+    )
     show(touch_map(seen, "store", "cache", label=label), alt)

@@ -100,10 +100,20 @@ def story(name: str, launcher: Launcher) -> list[Story]:
     return stories
 
 
-def _tried(name: str, exercise: Exercise, launcher: Launcher, case: Tensors) -> Story:
-    device = "cpu" if interpreted() else "cuda"
+def tensors(name: str) -> tuple[Tensor, ...]:
+    """What the launcher is called with in the first case: float32, outputs NaN."""
+    exercise = EXERCISES[name]
+    case = exercise.cases()[0]
     given = case | {new: torch.full_like(case[exercise.like], torch.nan) for new in exercise.new}
-    whole = {key: _guarded(given[key], device) for key in exercise.arguments.split()}
+    return tuple(
+        _guarded(given[key])[GUARD:-GUARD].view(given[key].shape)
+        for key in exercise.arguments.split()
+    )
+
+
+def _tried(name: str, exercise: Exercise, launcher: Launcher, case: Tensors) -> Story:
+    given = case | {new: torch.full_like(case[exercise.like], torch.nan) for new in exercise.new}
+    whole = {key: _guarded(given[key]) for key in exercise.arguments.split()}
     tensors = {key: w[GUARD:-GUARD].view(given[key].shape) for key, w in whole.items()}
     with ExitStack() as stack:
         launches = stack.enter_context(count_launches())
@@ -130,11 +140,12 @@ def _tried(name: str, exercise: Exercise, launcher: Launcher, case: Tensors) -> 
     return told
 
 
-def _guarded(x: Tensor, device: str) -> Tensor:
+def _guarded(x: Tensor) -> Tensor:
     """The numbers of x in float32 (integers as they are), with zeros in front and behind."""
     kind = torch.float32 if x.is_floating_point() else x.dtype
     edge = torch.zeros(GUARD, dtype=kind)
-    return torch.cat((edge, x.to(kind).flatten(), edge)).to(device)
+    whole = torch.cat((edge, x.to(kind).flatten(), edge))
+    return whole if interpreted() else whole.cuda()
 
 
 def _told(changed: Tensors, moved: Story) -> Story:
