@@ -52,6 +52,7 @@ FORMULAS: dict[str, dict[str, str]] = {
         "the new state has to be stored": "unsaved",
     },
     "update": {
+        "each part has rows of its own: p = part · BLOCK_P + arange(0, BLOCK_P)": "parts",
         "D · u is missing": "skip",
         "D · u is added before the gate": "late",
         "the gate is silu(z) = z · sigmoid(z), not sigmoid(z)": "sigmoid",
@@ -101,5 +102,5 @@ def mistakes(name: str) -> dict[str, Callable[[], Any]]:
         said: partial(truth, name, slip) for said, slip in FORMULAS[name].items()
     }
     for said, moved in MOVES.get(name, {}).items():
-        known[said] = partial(truth, name, **moved)
+        known[said] = partial(truth, name, moved=moved)
     return known

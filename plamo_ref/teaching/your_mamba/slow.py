@@ -94,7 +94,13 @@ def gated(y: Tensor, given: Tensors, slip: str = "") -> Tensor:
 
 def update(given: Tensors, slip: str = "") -> Tensors:
     """All of a layer's state update for one token of R requests."""
-    done = slots(given | decay(given), slip)
+    rates = decay(given)
+    done = slots(given | rates, slip)
+    if slip == "parts":  # of four rows each: all of them at the first four
+        for _ in range(3):
+            done = slots(given | rates | {"cache": done["cache"]})
+        done["y"][:, :, 4:] = torch.nan
+        done["cache"][:, :, 4:] = given["cache"][:, :, 4:]
     return done | {"y": gated(done["y"], given, slip)}
 
 
@@ -143,11 +149,12 @@ def scan(given: Tensors, slip: str = "", length: int = 16) -> Tensors:
     for row, slot in enumerate(given["slots"].tolist()):
         first, last = starts[row], starts[row + 1]
         past = given["has_past"][row] != 0 or slip == "peek"
-        state = cache[slot] if past and slip != "past" else torch.zeros_like(cache[slot])
+        before = cache[slot] if past and slip != "past" else torch.zeros_like(cache[slot])
+        state = before
         for begin in range(first, last, length):
             part = slice(begin, min(begin + length, last))
             if slip == "restart":
-                state = torch.zeros_like(state)
+                state = before
             tokens = {name: given[name][part] for name in ("u", "B", "C")}
             tokens |= {name: rates[name][part] for name in ("delta", "fade")}
             done = walk(tokens | {"state": state})
