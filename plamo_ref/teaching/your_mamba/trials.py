@@ -26,7 +26,7 @@ Story = dict[str, Any]
 Launcher = Callable[..., Any]
 GUARD = 64  # numbers in front of every tensor and behind it
 GUARDED = "numbers beside the tensors"
-COUNTS = LOADS, STORES, PROGRAMS = "loads of a number", "stores of a number", "programs"
+LOADS, STORES, PROGRAMS = "loads of a number", "stores of a number", "programs"
 
 
 @dataclass(frozen=True)
@@ -74,35 +74,36 @@ def interpreted() -> bool:
 
 
 def truth(name: str, slip: str = "", moved: Story | None = None) -> list[Story]:
-    """What the formula says, or what a slip in it leads to.
+    """What the formula says, or what a slip in it leads to: a story for each case.
+
+    Behind them stands how often numbers are moved; with a slip it does not, since how wrong numbers
+    were moved says nothing more.
 
     Args:
-        moved: how often numbers are moved, where it is not as it should be.
+        moved: where that is not as it should be.
     """
     exercise = EXERCISES[name]
-    # How wrong numbers were moved says nothing more.
-    counts = {} if slip else _expected(exercise) | (moved or {})
-    return [_told(exercise.formula(case, slip=slip), counts) for case in exercise.cases()]
+    told = [_told(exercise.formula(case, slip=slip)) for case in exercise.cases()]
+    return told if slip else [*told, _expected(exercise) | (moved or {})]
 
 
 def story(name: str, launcher: Launcher) -> list[Story]:
-    """What the reader's launcher does, case by case.
+    """What the reader's launcher does: as `truth` tells it.
 
     Raises:
         CheckFailed: no kernel made the outputs, a kernel stopped, or only three digits are right.
     """
-    exercise, stories = EXERCISES[name], []
-    for case, right in zip(exercise.cases(), truth(name), strict=True):
-        told = _tried(name, exercise, launcher, case)
-        if _three_digits(told, right):
-            raise CheckFailed(
-                f"✗ {name}: three digits are right. tl.dot makes tf32 of float32 operands, unless "
-                'it is asked for more: input_precision="tf32x3"'
-            )
-        if not _same_numbers(told, right):
-            told = {key: value for key, value in told.items() if key not in COUNTS}
-        stories.append(told)
-    return stories
+    exercise = EXERCISES[name]
+    done = [_tried(name, exercise, launcher, case) for case in exercise.cases()]
+    told, right = [story for story, _ in done], truth(name)
+    errors = [_error(mine, theirs) for mine, theirs in zip(told, right, strict=False)]
+    if name in ("chunk", "scan") and 2e-5 < max(errors) < 3e-3:
+        raise CheckFailed(
+            f"✗ {name}: three digits are right. tl.dot makes tf32 of float32 operands, unless "
+            'it is asked for more: input_precision="tf32x3"'
+        )
+    # Of several cases the last one's, which are those of all.
+    return [*told, done[-1][1]] if max(errors) < 2e-5 else told
 
 
 def tensors(name: str) -> tuple[Tensor, ...]:
@@ -116,10 +117,12 @@ def tensors(name: str) -> tuple[Tensor, ...]:
     )
 
 
-def _tried(name: str, exercise: Exercise, launcher: Launcher, case: Tensors) -> Story:
+def _tried(name: str, exercise: Exercise, launcher: Launcher, case: Tensors) -> tuple[Story, Story]:
+    """The numbers that it made, and how often others were moved."""
     given = case | {new: torch.full_like(case[exercise.like], torch.nan) for new in exercise.new}
     whole = {key: _guarded(given[key]) for key in exercise.arguments.split()}
     tensors = {key: w[GUARD:-GUARD].view(given[key].shape) for key, w in whole.items()}
+    before = {key: tensors[key].cpu().clone() for key in exercise.formula(case)}
     with ExitStack() as stack:
         launches = stack.enter_context(count_launches())
         seen = None
@@ -134,16 +137,16 @@ def _tried(name: str, exercise: Exercise, launcher: Launcher, case: Tensors) -> 
                 raise
             problem = f"✗ {name}: in the kernel: {type(root).__name__}: {root}"
             raise CheckFailed(problem) from None
-    changed = {key: tensors[key].cpu() for key in exercise.formula(case)}
+    changed = {key: tensors[key].cpu() for key in before}
     outputs = " and ".join(exercise.new)
     if all(changed[key].isnan().all() for key in exercise.new):
         raise CheckFailed(f"✗ {name}: nothing is in {outputs}: does the kernel end with tl.store?")
-    if not launches.total or (seen and not _stored(exercise, seen)):
+    if not launches.total or (seen and _otherwise_made(seen, before, changed)):
         raise CheckFailed(f"✗ {name}: no kernel stored {outputs}: write one, and launch it")
-    told = _told(changed, _seen(exercise, seen) if seen else {})
+    told = _told(changed)
     if any((w[:GUARD] != 0).any() or (w[-GUARD:] != 0).any() for w in whole.values()):
         told[GUARDED] = "overwritten"
-    return told
+    return told, _seen(exercise, seen) if seen else {}
 
 
 def _guarded(x: Tensor) -> Tensor:
@@ -154,13 +157,13 @@ def _guarded(x: Tensor) -> Tensor:
     return whole if interpreted() else whole.cuda()
 
 
-def _told(changed: Tensors, moved: Story) -> Story:
+def _told(changed: Tensors) -> Story:
     told: Story = {GUARDED: "as they were"}
     for name, x in changed.items():
         # NaN equals nothing, not even the NaN that a known slip leads to.
         told[f"{name}: NaN, or never stored"] = int(x.isnan().sum())
         told[name] = x.float().nan_to_num(nan=0.0, posinf=torch.inf, neginf=-torch.inf)
-    return told | moved
+    return told
 
 
 def _expected(exercise: Exercise) -> Story:
@@ -177,9 +180,13 @@ def _seen(exercise: Exercise, seen: Seen) -> Story:
     return {LOADS: loads, STORES: stores, PROGRAMS: len(programs)}
 
 
-def _stored(exercise: Exercise, seen: Seen) -> bool:
-    """Whether programs stored something into every output."""
-    return all(seen.counts(name, "store").any() for name in exercise.new)
+def _otherwise_made(seen: Seen, before: Tensors, changed: Tensors) -> bool:
+    """Whether numbers are new that no program stored."""
+    for key, x in changed.items():
+        same = (x == before[key]) | (x.isnan() & before[key].isnan())
+        if bool((~same.numpy() & (seen.counts(key, "store") == 0)).any()):
+            return True
+    return False
 
 
 def _root(error: BaseException) -> BaseException:
@@ -189,23 +196,13 @@ def _root(error: BaseException) -> BaseException:
     return error
 
 
-def _same_numbers(mine: Story, right: Story) -> bool:
-    return all(
-        torch.allclose(mine[key], x, rtol=1e-5, atol=1e-5)
-        if isinstance(x, Tensor)
-        else mine[key] == x
-        for key, x in right.items()
-        if key not in COUNTS
-    )
-
-
-def _three_digits(mine: Story, right: Story) -> bool:
-    """Whether all is right but for the digits that tf32 does not keep."""
+def _error(mine: Story, right: Story) -> float:
+    """The largest error, as a share of the largest number; infinite if more than numbers differ."""
     errors = [0.0]
     for key, x in right.items():
         if isinstance(x, Tensor):
             largest = x[x.isfinite()].abs().max()
             errors.append(float((mine[key] - x).abs().nan_to_num().max() / largest))
-        elif key not in COUNTS and mine[key] != x:
-            return False
-    return 2e-5 < max(errors) < 3e-3
+        elif mine[key] != x:
+            return float("inf")
+    return max(errors)
