@@ -11,13 +11,25 @@ import sys
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
+from unittest.mock import patch
 
 import torch
 
 from plamo_ref.bench.kernels.timing import require_gpu
-from plamo_ref.teaching import check_exercise, write_recorded
+from plamo_ref.teaching import CheckFailed, check_exercise, write_recorded
 from plamo_ref.teaching.your_mamba import kernels, slips, trials
 from plamo_ref.teaching.your_mamba.timing import beside, line
+
+
+def _tf32_has_three_digits() -> None:
+    """What the interpreter imitates (plamo_ref/teaching/dot_rules.py) is what this GPU does."""
+    with patch.object(kernels, "precision", lambda dtype: "tf32"):
+        try:
+            trials.story("chunk", kernels.chunk)
+        except CheckFailed as refused:
+            print(refused, flush=True)
+            return
+    raise SystemExit("chunk in tf32 was not refused: plamo_ref/teaching/dot_rules.py is wrong")
 
 
 def main(target: Path) -> None:
@@ -29,6 +41,7 @@ def main(target: Path) -> None:
             trials.truth(name),
             mistakes=slips.mistakes(name),
         )
+    _tf32_has_three_digits()
     rows = []
     for row in beside({name: getattr(kernels, name) for name in ("conv_step", "update", "scan")}):
         rows.append(row)

@@ -5,7 +5,6 @@ Used by lesson 11.
 """
 
 from collections.abc import MutableMapping
-from types import ModuleType
 from typing import Any
 
 
@@ -16,7 +15,7 @@ def is_open(function: Any) -> bool:
 
 def lend(
     namespace: MutableMapping[str, Any],
-    ours: ModuleType,
+    ours: Any,
     name: str,
     *helpers: str,
     anyway: bool = False,
@@ -25,6 +24,7 @@ def lend(
 
     Args:
         namespace: the lesson's `globals()`.
+        ours: the module of answers.
         anyway: also when it is written, to go on without it.
     """
     if anyway or is_open(namespace.get(name)):

@@ -47,6 +47,26 @@ def for_package(
     return ScanInputs(*arguments[:5]), ScanParams(*arguments[5:8]), *arguments[8:-1]
 
 
+def every_launch() -> None:
+    """All answers, launched on tensors without content: for `compiled`."""
+    from plamo_ref.teaching.your_mamba import kernels
+
+    def floats(*shape: int) -> Tensor:
+        return _draw(*shape, device="meta", dtype=F32)
+
+    slots, cache = torch.empty(8, dtype=torch.int64, device="meta"), floats(9, HEADS, SIZE, STATE)
+    x, rates, rows = floats(8, HEADS, SIZE), floats(8, HEADS), floats(8, STATE)
+    kernels.decay(rates, floats(HEADS), floats(HEADS), rates, rates)
+    kernels.conv_step(*conv_arguments(8, "meta"))
+    kernels.head_step(cache[0, 0], x[0, 0], rows[0], rows[0], rates[0, :1], rates[0, :1], x[0, 0])
+    kernels.slots_step(x, rows, rows, rates, rates, cache, slots, x)
+    kernels.update(*update_arguments(8, "meta"))
+    kernels.walk(x, rows, rows, rates, rates, cache[0], x)
+    one = floats(16, SIZE)
+    kernels.chunk(one, one[:, 0], floats(1), floats(16, STATE), floats(16, STATE), cache[0, 0], one)
+    kernels.scan(*scan_arguments(8, 256, "meta"))
+
+
 def _layer(tokens: int, device: str) -> tuple[Tensor, ...]:
     """u z dt B C A D bias."""
     u, z = (_draw(tokens, HEADS, SIZE, device=device) for _ in range(2))

@@ -93,6 +93,10 @@ MOVES: dict[str, dict[str, Story]] = {
         "the state is to stay in registers: load it before the loop": {LOADS: 5, STORES: 5},
         "the state is stored at every token: once is enough, behind the loop": {STORES: 5},
     },
+    "scan": {
+        "the state is to stay in registers: load it before the loop": {LOADS: 3, STORES: 3},
+        "the state is stored after every chunk: once is enough, behind the loop": {STORES: 3},
+    },
 }
 
 

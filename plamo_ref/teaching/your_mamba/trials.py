@@ -63,7 +63,7 @@ EXERCISES = {
     "walk": Exercise(inputs.walk, slow.walk, "u B C delta fade state y", ("y",), "u", "state", 2),
     "chunk": Exercise(inputs.chunk, slow.chunk, "u delta A B C state y", ("y",), "u", "state", 1),
     "scan": Exercise(
-        inputs.scan, slow.scan, f"{LAYER} starts has_past y", ("y",), "u", options=(("Q", 16),)
+        inputs.scan, slow.scan, f"{LAYER} starts has_past y", ("y",), "u", "cache", 4, (("Q", 16),)
     ),
 }
 
