@@ -126,8 +126,8 @@ def editions_can_be_made(notebook: NotebookNode) -> Iterator[str]:
     for exercise, solution in zip(found, solutions, strict=True):
         if not re.search(r"raise NotImplementedError|[=:] \.\.\.", exercise.stub.source):
             yield f"cell {exercise.stub.id}: an open stub raises NotImplementedError or is `...`"
-        if "check_exercise(" not in exercise.check.source:
-            yield f"cell {exercise.check.id}: a self-check calls check_exercise"
+        if not re.search(r"check_(exercise|kernel)\(", exercise.check.source):
+            yield f"cell {exercise.check.id}: a self-check calls check_exercise or check_kernel"
         if not exercise.check.metadata.get("jupyter", {}).get("source_hidden"):
             yield f"cell {exercise.check.id}: metadata.jupyter.source_hidden: it holds the answer"
         if solution in exercise.stub.source:

@@ -1,21 +1,16 @@
-"""What the self-checks of lesson 11 say to whom: each slip, and the story that it leads to.
+"""What the self-checks of lesson 11 say to whom: each slip, and the numbers that it leads to.
 
-Invariant: every slip changes the story of its exercise, and no two lead to the same one; so a
+Invariant: every slip changes the numbers of its exercise, and no two lead to the same ones; so a
 sentence is only said to those who made that mistake.
 Used by lesson 11.
 """
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
-from plamo_ref.teaching.your_mamba.trials import (
-    LOADS,
-    PROGRAMS,
-    STORES,
-    Story,
-    truth,
-)
+from plamo_ref.teaching.kernel_checks import Trial
+from plamo_ref.teaching.your_mamba.inputs import Tensors
+from plamo_ref.teaching.your_mamba.trials import formula
 
 # Exercise → what is said → the slip of the formula.
 FORMULAS: dict[str, dict[str, str]] = {
@@ -52,7 +47,6 @@ FORMULAS: dict[str, dict[str, str]] = {
         "the new state has to be stored": "unsaved",
     },
     "update": {
-        "each part has rows of its own: p = part · BLOCK_P + arange(0, BLOCK_P)": "parts",
         "D · u is missing": "skip",
         "D · u is added before the gate": "late",
         "the gate is silu(z) = z · sigmoid(z), not sigmoid(z)": "sigmoid",
@@ -86,25 +80,12 @@ FORMULAS: dict[str, dict[str, str]] = {
         "the gate is missing": "gate",
     },
 }
-# Likewise, of numbers that are right but not moved as they should be (seen in the interpreter).
-MOVES: dict[str, dict[str, Story]] = {
-    "update": {"there are no more programs than before: (R, H, parts of P)": {PROGRAMS: 6}},
-    "walk": {
-        "the state is to stay in registers: load it before the loop": {LOADS: 5, STORES: 5},
-        "the state is stored at every token: once is enough, behind the loop": {STORES: 5},
-    },
-    "scan": {
-        "the state is to stay in registers: load it before the loop": {LOADS: 3, STORES: 3},
-        "the state is stored after every chunk: once is enough, behind the loop": {STORES: 3},
-    },
-}
 
 
-def mistakes(name: str) -> dict[str, Callable[[], Any]]:
-    """For `check_exercise`: what is said → the story of those who did that."""
-    known: dict[str, Callable[[], Any]] = {
-        said: partial(truth, name, slip) for said, slip in FORMULAS[name].items()
-    }
-    for said, moved in MOVES.get(name, {}).items():
-        known[said] = partial(truth, name, moved=moved)
-    return known
+def mistakes(name: str) -> dict[str, Callable[[Trial], Tensors]]:
+    """For `check_kernel`: what is said → what those who did that get from a trial."""
+    return {said: partial(_slipped, name, slip) for said, slip in FORMULAS[name].items()}
+
+
+def _slipped(name: str, slip: str, trial: Trial) -> Tensors:
+    return formula(name, trial, slip)

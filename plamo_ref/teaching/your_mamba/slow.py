@@ -47,7 +47,7 @@ def conv(given: Tensors, slip: str = "") -> Tensors:
 
 
 def token(
-    state: Tensor, u: Tensor, B: Tensor, C: Tensor, delta: Tensor, fade: Tensor, slip: str = ""
+    state: Tensor, u: Tensor, B: Tensor, C: Tensor, delta: Tensor, fade: Tensor, slip: str
 ) -> tuple[Tensor, Tensor]:
     """One token of one head: state [P, N] → y [P] and the new state."""
     write = torch.outer(u if slip == "delta" else delta * u, B)
@@ -58,8 +58,8 @@ def token(
 
 
 def head(given: Tensors, slip: str = "") -> Tensors:
-    names = ("state", "u", "B", "C", "delta", "fade")
-    y, state = token(*(given[name] for name in names), slip=slip)
+    of_token = (given["u"], given["B"], given["C"], given["delta"], given["fade"])
+    y, state = token(given["state"], *of_token, slip)
     return {"y": y, "state": state}
 
 
@@ -94,13 +94,7 @@ def gated(y: Tensor, given: Tensors, slip: str = "") -> Tensor:
 
 def update(given: Tensors, slip: str = "") -> Tensors:
     """All of a layer's state update for one token of R requests."""
-    rates = decay(given)
-    done = slots(given | rates, slip)
-    if slip == "parts":  # of four rows each: all of them at the first four
-        for _ in range(3):
-            done = slots(given | rates | {"cache": done["cache"]})
-        done["y"][:, :, 4:] = torch.nan
-        done["cache"][:, :, 4:] = given["cache"][:, :, 4:]
+    done = slots(given | decay(given), slip)
     return done | {"y": gated(done["y"], given, slip)}
 
 

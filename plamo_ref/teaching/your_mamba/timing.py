@@ -29,7 +29,8 @@ def beside(yours: Mapping[str, Call]) -> Iterator[dict[str, Any]]:
     for name, requests, tokens in CASES:
         if name == "conv_step":
             arguments = published.conv_arguments(requests, device)
-            package, theirs = table.conv_update, arguments[:-1]
+            theirs: tuple[Any, ...] = arguments[:-1]
+            package = table.conv_update
         elif name == "update":
             arguments = published.update_arguments(requests, device)
             package, theirs = table.state_update, published.for_package(arguments)
