@@ -43,7 +43,7 @@ def on_a_gpu() -> Iterator[None]:
         if inner < LEAST:
             raise DotError(
                 f"tl.dot of {list(a.data.shape)} and {list(b.data.shape)}: the inner dimension is "
-                f"{inner}, and a GPU's compiler asks for {LEAST}. Make the block larger and mask it"
+                f"{inner}, where a GPU takes no less than {LEAST}; make the block larger, mask it"
             )
         if a.data.dtype == np.float32 and str(input_precision).endswith("TF32"):
             a = TensorHandle(tf32(a.data), a.dtype)
