@@ -18,14 +18,14 @@ import torch
 from plamo_ref.bench.kernels.timing import require_gpu
 from plamo_ref.teaching import CheckFailed, write_recorded
 from plamo_ref.teaching.kernel_checks import check_kernel
-from plamo_ref.teaching.your_mamba import kernels, slips, trials
+from plamo_ref.teaching.your_mamba import kernels, trials
 from plamo_ref.teaching.your_mamba.timing import beside, line
 
 
 def _try(name: str) -> None:
     kernel = getattr(kernels, trials.EXERCISES[name].programs[0])
     launcher = trials.run(name, getattr(kernels, name))
-    check_kernel(name, launcher, [kernel], trials.trials(name), mistakes=slips.mistakes(name))
+    check_kernel(name, launcher, [kernel], trials.trials(name), mistakes=trials.mistakes(name))
 
 
 def _tf32_has_three_digits() -> None:

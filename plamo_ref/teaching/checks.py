@@ -107,18 +107,9 @@ def _verdict(
     """A mistake that the lesson knows, else what can be said of any numbers, and the hint."""
     for sentence, leads_to in mistakes.items():
         wrong = leads_to() if isinstance(leads_to, Callable) else leads_to  # type: ignore[arg-type]
-        if not _compare(_comparable(value), _comparable(wrong), None, None)[0]:
+        if not _compare(value, wrong, None, None)[0]:
             return _message(name, problem, "", sentence)
     return _message(name, problem, hint, diagnose(value, expected))
-
-
-def _comparable(value: Any) -> Any:
-    """NaN is no answer, but it is a mistake that another one can be equal to."""
-    if isinstance(value, Mapping):
-        return {key: _comparable(item) for key, item in value.items()}
-    if isinstance(value, torch.Tensor) and value.is_floating_point():
-        return value.masked_fill(value.isnan(), torch.finfo(value.dtype).max)
-    return value
 
 
 def _passed(name: str, bound: float | None) -> str:

@@ -5,13 +5,6 @@ sentence is only said to those who made that mistake.
 Used by lesson 11.
 """
 
-from collections.abc import Callable
-from functools import partial
-
-from plamo_ref.teaching.kernel_checks import Trial
-from plamo_ref.teaching.your_mamba.inputs import Tensors
-from plamo_ref.teaching.your_mamba.trials import formula
-
 # Exercise → what is said → the slip of the formula.
 FORMULAS: dict[str, dict[str, str]] = {
     "decay": {
@@ -80,12 +73,3 @@ FORMULAS: dict[str, dict[str, str]] = {
         "the gate is missing": "gate",
     },
 }
-
-
-def mistakes(name: str) -> dict[str, Callable[[Trial], Tensors]]:
-    """For `check_kernel`: what is said → what those who did that get from a trial."""
-    return {said: partial(_slipped, name, slip) for said, slip in FORMULAS[name].items()}
-
-
-def _slipped(name: str, slip: str, trial: Trial) -> Tensors:
-    return formula(name, trial, slip)

@@ -9,6 +9,7 @@ import os
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from plamo_ref.teaching.dot_rules import on_a_gpu
 from plamo_ref.teaching.kernel_checks import Trial, unwritten
 from plamo_ref.teaching.your_mamba import inputs, slow
 from plamo_ref.teaching.your_mamba.inputs import Tensors
+from plamo_ref.teaching.your_mamba.slips import FORMULAS
 
 Launcher = Callable[..., Any]
 
@@ -108,29 +110,50 @@ def formula(name: str, trial: Trial, slip: str = "") -> Tensors:
     return _float32(EXERCISES[name].formula(_float64(given), slip=slip))
 
 
+def mistakes(name: str) -> dict[str, Callable[[Trial], Tensors]]:
+    """For `check_kernel`: what is said → what those who did that get from a trial."""
+    return {said: partial(_slipped, name, slip) for said, slip in FORMULAS[name].items()}
+
+
 def run(name: str, launcher: Launcher) -> Launcher:
     """The reader's launcher, with products as a GPU has them, also in the interpreter.
 
     Raises:
-        CheckFailed: (when it is called) all is right, but in three digits only.
+        CheckFailed: (when it is called) a mistake that is known by its NaN, which equal nothing; or
+            all is right, but in three digits only.
     """
     exercise = EXERCISES[name]
 
     def launched(*arguments: Any) -> None:
         given = dict(zip(exercise.arguments.split(), arguments, strict=False))
-        right = _float32(exercise.formula(_float64(given)))
+        before = _float64(given)
         with ExitStack() as stack:
             if interpreted():
                 stack.enter_context(np.errstate(all="ignore"))  # a GPU does not warn either
                 stack.enter_context(on_a_gpu())
             launcher(*arguments)
-        if name in ("chunk", "scan") and 2e-5 < _error(given, right) < 3e-3:
+        right, got = exercise.formula(before), _float64(given)
+        if any((got[key].isnan() & ~right[key].isnan()).any() for key in right):
+            _known_by_nan(name, before, got)
+        elif name in ("chunk", "scan") and 2e-5 < _error(got, right) < 3e-3:
             raise CheckFailed(
                 f"✗ {name}: three digits are right. tl.dot makes tf32 of float32 operands, unless "
                 'it is asked for more: input_precision="tf32x3"'
             )
 
     return launched
+
+
+def _known_by_nan(name: str, before: Tensors, got: Tensors) -> None:
+    for said, slip in FORMULAS[name].items():
+        slipped = EXERCISES[name].formula(before, slip=slip)
+        close = (torch.allclose(got[k], x, 1e-4, 1e-4, equal_nan=True) for k, x in slipped.items())
+        if all(close):
+            raise CheckFailed(f"✗ {name}: NaN where there should be numbers\n  Likely: {said}")
+
+
+def _slipped(name: str, slip: str, trial: Trial) -> Tensors:
+    return formula(name, trial, slip)
 
 
 def _trial(exercise: Exercise, case: Tensors) -> Trial:
@@ -152,6 +175,7 @@ def _float32(tensors: Tensors) -> Tensors:
 
 
 def _float64(tensors: Tensors) -> Tensors:
+    """Copies on the CPU."""
     cpu = {name: x.cpu() for name, x in tensors.items()}
     return {name: x.double() if x.is_floating_point() else x for name, x in cpu.items()}
 
@@ -160,7 +184,7 @@ def _error(got: Tensors, right: Tensors) -> float:
     """The largest error as a share of the largest number; infinite where a number is missing."""
     errors = []
     for name, x in right.items():
-        here, there = got[name].cpu()[~x.isnan()], x[~x.isnan()]
+        here, there = got[name][~x.isnan()], x[~x.isnan()]
         errors.append(
             float((here - there).abs().nan_to_num(nan=torch.inf).max() / there.abs().max())
         )
