@@ -4,7 +4,7 @@ Invariant tested: an answer that passes in the interpreter is one that a GPU's c
 the published shape; and what lesson 11 says of `tl.dot` is what that compiler does.
 
 A lesson whose reader writes kernels keeps its answers in plamo_ref/teaching/<folder>/kernels.py,
-and `every_launch` in published.py beside it; they are found here.
+and `launch_ours` in shapes.py beside it; they are found here.
 """
 
 import ast
@@ -20,7 +20,7 @@ from plamo_ref.bench.kernels.machine_code import CompileError, compiled
 pytest.importorskip("triton")
 
 TEACHING = Path(__file__).parents[2] / "plamo_ref" / "teaching"
-LESSONS = sorted(path.parent.name for path in TEACHING.glob("*/published.py"))
+LESSONS = sorted(path.parent.name for path in TEACHING.glob("*/shapes.py"))
 SHARED_MEMORY = 227 << 10  # bytes that one block of an H100 may have
 
 
@@ -32,14 +32,14 @@ def kernels_of(folder: str) -> set[str]:
 
 @pytest.mark.parametrize("folder", LESSONS)
 def test_every_answer_compiles_for_a_gpu(folder):
-    published = importlib.import_module(f"plamo_ref.teaching.{folder}.published")
-    results = compiled(published.every_launch)
+    shapes = importlib.import_module(f"plamo_ref.teaching.{folder}.shapes")
+    results = compiled(shapes.launch_ours)
     assert {result.kernel for result in results} == kernels_of(folder)
     assert all(result.shared <= SHARED_MEMORY for result in results)
 
 
 def chunks(precision: str, tokens: int = 16) -> None:
-    from plamo_ref.teaching.your_mamba.kernels import chunk_kernel
+    from plamo_ref.teaching.mamba_ramp.kernels import chunk_kernel
 
     x = torch.empty(16, 16, dtype=torch.float32, device="meta")
     sizes = {"Q": tokens, "BLOCK_P": 16, "BLOCK_N": 16, "PRECISION": precision}

@@ -8,8 +8,8 @@ Used by lesson 11.
 import torch
 
 from plamo_ref.teaching.figures import show
+from plamo_ref.teaching.mamba_ramp.trials import Launcher, interpreted
 from plamo_ref.teaching.watching import touch_map, watch
-from plamo_ref.teaching.your_mamba.trials import Launcher, interpreted
 
 
 def who_stores_which_state(slots_step: Launcher) -> None:

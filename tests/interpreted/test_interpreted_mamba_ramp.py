@@ -13,9 +13,9 @@ import torch
 from plamo_ref.teaching import CheckFailed
 from plamo_ref.teaching.dot_rules import DotError, on_a_gpu, tf32
 from plamo_ref.teaching.kernel_checks import check_kernel
-from plamo_ref.teaching.your_mamba import kernels, slow
-from plamo_ref.teaching.your_mamba.slips import FORMULAS
-from plamo_ref.teaching.your_mamba.trials import EXERCISES, formula, mistakes, run, trials
+from plamo_ref.teaching.mamba_ramp import kernels, slow
+from plamo_ref.teaching.mamba_ramp.slips import FORMULAS
+from plamo_ref.teaching.mamba_ramp.trials import EXERCISES, formula, mistakes, run, trials
 
 
 def checked(name, launcher):

@@ -2,7 +2,7 @@
 
 Invariant: both get the same tensors and the same clock, Triton's do_bench: it warms up, writes over
 the L2 cache before each call, and the median of many calls is taken.
-Used by lesson 11 and benchmarks/lesson_kernels.py.
+Used by lesson 11 and benchmarks/mamba_ramp.py.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -10,7 +10,7 @@ from typing import Any
 
 from plamo_ref.bench.kernels.timing import require_gpu
 from plamo_ref.kernels.choice import triton_table
-from plamo_ref.teaching.your_mamba import published
+from plamo_ref.teaching.mamba_ramp import shapes
 
 Call = Callable[..., Any]
 CASES = (  # what is launched, for how many requests, of how many tokens each
@@ -28,15 +28,15 @@ def beside(yours: Mapping[str, Call]) -> Iterator[dict[str, Any]]:
     device, table = str(require_gpu()), triton_table()
     for name, requests, tokens in CASES:
         if name == "conv_step":
-            arguments = published.conv_arguments(requests, device)
+            arguments = shapes.conv_arguments(requests, device)
             theirs: tuple[Any, ...] = arguments[:-1]
             package = table.conv_update
         elif name == "update":
-            arguments = published.update_arguments(requests, device)
-            package, theirs = table.state_update, published.for_package(arguments)
+            arguments = shapes.update_arguments(requests, device)
+            package, theirs = table.state_update, shapes.for_package(arguments)
         else:
-            arguments = published.scan_arguments(requests, tokens, device)
-            package, theirs = table.scan_prefill, published.for_package(arguments)
+            arguments = shapes.scan_arguments(requests, tokens, device)
+            package, theirs = table.scan_prefill, shapes.for_package(arguments)
         row = {"kernel": name, "requests": requests, "tokens": tokens}
         row |= {"yours_us": _microseconds(yours[name], *arguments)}
         yield row | {"package_us": _microseconds(package, *theirs)}

@@ -19,9 +19,9 @@ from torch import Tensor
 from plamo_ref.teaching.checks import CheckFailed
 from plamo_ref.teaching.dot_rules import on_a_gpu
 from plamo_ref.teaching.kernel_checks import Trial, unwritten
-from plamo_ref.teaching.your_mamba import inputs, slow
-from plamo_ref.teaching.your_mamba.inputs import Tensors
-from plamo_ref.teaching.your_mamba.slips import FORMULAS
+from plamo_ref.teaching.mamba_ramp import inputs, slow
+from plamo_ref.teaching.mamba_ramp.inputs import Tensors
+from plamo_ref.teaching.mamba_ramp.slips import FORMULAS
 
 Launcher = Callable[..., Any]
 

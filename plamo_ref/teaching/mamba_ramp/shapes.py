@@ -2,7 +2,7 @@
 
 Invariant: the same shapes wherever they are made: on "meta" they have no content and can only be
 compiled, on a GPU they are random. Activations bfloat16, parameters and states float32.
-Used by lesson 11 and benchmarks/lesson_kernels.py.
+Used by lesson 11 and benchmarks/mamba_ramp.py.
 """
 
 import torch
@@ -47,9 +47,9 @@ def for_package(
     return ScanInputs(*arguments[:5]), ScanParams(*arguments[5:8]), *arguments[8:-1]
 
 
-def every_launch() -> None:
+def launch_ours() -> None:
     """All answers, launched on tensors without content: for `compiled`."""
-    from plamo_ref.teaching.your_mamba import kernels
+    from plamo_ref.teaching.mamba_ramp import kernels
 
     def floats(*shape: int) -> Tensor:
         return _draw(*shape, device="meta", dtype=F32)

@@ -1,6 +1,6 @@
 """Lesson 11's answers beside the package's kernels, timed on a GPU: what its reader can reach.
 
-    python benchmarks/lesson_kernels.py notebooks/recorded/gpu_lesson_mamba.json
+    python benchmarks/mamba_ramp.py notebooks/recorded/gpu_mamba_ramp.json
 
 About a minute on an H100, most of it compiling. Before anything is timed the eight exercises are
 tried as the lesson tries them, compiled; it stops at the first that is wrong. Rows are printed as
@@ -18,8 +18,8 @@ import torch
 from plamo_ref.bench.kernels.timing import require_gpu
 from plamo_ref.teaching import CheckFailed, write_recorded
 from plamo_ref.teaching.kernel_checks import check_kernel
-from plamo_ref.teaching.your_mamba import kernels, trials
-from plamo_ref.teaching.your_mamba.timing import beside, line
+from plamo_ref.teaching.mamba_ramp import kernels, trials
+from plamo_ref.teaching.mamba_ramp.timing import beside, line
 
 
 def _try(name: str) -> None:
@@ -53,7 +53,7 @@ def main(target: Path) -> None:
         rows,
         machine=torch.cuda.get_device_name(),
         versions={name: version(name) for name in ("torch", "triton")},
-        command=f"python benchmarks/lesson_kernels.py {target}",
+        command=f"python benchmarks/mamba_ramp.py {target}",
         date=datetime.now(UTC).date().isoformat(),
         folder=target.parent,
     )

@@ -15,7 +15,7 @@ from tools.course.editions import exercises
 
 ROOT = Path(__file__).parents[2]
 LESSON = ROOT / "notebooks" / "11_triton_mamba.ipynb"
-ANSWERS = ROOT / "plamo_ref" / "teaching" / "your_mamba" / "kernels.py"
+ANSWERS = ROOT / "plamo_ref" / "teaching" / "mamba_ramp" / "kernels.py"
 
 
 def functions(source: str) -> dict[str, str]:
