@@ -77,7 +77,7 @@ def against_floor(rows: Sequence[Row]) -> tuple[Figure, str]:
     ax.set_yticks(range(len(rows)), [f"{row['operation']} {row['case']}" for row in rows])
     ax.set(xscale="log", xlabel="µs:  | floor   ● measured (share of the floor's speed)")
     ax.xaxis.set_minor_formatter(NullFormatter())  # its labels would overlap
-    ax.set_xlim(right=max(row["us"] for row in rows) * 16)  # room for the labels
+    ax.set_xlim(right=max(row["us"] for row in rows) * 24)  # room for the labels
     ax.invert_yaxis()
     near = max(rows, key=lambda row: row["percent_of_floor"])
     far = min(rows, key=lambda row: row["percent_of_floor"])
