@@ -55,7 +55,7 @@ LESSONS = (
     Lesson("08b", ("lessons",), 120, 19),
     Lesson("09", ("lessons",), 60, 22),
     Lesson("10", ("lessons", "interpreter"), 75, 20),
-    Lesson("11", ("lessons", "interpreter"), 70, 22),
+    Lesson("11", ("lessons", "interpreter"), 150, 15),
     Lesson("12", ("lessons", "compiler"), 60, 14),
     Lesson("13", ("lessons",), 60, 9),
     Lesson("14", ("lessons", "port"), 75, 11),

@@ -48,6 +48,22 @@ def ceilings_of(record: Recorded) -> tuple[float, float]:
     raise RecordedError(f"{record.name}: no row with copy_gb_per_s; measure it again")
 
 
+def measured_rates(record: Recorded, work: Mapping[str, tuple[float, str]]) -> dict[str, float]:
+    """FLOP/s of each kernel.
+
+    Args:
+        work: kernel → operations, and "operation case" under which its time is recorded.
+
+    Raises:
+        RecordedError: a case is not in the record. A kernel without its dot would look measured.
+    """
+    seconds = {f"{row['operation']} {row['case']}": row["us"] / 1e6 for row in record.data}
+    missing = [case for _, case in work.values() if case not in seconds]
+    if missing:
+        raise RecordedError(f"{record.name}: no row of {', '.join(missing)}; measure it again")
+    return {name: operations / seconds[case] for name, (operations, case) in work.items()}
+
+
 def against_floor(rows: Sequence[Row]) -> tuple[Figure, str]:
     """Each kernel's time and its floor in µs, on a log scale, with its alt text."""
     fig, ax = figure(8.0, 1.2 + 0.34 * len(rows))
@@ -61,7 +77,7 @@ def against_floor(rows: Sequence[Row]) -> tuple[Figure, str]:
     ax.set_yticks(range(len(rows)), [f"{row['operation']} {row['case']}" for row in rows])
     ax.set(xscale="log", xlabel="µs:  | floor   ● measured (share of the floor's speed)")
     ax.xaxis.set_minor_formatter(NullFormatter())  # its labels would overlap
-    ax.set_xlim(right=max(row["us"] for row in rows) * 8)
+    ax.set_xlim(right=max(row["us"] for row in rows) * 24)  # room for the labels
     ax.invert_yaxis()
     near = max(rows, key=lambda row: row["percent_of_floor"])
     far = min(rows, key=lambda row: row["percent_of_floor"])

@@ -387,7 +387,7 @@ REGISTERS = {
     "state_update_kernel": 128,
     "widen_state_kernel": 128,
     "keep_state_kernel": 128,
-    "replay_update_kernel": 128,
+    "replay_update_kernel": 176,  # a whole head
     "replay_flush_kernel": 128,
     "decay_kernel": 64,
     "segment_sum_kernel": 176,

@@ -9,7 +9,13 @@ import json
 import pytest
 
 from plamo_ref.teaching.recorded import Recorded, RecordedError
-from plamo_ref.teaching.rooflines import against_floor, ceilings_of, recorded_kernels, roofline
+from plamo_ref.teaching.rooflines import (
+    against_floor,
+    ceilings_of,
+    measured_rates,
+    recorded_kernels,
+    roofline,
+)
 
 CEILINGS = {"copy_gb_per_s": 4000.0, "product_tflop_per_s": 800.0}
 ROWS = [
@@ -43,6 +49,13 @@ def test_without_a_record_there_is_no_number_but_a_command(record, capsys):
 def test_a_record_without_ceilings_is_refused():
     with pytest.raises(RecordedError, match="no row with copy_gb_per_s"):
         ceilings_of(Recorded("k", "M", {}, "c", "2026-01-01", ROWS))
+
+
+def test_every_kernel_of_a_roofline_is_measured_or_the_record_is_refused():
+    record = Recorded("k", "M", {}, "c", "2026-01-01", ROWS)
+    assert measured_rates(record, {"first": (100.0, "a 1")}) == {"first": 100 / 20e-6}
+    with pytest.raises(RecordedError, match="k: no row of b 3; measure it again"):
+        measured_rates(record, {"first": (100.0, "a 1"), "second": (1.0, "b 3")})
 
 
 def test_each_kernel_stands_beside_its_floor():

@@ -174,7 +174,7 @@ def test_solutions_pass_and_wrong_answers_are_told_their_mistake(
     assert {a.exercise for a in answers} == set(range(1, count + 1))
     assert len(answers) >= 3 * count, "three wrong answers for each exercise"
     # What is imported decides whether kernels are interpreted; and a lesson may say how.
-    alone = "os.environ" in path.read_text(encoding="utf-8")
+    alone = re.search(r"os\.environ|lane\(\)", path.read_text(encoding="utf-8")) is not None
     trials = try_answers(path, answers, None if alone else kernel)
     assert [t for t in trials if not t.holds] == []
     silent = [t for t in trials if t.expected and not t.names_the_mistake]

@@ -1,0 +1,65 @@
+"""The kernels that lessons ask their readers for, compiled for a GPU: our answers to them.
+
+Invariant tested: an answer that passes in the interpreter is one that a GPU's compiler takes, at
+the published shape; and what lesson 11 says of `tl.dot` is what that compiler does.
+
+A lesson whose reader writes kernels keeps its answers in plamo_ref/teaching/<folder>/kernels.py,
+and `launch_ours` in shapes.py beside it; they are found here.
+"""
+
+import ast
+import importlib
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from plamo_ref.bench.kernels.machine_code import CompileError, compiled
+
+pytest.importorskip("triton")
+
+TEACHING = Path(__file__).parents[2] / "plamo_ref" / "teaching"
+LESSONS = sorted(path.parent.name for path in TEACHING.glob("*/shapes.py"))
+SHARED_MEMORY = 227 << 10  # bytes that one block of an H100 may have
+
+
+def kernels_of(folder: str) -> set[str]:
+    tree = ast.parse((TEACHING / folder / "kernels.py").read_text(encoding="utf-8"))
+    names = (node.name for node in tree.body if isinstance(node, ast.FunctionDef))
+    return {name for name in names if name.endswith("_kernel")}
+
+
+@pytest.mark.parametrize("folder", LESSONS)
+def test_every_answer_compiles_for_a_gpu(folder):
+    shapes = importlib.import_module(f"plamo_ref.teaching.{folder}.shapes")
+    results = compiled(shapes.launch_ours)
+    assert {result.kernel for result in results} == kernels_of(folder)
+    assert all(result.shared <= SHARED_MEMORY for result in results)
+
+
+def chunks(precision: str, tokens: int = 16) -> None:
+    from plamo_ref.teaching.mamba_ramp.kernels import chunk_kernel
+
+    x = torch.empty(16, 16, dtype=torch.float32, device="meta")
+    sizes = {"Q": tokens, "BLOCK_P": 16, "BLOCK_N": 16, "PRECISION": precision}
+    chunk_kernel[(1,)](x, x, x, x, x, x, x, 16, 16, 16, **sizes)
+
+
+def each_precision() -> None:
+    for precision in ("ieee", "tf32", "tf32x3"):
+        chunks(precision)
+
+
+def too_small() -> None:
+    chunks("tf32", tokens=4)
+
+
+def test_a_gpu_makes_tf32_of_products_and_refuses_small_ones(monkeypatch):
+    # The compiler's process imports this file.
+    paths = (str(Path(__file__).parent), os.environ.get("PYTHONPATH", ""))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(paths))
+    exact, rounded, thrice = (result.count(".tf32") for result in compiled(each_precision))
+    assert exact == 0 < rounded < thrice
+    with pytest.raises(CompileError, match="K >="):
+        compiled(too_small)
