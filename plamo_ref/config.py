@@ -14,6 +14,7 @@ from typing import Any, Literal
 from plamo_ref.intake.config_values import ConfigError, check_layer_types, check_values, fields_of
 from plamo_ref.intake.json_files import read_object
 from plamo_ref.intake.quantization_config import scheme_of
+from plamo_ref.intake.vision import language_config
 from plamo_ref.quantization.schemes import stored_bytes
 
 __all__ = ["ConfigError", "LayerKind", "Plamo2Config"]
@@ -79,8 +80,7 @@ class Plamo2Config:
             ConfigError: not a PLaMo 2, a field with an impossible value, or a key that would
                 change the numbers and cannot.
         """
-        if not isinstance(data, Mapping):
-            raise ConfigError(f"{where}: expected a JSON object, found {type(data).__name__}")
+        data = language_config(data, where)
         names = [f.name for f in fields(cls) if f.name != "quantization"]
         given = fields_of(data, names, where)
         try:

@@ -26,6 +26,7 @@ from plamo_ref.text.tokenizer import Plamo2Tokenizer
 
 MAX_TEMPLATE_BYTES = 4 << 20
 TEMPLATE_FILE = "chat_template.jinja"
+BLOCK = "<|plamo:op|>"  # begins a block of the makers' translation format, and no text has it
 DEFAULT, WITH_TOOLS = "default", "tool_use"  # names that Transformers gives a meaning
 
 PLAIN = """\
@@ -115,9 +116,14 @@ class ChatTemplate:
         return False if bos and text.startswith(bos) else None
 
     def with_stops(self, params: SamplingParams, tokenizer: Plamo2Tokenizer) -> SamplingParams:
-        """Where the turns end: a token where the text is one (it may be no text), else a string."""
+        """Where the turns end: a token where the text is one (it may be no text), else a string.
+
+        A turn ends where a block of the makers' format begins, whatever the template says, unless
+        the end of the text is to be ignored.
+        """
         ids, texts = list(params.stop_token_ids), list(params.stop)
-        for stop in self.stops:
+        block = [] if params.ignore_eos or tokenizer.id_of(BLOCK) is None else [BLOCK]
+        for stop in dict.fromkeys((*self.stops, *block)):
             token_id = tokenizer.id_of(stop)
             if token_id is None:
                 texts.append(stop)
@@ -128,7 +134,7 @@ class ChatTemplate:
 
 BUILT_IN: Mapping[str, tuple[str, Sequence[str]]] = {
     "plain": (PLAIN, ("\nuser:", "\nsystem:")),
-    "translate": (TRANSLATE, ("<|plamo:op|>",)),
+    "translate": (TRANSLATE, (BLOCK,)),
 }
 
 

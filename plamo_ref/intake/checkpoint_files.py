@@ -14,7 +14,15 @@ from safetensors import SafetensorError, safe_open
 
 from plamo_ref.config import Plamo2Config
 from plamo_ref.errors import PlamoRefError
-from plamo_ref.intake.json_files import LFS_POINTER, is_file, is_there, pointer_advice, read_object
+from plamo_ref.intake.conversions import gguf_in, original_of
+from plamo_ref.intake.json_files import (
+    LFS_POINTER,
+    is_file,
+    is_folder,
+    is_there,
+    pointer_advice,
+    read_object,
+)
 from plamo_ref.intake.values import shown
 
 CONFIG_FILE = "config.json"
@@ -55,6 +63,20 @@ class PackedEntry:
     scale: TensorEntry
 
 
+def check_folder(folder: Path) -> None:
+    """Refuse what cannot be a checkpoint at all.
+
+    Raises:
+        CheckpointError: no folder, or one that is another engine's.
+    """
+    wanted = f"a folder with {CONFIG_FILE} and safetensors files"
+    if not is_folder(folder):
+        fail(folder, "", wanted, "no such folder")
+    foreign = gguf_in(folder)
+    if foreign is not None and not is_there(folder / CONFIG_FILE):
+        fail(folder, "", wanted, foreign)
+
+
 def read_index(folder: Path) -> dict[str, str] | None:
     """Tensor name → file name from the index; None: there is one model.safetensors, no index.
 
@@ -67,7 +89,7 @@ def read_index(folder: Path) -> dict[str, str] | None:
     if not is_there(path):
         pickles = sorted(file.name for pattern in PICKLES for file in folder.glob(pattern))
         why = ", a pickle: it can run code and is never read, convert it" if pickles else ""
-        found = pickles[0] + why if pickles else "neither"
+        found = pickles[0] + why if pickles else gguf_in(folder) or "neither"
         fail(folder, "", f"{SINGLE_FILE} or {INDEX_FILE}", found)
     index = read_object(path, CheckpointError).get("weight_map")
     if not isinstance(index, dict) or not index:
@@ -146,7 +168,7 @@ def _layout(name: str, entry: TensorEntry, shape: tuple[int, ...]) -> str:
     """What is known of a wrong shape."""
     if not name.endswith("conv1d.weight") or entry.shape != (shape[0], shape[2], shape[1]):
         return ""
-    return " (MLX's order of axes: take the original checkpoint, or swap the last two)"
+    return f" (MLX's order of axes: take {original_of(entry.file)}, or swap the last two)"
 
 
 def open_file(path: Path) -> Any:

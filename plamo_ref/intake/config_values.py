@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from plamo_ref.errors import PlamoRefError
+from plamo_ref.intake.conversions import original_of
 from plamo_ref.intake.values import shown
 
 
@@ -47,6 +48,12 @@ OTHER_NAMES = {
 }
 
 
+OTHER_MODELS = {  # of the makers: other architectures
+    "plamo": " (the first PLaMo, or an embedding model)",
+    "plamo3": " (PLaMo 3: no Mamba, another attention)",
+}
+
+
 @dataclass(frozen=True)
 class Foreign:
     """A key that PLaMo 2 does not have: fine with a neutral value, else something unknown."""
@@ -61,7 +68,7 @@ _BIAS = Foreign((False,), "PLaMo 2's projections have no bias")
 _SCALE = Foreign((1,), "PLaMo 2 scales neither embeddings nor logits")
 _CAP = Foreign((), "PLaMo 2 caps no logits")
 _QUANTIZED = Foreign(
-    (), "quantized weights are not read: take the checkpoint in bfloat16 or float32"
+    (), "MLX's quantized weights are not read: take the original in bfloat16 or float32"
 )
 FOREIGN: Mapping[str, Foreign] = {
     "rope_scaling_factor": Foreign((1,), _ROPE),
@@ -109,10 +116,10 @@ def fields_of(data: Mapping[str, Any], known: Iterable[str], where: str) -> dict
     Raises:
         ConfigError: not a PLaMo 2, or a key that changes the numbers and cannot have its effect.
     """
-    if data.get("model_type") != "plamo2":
-        raise ConfigError(
-            f"{where}: model_type is {shown(data.get('model_type'))}, expected 'plamo2'"
-        )
+    kind = data.get("model_type")
+    if kind != "plamo2":
+        told = OTHER_MODELS.get(kind, "") if isinstance(kind, str) else ""
+        raise ConfigError(f"{where}: model_type is {shown(kind)}{told}, expected 'plamo2'")
     _check_architecture(data, where)
     known = set(known)
     given = {k: v for k, v in data.items() if k in known and v is not None}
@@ -123,7 +130,8 @@ def fields_of(data: Mapping[str, Any], known: Iterable[str], where: str) -> dict
     for name, foreign in FOREIGN.items():
         value = data.get(name)
         if value is not None and not any(_same(value, fine) for fine in foreign.neutral):
-            raise ConfigError(f"{where}: {name}={shown(value)} cannot be honoured: {foreign.why}")
+            why = foreign.why + (f", {original_of(where)}" if foreign is _QUANTIZED else "")
+            raise ConfigError(f"{where}: {name}={shown(value)} cannot be honoured: {why}")
     _read_rope(data, given, where)
     for name in ("full_attention_idx", "eos_token_id"):
         if isinstance(given.get(name), list):

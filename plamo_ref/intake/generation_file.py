@@ -55,9 +55,9 @@ class GenerationFile:
             except ConfigError as error:
                 told = str(error).replace("config.json", str(path), 1)
                 raise CheckpointError(told) from None
-        stops = raw.get("eos_token_id")
-        stops = config.eos_token_id if stops is None else stops
-        return cls(raw, _listed(stops), sampling_defaults(path, raw))
+        eos = raw.get("eos_token_id")
+        eos = config.eos_token_id if eos is None else eos
+        return cls(raw, _ends(eos, config), sampling_defaults(path, raw))
 
     @classmethod
     def chosen(
@@ -86,12 +86,14 @@ class GenerationFile:
     @classmethod
     def without(cls, config: Plamo2Config) -> "GenerationFile":
         """What follows from config.json alone."""
-        return cls({}, _listed(config.eos_token_id), {})
+        return cls({}, _ends(config.eos_token_id, config), {})
 
 
-def _listed(ids: Any) -> tuple[int, ...]:
-    """One id, several or none, as a tuple."""
-    return tuple(ids) if isinstance(ids, list | tuple) else () if ids is None else (ids,)
+def _ends(eos: Any, config: Plamo2Config) -> tuple[int, ...]:
+    """One id, several or none, and the one with which a document begins: base models end a document
+    with the beginning of the next."""
+    listed = eos if isinstance(eos, list | tuple) else (eos,)
+    return tuple(dict.fromkeys(i for i in (*listed, config.bos_token_id) if i is not None))
 
 
 def sampling_defaults(path: Path, raw: Mapping[str, Any]) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from huggingface_hub.errors import (
 
 from plamo_ref.errors import PlamoRefError
 from plamo_ref.intake.checkpoint_files import CONFIG_FILE, CheckpointError, read_index
+from plamo_ref.intake.conversions import advice, is_gguf
 from plamo_ref.intake.json_files import is_file, is_folder, is_there
 from plamo_ref.intake.values import Flag, Kind, NoneFor, Text, read, shown
 
@@ -101,6 +102,7 @@ def find(
         return folder
     if not isinstance(model, str) or not HUB_ID.fullmatch(model) or model[0] == ".":
         kind = "a file: give its folder" if is_there(folder) else "nothing of that name"
+        kind = advice(folder) if is_gguf(folder) else kind
         raise HubError(
             f'{shown(str(model))}: expected "{EMBEDDED}", a folder, or a hub id "org/name"; '
             f"found {kind}"
@@ -169,6 +171,8 @@ def _advice(error: Exception, model: str, revision: str, cache: Path, offline: b
 
 def _check_complete(model: str, folder: Path) -> None:
     """The hub library takes any folder in its cache for a whole one when it cannot ask the hub."""
+    if is_gguf(model) and not any(folder.glob("*.safetensors")):
+        raise HubError(f"{model}: expected safetensors, found {advice(model)}")
     if not is_file(folder / CONFIG_FILE):
         raise HubError(f"{model}: no {CONFIG_FILE} in {folder}: not a model, or half a download")
     try:

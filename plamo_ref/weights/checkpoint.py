@@ -24,6 +24,7 @@ from plamo_ref.intake.checkpoint_files import (
     PackedEntry,
     TensorEntry,
     check_entries,
+    check_folder,
     fail,
     open_file,
     read_headers,
@@ -31,7 +32,7 @@ from plamo_ref.intake.checkpoint_files import (
     take_packed,
 )
 from plamo_ref.intake.generation_file import GenerationFile
-from plamo_ref.intake.json_files import is_folder
+from plamo_ref.intake.vision import language_part
 from plamo_ref.quantization.quantize import dequantize
 from plamo_ref.quantization.weight import QuantizedWeight
 from plamo_ref.weights.device import is_finite, read_ahead
@@ -57,19 +58,18 @@ class Checkpoint:
     def open(cls, folder: str | Path) -> "Checkpoint":
         """Read the headers in `folder` and hold them against its config.json.
 
-        Tied models may carry an `lm_head.weight` all the same: it is ignored.
+        Tied models may carry an `lm_head.weight` all the same: it is ignored, as a vision tower is.
 
         Raises:
             ConfigError: config.json is missing, broken, or not that of a PLaMo 2.
             CheckpointError: any other defect.
         """
         folder = Path(folder)
-        if not is_folder(folder):
-            fail(folder, "", "a folder with config.json and safetensors files", "no such folder")
+        check_folder(folder)
         config = Plamo2Config.from_file(folder / CONFIG_FILE)
         generation = GenerationFile.read(folder, config)
         index = read_index(folder)
-        found = read_headers(folder, index)
+        found = language_part(read_headers(folder, index))
         if config.tie_word_embeddings:
             found.pop(LM_HEAD, None)
         packed = take_packed(found, config.tensor_shapes) if config.quantization else {}
@@ -142,7 +142,7 @@ class Checkpoint:
         if not plain or len(index) > len(entry.shape):
             fail(entry.file, name, f"up to {len(entry.shape)} slices of step 1", f"{index}")
         with open_file(entry.file) as file:
-            view = file.get_slice(name)[index]  # pages of the file, mapped, not yet read
+            view = file.get_slice(entry.name)[index]  # pages of the file, mapped, not yet read
             # A copy, always: a view would keep the whole file mapped as long as it lives.
             kind = dtype or view.dtype
             tensor = view.to(kind, copy=True, memory_format=torch.contiguous_format)
@@ -194,7 +194,7 @@ class Checkpoint:
     def _pages(self, name: str) -> torch.Tensor:
         entry = self._entry(name)
         with open_file(entry.file) as file:
-            view: torch.Tensor = file.get_slice(name)[:]
+            view: torch.Tensor = file.get_slice(entry.name)[:]
         return view
 
     def _entry(self, name: str) -> TensorEntry:

@@ -46,9 +46,9 @@ def edit(path: Path, **keys: Any) -> None:
 
 def test_both_files_may_list_several_ids(folder):
     edit(folder / "config.json", eos_token_id=[1, 4])
-    assert Checkpoint.open(folder).stop_token_ids == (2,)  # generation_config.json has the say
+    assert Checkpoint.open(folder).stop_token_ids == (2, 1)  # generation_config.json has the say
     edit(folder / "generation_config.json", eos_token_id=[4, 2])
-    assert Checkpoint.open(folder).stop_token_ids == (4, 2)
+    assert Checkpoint.open(folder).stop_token_ids == (4, 2, 1)
     edit(folder / "generation_config.json", eos_token_id=None)
     assert Checkpoint.open(folder).stop_token_ids == (1, 4)
     (folder / "generation_config.json").unlink()
@@ -136,7 +136,7 @@ def test_neutral_defaults_or_those_of_another_folder_can_be_chosen(folder, tmp_p
     edit(folder / "generation_config.json", **GREEDY, eos_token_id=4)
     neutral = open_source(folder, generation_config="vllm")
     assert neutral.sampling == {}
-    assert neutral.stop_token_ids == (4,)
+    assert neutral.stop_token_ids == (4, 1)
     other = tmp_path_factory.mktemp("other")
     edit(other / "generation_config.json", min_p=0.5)
     assert open_source(folder, generation_config=str(other)).sampling == {"min_p": 0.5}

@@ -188,6 +188,15 @@ def test_chat_templates_come_along_and_code_does_not(
     assert all((folder / name).read_bytes() == data for name, data in wanted.items())
 
 
+def test_a_repository_of_another_format_is_named_with_the_original(
+    hub: HubServer, client: Client, tmp_path: Path
+) -> None:
+    name = "org/plamo-2-translate-gguf"
+    hub.repos[name] = Repo({"README.md": b"# card", "model-Q4.gguf": b"GGUF"})
+    said = ("GGUF, llama.cpp's format", "take the original, pfnet/plamo-2-translate")
+    fails(client.find(name, cache_dir=str(tmp_path)), name, *said)
+
+
 def test_a_second_find_downloads_nothing(hub: HubServer, client: Client, tmp_path: Path) -> None:
     first = client.find("org/plamo", cache_dir=str(tmp_path))
     hub.requests.clear()

@@ -104,7 +104,7 @@ def test_golden_checkpoints_open_and_read_as_they_are_stored(case: str) -> None:
     assert all(torch.equal(read[name], stored[name]) for name in stored)
     assert all(read[name].dtype == torch.float32 for name in stored)
     assert checkpoint.nbytes == sum(tensor.nbytes for tensor in stored.values())
-    assert checkpoint.stop_token_ids == (2,)
+    assert checkpoint.stop_token_ids == (2, 1)
 
 
 def test_a_shard_without_tensors_is_legal() -> None:
@@ -122,7 +122,12 @@ def test_a_tied_model_may_carry_an_lm_head_which_is_ignored(single: Path) -> Non
 
 @pytest.mark.parametrize(
     ("generation", "ids"),
-    [({"eos_token_id": [1, 4]}, (1, 4)), ({"eos_token_id": 4}, (4,)), ({}, (2,)), (None, (2,))],
+    [
+        ({"eos_token_id": [1, 4]}, (1, 4)),
+        ({"eos_token_id": 4}, (4, 1)),
+        ({}, (2, 1)),
+        (None, (2, 1)),
+    ],
 )
 def test_stop_ids_come_from_the_generation_config_before_the_config(
     single: Path, generation: dict[str, Any] | None, ids: tuple[int, ...]
