@@ -150,7 +150,7 @@ HONOURED: dict[str, tuple[dict, Check]] = {
         lambda body, _: len(ids(body)) == 5 and ids(body)[-1] == OP,
     ),
     "skip_special_tokens": (
-        {"skip_special_tokens": False, "logit_bias": {str(OP): 100}},
+        {"skip_special_tokens": False, "logit_bias": {str(OP): 100}, "ignore_eos": True},
         lambda body, _: text(body) == "<|plamo:op|>" * 9,
     ),
     "include_stop_str_in_output": (
