@@ -71,6 +71,9 @@ class EngineConfig:
     block_size: int = knob(16, "Tokens in a KV block.")
     max_num_seqs: int = knob(64, "Requests that run at the same time.")
     max_num_batched_tokens: int = knob(2048, "Tokens in a step.")
+    max_step_time_ms: float | None = knob(
+        None, "So much of a prompt in a step that others get their next token in time."
+    )
     scheduler: Literal["v1", "v0"] = knob("v1", "v1: mixed steps; v0: prompts first.")
     chunk_size: int | None = knob(
         None, "v0: cut prompts into chunks of this many tokens; default: never cut."
@@ -153,6 +156,11 @@ class EngineConfig:
             raise EngineError(
                 "chunk_size belongs to scheduler='v0'; v1 cuts prompts where the token budget ends "
                 "(max_num_batched_tokens)"
+            )
+        if self.max_step_time_ms and (self.scheduler == "v0" or self.pipeline_parallel_size > 1):
+            raise EngineError(
+                f"max_step_time_ms={self.max_step_time_ms:g} bounds the steps of scheduler='v1' on "
+                "one stage: leave it out, or scheduler='v0' and pipeline_parallel_size"
             )
         if self.state_rounding != "nearest" and self.state_dtype not in ("bfloat16", *BYTES):
             raise EngineError(
@@ -254,6 +262,7 @@ _KINDS: Mapping[str, Kind] = {
     "block_size": NoneFor(_POSITIVE, EngineConfig.block_size),
     "max_num_seqs": NoneFor(_POSITIVE, EngineConfig.max_num_seqs),
     "max_num_batched_tokens": NoneFor(_POSITIVE, EngineConfig.max_num_batched_tokens),
+    "max_step_time_ms": NoneFor(Number("above 0", lambda x: x > 0)),
     "scheduler": OneOf(("v1", "v0")),
     "chunk_size": NoneFor(_POSITIVE),
     "memory_bytes": NoneFor(_POSITIVE),

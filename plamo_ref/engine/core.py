@@ -1,8 +1,7 @@
 """The loop: schedule, build the batch, run, sample, update. It knows token ids, no text.
 
-A step is launched and, later, landed: its tokens are read. Without overlap it lands at once. With
-overlap the next step is launched first, so the device never waits for the host: a request that
-goes on for certain is scheduled with a token whose value only the device knows.
+A step is launched and, later, landed: its tokens are read. With overlap the next one is launched
+before, so the device never waits: who goes on for certain does so with a token that only it knows.
 
 Invariant: between two steps every unfinished request is either waiting without memory or running
 with what `num_computed_tokens` needs; the tokens of a request depend on the request alone, not on
@@ -229,6 +228,7 @@ class EngineCore:
         plan, logits, on_host = flight.plan, flight.logits, flight.tokens_on_host
         row = count = len(plan.sampled)
         flight.wait()
+        self.queues.landed()
         self.runner.check()
         parts, errors = together_or_alone(
             count,

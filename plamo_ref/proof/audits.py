@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from plamo_ref.engine.core import EngineCore
 from plamo_ref.engine.memory.cache import HybridCache, IntegrityError
 from plamo_ref.engine.record import ScheduledTokens, StepRecord
+from plamo_ref.engine.request import Request
 from plamo_ref.errors import PlamoRefError
 
 
@@ -107,9 +108,8 @@ def check_schedule(core: EngineCore, record: StepRecord) -> None:
         core.requests[s.request_id] for s in record.scheduled if s.request_id in core.requests
     ]
     last = max((request.arrival for request in served), default=-1)
-    passed_over = [
-        r for r in queues.running if r not in served and r.arrival < last and r.guide is None
-    ]
+    unserved = [r for r in queues.running if r not in served and r.guide is None]
+    passed_over = [r for r in unserved if r.arrival < last and not _waits_for_time(core, r)]
     is_v0, chunk = config.scheduler == "v0", config.chunk_size
     rules = {
         "the token budget is exceeded": record.num_tokens > config.max_num_batched_tokens,
@@ -119,6 +119,13 @@ def check_schedule(core: EngineCore, record: StepRecord) -> None:
         "more requests run than there are seats": len(queues.running) > queues.max_num_seqs,
         "not first come, first served": order != sorted(order),
         "a running request was passed over": not is_v0 and bool(passed_over),
+        "a prompt was passed over for a newer one": any(
+            _waits_for_time(core, r) and r.arrival < _newest_prompt(core, prefills)
+            for r in unserved
+        ),
+        "no prompt makes progress": any(_waits_for_time(core, r) for r in unserved)
+        and not prefills
+        and record.num_tokens < config.max_num_batched_tokens,
         "prefills and decodes in one step": is_v0 and 0 < len(prefills) < len(record.scheduled),
         "a chunk is too long": is_v0
         and chunk is not None
@@ -127,3 +134,14 @@ def check_schedule(core: EngineCore, record: StepRecord) -> None:
     broken = [rule for rule, is_broken in rules.items() if is_broken]
     if broken:
         raise ScheduleError(f"step {record.step}: {'; '.join(broken)}: {record}")
+
+
+def _waits_for_time(core: EngineCore, request: Request) -> bool:
+    """Whether a running request may be left out of a step that has no time for it."""
+    return core.queues.pace is not None and not request.is_decoding
+
+
+def _newest_prompt(core: EngineCore, prefills: Sequence[ScheduledTokens]) -> int:
+    """The latest arrival of those whose prompts a step computed; -1: nobody's."""
+    there = [core.requests[s.request_id] for s in prefills if s.request_id in core.requests]
+    return max((request.arrival for request in there), default=-1)

@@ -4,7 +4,7 @@ Invariant: on some small scenario, `law.run_scenario` ends with the error of the
 `caught_by` while a fault is planted, and without an error when it is not. Behind the engine there
 are tokens no more, but text: for TEXT_FAULTS the same holds of `faults_text.check_text`.
 PREFIX_FAULTS need scenarios whose prompts begin alike, ARENA_FAULTS those of them that have an
-arena (sharing.py).
+arena (sharing.py), HURRY_FAULTS those with a bound on a step's time (hurry.py).
 """
 
 from plamo_ref.proof.faults_arena import ARENA_FAULTS
@@ -13,7 +13,7 @@ from plamo_ref.proof.faults_compute import COMPUTE_FAULTS
 from plamo_ref.proof.faults_memory import MEMORY_FAULTS
 from plamo_ref.proof.faults_prefix import PREFIX_FAULTS
 from plamo_ref.proof.faults_recovery import RECOVERY_FAULTS
-from plamo_ref.proof.faults_schedule import SCHEDULE_FAULTS
+from plamo_ref.proof.faults_schedule import HURRY_FAULTS, SCHEDULE_FAULTS
 from plamo_ref.proof.faults_text import TEXT_FAULTS
 from plamo_ref.proof.planting import Fault
 
@@ -32,6 +32,5 @@ def fault(name: str) -> Fault:
     Raises:
         KeyError: there is no such fault.
     """
-    return {each.name: each for each in (*FAULTS, *PREFIX_FAULTS, *ARENA_FAULTS, *TEXT_FAULTS)}[
-        name
-    ]
+    every = (*FAULTS, *PREFIX_FAULTS, *ARENA_FAULTS, *HURRY_FAULTS, *TEXT_FAULTS)
+    return {each.name: each for each in every}[name]

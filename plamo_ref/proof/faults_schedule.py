@@ -6,6 +6,7 @@ Invariant: all tokens stay right under each of them; only the rules of the sched
 from typing import Any
 
 from plamo_ref.engine.request import Request
+from plamo_ref.engine.scheduling.pace import Share
 from plamo_ref.engine.scheduling.scheduler import Queues, Schedule
 from plamo_ref.engine.scheduling.scheduler_v0 import V0Scheduler
 from plamo_ref.engine.scheduling.scheduler_v1 import V1Scheduler
@@ -50,6 +51,15 @@ def _mix(schedule: Any, scheduler: V0Scheduler) -> Schedule:
                 cache.allocate(request.request_id, computed, 1)
                 decided.tokens[request] = 1
     return decided
+
+
+def _no_time(_: Any, share: Share, request: Request, left: int, budget: int) -> int:
+    return min(left, budget) if request.is_decoding else 0
+
+
+def _time_for_the_next(ask: Any, share: Share, request: Request, left: int, budget: int) -> int:
+    share._is_full = not (share._is_full or request.is_decoding)
+    return int(ask(share, request, left, budget))
 
 
 def _pass_over_oldest(schedule: Any, scheduler: V1Scheduler) -> Schedule:
@@ -105,5 +115,20 @@ SCHEDULE_FAULTS = (
         "The V1 scheduler serves the oldest request only when it is alone.",
         "schedule",
         patch(V1Scheduler, "schedule", _pass_over_oldest),
+    ),
+)
+
+HURRY_FAULTS = (
+    Fault(
+        "no time for a prompt",
+        "As long as somebody waits for a token, a step has no time for prompts at all.",
+        "schedule",
+        patch(Share, "__call__", _no_time),
+    ),
+    Fault(
+        "time for the next prompt only",
+        "The first prompt is left out of a step, and the one behind it is not.",
+        "schedule",
+        patch(Share, "__call__", _time_for_the_next),
     ),
 )

@@ -35,6 +35,7 @@ from plamo_ref.proof.audits import (
     check_nothing_kept,
     check_schedule,
 )
+from plamo_ref.proof.hurry import drawn_clock
 from plamo_ref.proof.interrupts import interrupted
 from plamo_ref.proof.lab import Interruption, Pair, Scenario, ScenarioRequest
 from plamo_ref.proof.ranks import caches_of, is_under_way
@@ -77,6 +78,8 @@ def run_scenario(scenario: Scenario, pair: Pair, by: ModelRunner | None = None) 
     """
     runner = by or ModelRunner(pair.served, scenario.plan, pair.served.embedding.dtype)
     core = new_core(runner, scenario.plan, scenario.engine)
+    if core.queues.pace is not None:
+        core.queues.pace.clock = drawn_clock(scenario.engine.seed)
     result, logits = ScenarioResult(), dict[str, dict[int, Tensor]]()
 
     def observe(record: StepRecord, sampled: Sequence[Request], rows: Tensor) -> None:

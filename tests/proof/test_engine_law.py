@@ -19,18 +19,21 @@ from safetensors.torch import load_file
 
 from plamo_ref import LLM, SamplingParams
 from plamo_ref.engine.memory.prefix import PrefixCache
+from plamo_ref.engine.scheduling.pace import Share
+from plamo_ref.proof.hurry import draw_hurried_scenario
 from plamo_ref.proof.lab import Scenario, draw_scenario
 from plamo_ref.proof.law import run_scenario
 from plamo_ref.proof.sharing import draw_sharing_scenario
 
 GOLDEN = Path(__file__).parents[1] / "golden"
+DRAWN = (draw_sharing_scenario, draw_scenario, draw_hurried_scenario)
 SCENARIOS = max(240, settings.default.max_examples)
 
 
 @st.composite
 def scenarios(draw: st.DrawFn) -> tuple[str, Scenario]:
     name = draw(st.sampled_from(list(CONFIGS)))
-    drawn = draw(st.sampled_from([draw_sharing_scenario, draw_scenario]))
+    drawn = draw(st.sampled_from(DRAWN))
     return name, drawn(lambda low, high: draw(st.integers(low, high)), CONFIGS[name])
 
 
@@ -90,6 +93,24 @@ def test_in_scenarios_that_share_much_is_found_and_much_is_given_up(monkeypatch)
     taken = list(steps.values())
     assert sum(taken) >= 30
     assert max(taken) >= 2
+
+
+def test_in_hurried_scenarios_prompts_are_cut_for_want_of_time(monkeypatch):
+    cut, asked = dict.fromkeys(("all of it", "a part", "nothing"), 0), Share.__call__
+
+    def ask(share, request, left, budget):
+        granted = asked(share, request, left, budget)
+        wanted = min(left, budget)
+        how = "nothing" if not granted else "a part" if granted < wanted else "all of it"
+        cut[how] += not request.is_decoding
+        return granted
+
+    monkeypatch.setattr(Share, "__call__", ask)
+    for seed in range(30):
+        name = list(CONFIGS)[seed % len(CONFIGS)]
+        scenario = draw_hurried_scenario(random.Random(seed).randint, CONFIGS[name])
+        run_scenario(scenario, pair(name))
+    assert min(cut.values()) >= 10, cut
 
 
 # --- the same in float32, against independent implementations -------------------------------------

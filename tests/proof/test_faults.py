@@ -18,7 +18,9 @@ from plamo_ref.proof.audits import ScheduleError
 from plamo_ref.proof.faults import FAULTS, fault
 from plamo_ref.proof.faults_arena import ARENA_FAULTS
 from plamo_ref.proof.faults_prefix import PREFIX_FAULTS
+from plamo_ref.proof.faults_schedule import HURRY_FAULTS
 from plamo_ref.proof.faults_text import TEXT_FAULTS, TextError, check_text
+from plamo_ref.proof.hurry import draw_hurried_scenario
 from plamo_ref.proof.lab import Scenario, draw_scenario
 from plamo_ref.proof.law import LawError, run_scenario
 from plamo_ref.proof.planting import Fault, StaleFaultError, patch
@@ -99,6 +101,19 @@ def test_a_fault_of_the_arena_is_caught(planted: Fault):
     run_scenario(caught, pair(COLUMNS))
 
 
+@cache
+def hurried_scenario(seed: int) -> Scenario:
+    return draw_hurried_scenario(random.Random(seed).randint, CONFIGS[HYBRID])
+
+
+@pytest.mark.parametrize("planted", HURRY_FAULTS, ids=lambda each: each.name)
+def test_a_fault_of_a_step_s_time_is_caught(planted: Fault):
+    with planted.planted():
+        caught = first_failure(*ERRORS[planted.caught_by], drawn=hurried_scenario)
+    assert caught is not None, f"{planted.caught_by}: {SCENARIOS} scenarios did not notice"
+    run_scenario(caught, pair(HYBRID))
+
+
 TOKENIZER = LLM("tiny", device="cpu", memory_bytes=2**22).tokenizer
 TEXT = "吾輩は猫である。名前はまだ無い。It was the best of times. STOP it was the worst."
 
@@ -118,7 +133,7 @@ def test_a_fault_of_text_is_caught(planted: Fault):
 
 
 def test_each_fault_has_a_name_and_a_sentence():
-    every = (*FAULTS, *PREFIX_FAULTS, *ARENA_FAULTS, *TEXT_FAULTS)
+    every = (*FAULTS, *PREFIX_FAULTS, *ARENA_FAULTS, *HURRY_FAULTS, *TEXT_FAULTS)
     assert len({each.name for each in every}) == len(every) >= 30
     assert all(each.story.endswith(".") and each.story[0].isupper() for each in every)
     assert fault("block leaked").caught_by == "audit"

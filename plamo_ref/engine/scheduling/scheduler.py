@@ -10,6 +10,7 @@ Built in notebooks/07_continuous_batching.ipynb.
 
 from bisect import insort
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -19,6 +20,7 @@ from plamo_ref.engine.memory.eviction import Photograph
 from plamo_ref.engine.memory.holding import Holding
 from plamo_ref.engine.memory.prefix import PrefixCache
 from plamo_ref.engine.request import Request
+from plamo_ref.engine.scheduling.pace import Pace, all_in_time
 from plamo_ref.sampling import GuidedError
 
 
@@ -59,6 +61,7 @@ class Queues:
         self.prefix = PrefixCache(cache, bool(config.enable_prefix_caching))
         self.prefix.interval = config.photograph_interval
         self.budget = config.max_num_batched_tokens  # of the next step; a pipeline shares it
+        self.pace = Pace.of(config, cache)
         self.waiting: deque[Request] = deque()
         self.running: list[Request] = []
 
@@ -72,6 +75,8 @@ class Queues:
         self.running.clear()
         self.prefix.clear()
         self.cache.clear()
+        if self.pace is not None:
+            self.pace.forget()
 
     def remove(self, request: Request) -> None:
         """Take a finished or aborted request out, wherever it is, and its memory from it."""
@@ -139,13 +144,24 @@ class Queues:
         self._give(request, tokens, schedule, source)
         return tokens
 
+    def in_time(self) -> Callable[[Request, int, int], int]:
+        """Asks the next step's time: see `Share`."""
+        return all_in_time if self.pace is None else self.pace.share(self.running)
+
     def with_photographs(self, schedule: Schedule) -> Schedule:
         """A step that is decided takes photographs as well, into the memory that is left."""
+        if self.pace is not None and schedule:
+            self.pace.launched(schedule)
         for request, count in schedule.tokens.items():
             if count > 1 and self.config.photographs:
                 end = request.num_computed_tokens + count
                 self.prefix.expose(request, end, schedule.photographs)
         return schedule
+
+    def landed(self) -> None:
+        """A step is over."""
+        if self.pace is not None:
+            self.pace.landed()
 
     def preempt(self, request: Request, schedule: Schedule) -> None:
         """Recompute later: give the memory up, wait before all who came later."""

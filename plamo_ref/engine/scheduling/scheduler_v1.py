@@ -1,7 +1,7 @@
 """One token budget for everything: a decode is a request with one token left to compute.
 
 Invariant: no step computes more than `max_num_batched_tokens` tokens; running requests come before
-waiting ones; a prompt is cut where the budget ends and goes on in the next step.
+waiting ones; a prompt is cut where the budget ends, or the step's time, and goes on in the next.
 Built in notebooks/08_v1_scheduler.ipynb.
 """
 
@@ -17,6 +17,7 @@ class V1Scheduler:
 
     def schedule(self) -> Schedule:
         queues, schedule, budget = self.queues, Schedule(), self.queues.budget
+        in_time = queues.in_time()
 
         for request in list(queues.running):
             if not budget:
@@ -25,12 +26,12 @@ class V1Scheduler:
                 schedule.tokens[request] = 1
                 budget -= 1
             elif request.can_run:  # not preempted a moment ago, not waiting for its grammar
-                wanted = min(request.num_uncomputed_tokens, budget)
-                budget -= queues.grant(request, wanted, schedule)
+                wanted = in_time(request, request.num_uncomputed_tokens, budget)
+                budget -= queues.grant(request, wanted, schedule) if wanted else 0
 
         while budget and (first := queues.next_waiting) and not schedule.preempted:
-            wanted = min(queues.num_uncomputed(first), budget)
-            granted = queues.admit(first, wanted, schedule)
+            wanted = in_time(first, queues.num_uncomputed(first), budget)
+            granted = queues.admit(first, wanted, schedule) if wanted else 0
             if not granted:
                 break
             budget -= granted
