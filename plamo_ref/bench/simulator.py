@@ -119,7 +119,8 @@ def replay(
 
     Args:
         plan: the memory; None: room for the whole trace, and `max_num_seqs` seats.
-        step_time: tokens of a step → its duration, in the unit of the trace's arrivals.
+        step_time: tokens of a step → its duration, in the unit of the trace's arrivals (seconds,
+            where `max_step_time_ms` bounds it).
 
     Raises:
         EngineError: a request that the engine would refuse, or cut short.
@@ -131,6 +132,8 @@ def replay(
             raise EngineError(
                 f"trace: request {i} ({r}) is longer than {core.max_model_len} tokens"
             )
+    if core.queues.pace is not None:
+        core.queues.pace.clock = lambda: runner.clock
     records: list[StepRecord] = []
     core.observers.append(lambda record, *_: records.append(record))
     coming = list(enumerate(trace.requests))
