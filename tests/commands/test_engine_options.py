@@ -57,6 +57,7 @@ OTHER: dict[str, tuple[list[str], Any]] = {
     "enable_prefix_caching": (["--enable-prefix-caching"], True),
     "one_arena": (["--one-arena"], True),
     "photographs": (["--no-photographs"], False),
+    "max_step_time_ms": (["--max-step-time-ms", "7.5"], 7.5),
     "photograph_interval": (["--photograph-interval", "99"], 99),
 }
 

@@ -19,7 +19,7 @@ from plamo_ref.engine.record import StepRecord
 from plamo_ref.engine.scheduling.pace import GROWTH, KEPT, FittedTime, Pace, StepWork
 from plamo_ref.sampling import SamplingParams
 
-PRICE = (0.004, 0.0001, 0.0002, 1e-8)  # of a step, a decode, a prompt token, a key
+PRICE = (0.004, 0.0001, 0.0002, 1e-8, 0.001)  # of a step, a decode, a prompt token, a key, prompts
 
 
 def price(work: StepWork) -> float:

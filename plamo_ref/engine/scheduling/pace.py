@@ -3,7 +3,7 @@
 A token budget bounds the tokens of a step. What they cost depends on the machine and on how much
 they attend to, so a step's time is predicted from its work,
 
-    seconds = base + a · decodes + b · prompt tokens + c · attended keys,
+    seconds = base + a · decodes + b · prompt tokens + c · attended keys (+ d with prompts),
 
 fitted to the steps that were measured. A prompt gets as many tokens as fit into the bound beside
 those who wait for their next one; with nobody who waits there is no bound.
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 KEPT = 64  # steps that are remembered, of those with prompts and of the others
 FIRST_PIECES = 4  # least pieces in the first step with a prompt: nothing is known of it
 GROWTH = 2  # as many prompt tokens as the most that were measured, at most
+ENOUGH = 16  # steps with prompts, of which some of the time may be for having any
 SPREAD, MOST_SPREAD = 0.9, 1.5  # so many of the steps with prompts are not to exceed a prediction
 
 
@@ -44,7 +45,8 @@ class StepWork:
 
     @property
     def features(self) -> tuple[float, ...]:
-        return 1.0, float(self.decodes), float(self.tokens), float(self.keys)
+        with_prompts = float(self.tokens > 0)
+        return 1.0, float(self.decodes), float(self.tokens), float(self.keys), with_prompts
 
 
 class StepTime(Protocol):
@@ -86,6 +88,8 @@ def _fitted(features: np.ndarray, with_prompts: int) -> np.ndarray:
     """Factors ≥ 0 that bring each row, features per measured second, near 1; made larger so that
     most of the first `with_prompts` rows are not above it."""
     scale = features.max(axis=0)
+    if with_prompts < ENOUGH:  # too few to tell what is for each token: all of it, then
+        scale[-1] = 0
     used = np.flatnonzero(scale)
     found = np.zeros(0)
     while len(used):
