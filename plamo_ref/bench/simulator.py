@@ -119,8 +119,8 @@ def replay(
 
     Args:
         plan: the memory; None: room for the whole trace, and `max_num_seqs` seats.
-        step_time: tokens of a step → its duration, in the unit of the trace's arrivals (seconds,
-            where `max_step_time_ms` bounds it).
+        step_time: tokens of a step → its duration, in the unit of the trace's arrivals. Where
+            `max_step_time_ms` bounds it that is the millisecond.
 
     Raises:
         EngineError: a request that the engine would refuse, or cut short.
@@ -133,7 +133,7 @@ def replay(
                 f"trace: request {i} ({r}) is longer than {core.max_model_len} tokens"
             )
     if core.queues.pace is not None:
-        core.queues.pace.clock = lambda: runner.clock
+        core.queues.pace.clock = lambda: runner.clock / 1000
     records: list[StepRecord] = []
     core.observers.append(lambda record, *_: records.append(record))
     coming = list(enumerate(trace.requests))
