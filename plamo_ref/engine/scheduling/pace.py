@@ -32,6 +32,7 @@ KEPT = 64  # steps that are remembered, of those with prompts and of the others
 FIRST_PIECES = 4  # least pieces in the first step with a prompt: nothing is known of it
 GROWTH = 2  # as many prompt tokens as the most that were measured, at most
 ENOUGH = 16  # steps with prompts, of which some of the time may be for having any
+MARGIN = 1.03  # of a prediction: it was made from what has been
 SPREAD, MOST_SPREAD = 0.9, 1.5  # so many of the steps with prompts are not to exceed a prediction
 
 
@@ -191,7 +192,7 @@ class Share:
         work, pace = self._with(computed, tokens), self._pace
         seconds = pace.times.predict(work)
         is_first = work.tokens <= FIRST_PIECES * pace.least and seconds == float("inf")
-        return is_first or seconds <= pace.seconds
+        return is_first or seconds * MARGIN <= pace.seconds
 
     def _with(self, computed: int, tokens: int) -> StepWork:
         more = self._work.keys + self._pace.attended(computed, tokens)
