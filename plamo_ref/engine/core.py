@@ -1,8 +1,8 @@
 """The loop: schedule, build the batch, run, sample, update. It knows token ids, no text.
 
 A step is launched and, later, landed: its tokens are read. Without overlap it lands at once. With
-overlap the next step is launched first, so the device never waits for the host: a request that
-goes on for certain is scheduled with a token whose value only the device knows.
+overlap the next step is launched first, so the device never waits for the host: who goes on for
+certain is scheduled with a token that only the device knows.
 
 Invariant: between two steps every unfinished request is either waiting without memory or running
 with what `num_computed_tokens` needs; the tokens of a request depend on the request alone, not on
@@ -30,6 +30,7 @@ from plamo_ref.engine.scheduling.scheduler_v0 import V0Scheduler
 from plamo_ref.engine.scheduling.scheduler_v1 import V1Scheduler
 from plamo_ref.engine.settled import settle
 from plamo_ref.engine.tokens import (
+    apart,
     awaits_guide,
     choose_on_device,
     finish_reason,
@@ -203,10 +204,8 @@ class EngineCore:
             logits = logits.clone()  # a recorded step writes where the last one wrote
         record = begun(plan, schedule, self.cache, *times) if self.observers else None
         flight = Flight.of(plan, logits, tokens, record)
-        for request, new in schedule.tokens.items():
-            request.num_computed_tokens += new
-        settle(plan.sampled, self.cache)
-        for request in filter(is_leaving, plan.sampled):
+        schedule.count()
+        for request in filter(is_leaving, settle(plan.sampled, self.cache)):
             # The device works in order, so whoever gets its memory comes after it.
             self.queues.remove(request)
         return flight
@@ -245,7 +244,10 @@ class EngineCore:
             request.num_unread_tokens -= 1
             if request.status == "finished":
                 continue  # aborted, or stopped by the token before, while this one was computed
-            self._work_for(request, request.append, token)
+            if request.guide is None:
+                request.append(token)
+            else:
+                self._work_for(request, request.append, token)
             moved.append(request)
             rows.append(row)
         self._decide(moved, GRAMMAR_SECONDS)
@@ -260,7 +262,9 @@ class EngineCore:
         """Finish those whose token was their last. Their grammars get so much time to say it,
         together; whoever waits longer is undecided. Returns whether anybody was decided."""
         end, told = time.monotonic() + seconds, len(self._moved)
-        for request in requests:
+        onward, asked = apart(requests)
+        self._moved += onward
+        for request in asked:
             if request.status == "finished":
                 continue  # aborted while it was undecided, or its token was an error
             if request.guide is not None and awaits_guide(request, end):

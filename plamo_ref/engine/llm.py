@@ -164,10 +164,10 @@ class LLM:
 
     def _outputs(self, caller: Caller, use_tqdm: bool) -> list[RequestOutput]:
         """Make steps until the caller has everything."""
-        completions = caller.completions
+        completions = unfinished = caller.completions
         with tqdm(total=len(completions), desc="requests", disable=not use_tqdm) as bar:
-            while unfinished := sum(not c.finished for c in completions):
-                bar.update(len(completions) - unfinished - bar.n)
+            while unfinished := [c for c in unfinished if c.request.finish_reason is None]:
+                bar.update(len(completions) - len(unfinished) - bar.n)
                 self._callers.step()
                 if caller.error is not None:
                     raise caller.error
@@ -184,7 +184,7 @@ class LLM:
 
         Raises: as `generate`; what comes while it runs, it raises in the loop.
         """
-        caller, callers = Caller(), self._callers
+        caller, callers = Caller(streams=True), self._callers
         try:
             callers.alone(lambda: self._submit(caller, prompts, sampling_params))
             pieces = self._pieces(caller, callers)
@@ -282,7 +282,7 @@ class LLM:
             if guide is not None:
                 guide.close()
             raise
-        completion = Completion(request, asked, self.tokenizer)
+        completion = Completion(request, asked, self.tokenizer, caller.streams)
         caller.groups[-1].append(completion)
         self._callers.add(caller, completion)
 

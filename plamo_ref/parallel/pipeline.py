@@ -134,8 +134,7 @@ class PipelinedCore(EngineCore):
         plan = build_batch(schedule, self.cache, self.runner.place, unread)
         self.queues.prefix.develop(schedule.photographs)
         record = begun(plan, schedule, self.cache, *times) if self.observers else None
-        for request in plan.requests:
-            request.num_computed_tokens += schedule.tokens[request]
+        schedule.count()
         _set_under_way(plan.requests, True)
         return Begun(plan, schedule.num_tokens, record)
 
@@ -176,8 +175,7 @@ class PipelinedCore(EngineCore):
             return None
         _set_under_way(step.plan.requests, False)
         arrived = _of_those_who_stayed(step)
-        settle(arrived.plan.sampled, self.cache)
-        for request in filter(is_leaving, arrived.plan.sampled):
+        for request in filter(is_leaving, settle(arrived.plan.sampled, self.cache)):
             # Each stage works in order, so whoever gets its memory comes after it.
             self.queues.remove(request)
         return arrived

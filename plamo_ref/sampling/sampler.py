@@ -7,7 +7,9 @@ Built in notebooks/04_reference_generation.ipynb.
 
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from plamo_ref.kernels.sample import twin as sample_kernel
@@ -19,7 +21,7 @@ Draw = Callable[[Tensor, Tensor, bool], Tensor]  # as plamo_ref.kernels.sample.t
 def sample(
     logits: Tensor,
     params: Sequence[SamplingParams],
-    uniforms: Sequence[float],
+    uniforms: Sequence[float] | NDArray[np.float64],
     draw: Draw = sample_kernel.sample,
     argmax: Callable[[Tensor], Tensor] = sample_kernel.argmax,
 ) -> Tensor:
@@ -43,17 +45,20 @@ def sample(
 
 
 def knob_table(
-    params: Sequence[SamplingParams], uniforms: Sequence[float], vocab_size: int
+    params: Sequence[SamplingParams],
+    uniforms: Sequence[float] | NDArray[np.float64],
+    vocab_size: int,
 ) -> Tensor:
     """The parameters as plamo_ref.kernels.sample.twin wants them: [B, 5] float64, on the host."""
-    rows = [
-        [
+    table = np.empty((len(params), 5))
+    table[:, :4] = [
+        (
             0.0 if p.greedy else p.temperature,
             p.top_k if p.top_k > 0 else vocab_size,
             p.top_p,
             p.min_p,
-            u,
-        ]
-        for p, u in zip(params, uniforms, strict=True)
+        )
+        for p in params
     ]
-    return torch.tensor(rows, dtype=torch.float64)
+    table[:, 4] = uniforms
+    return torch.from_numpy(table)

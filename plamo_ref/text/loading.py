@@ -4,6 +4,7 @@ Invariant: whoever gets a tokenizer from here can decode every id that the model
 """
 
 import warnings
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from plamo_ref.intake.json_files import is_there
@@ -31,6 +32,10 @@ class NoTokenizer(Plamo2Tokenizer):
 
     def token_bytes(self, token_id: int) -> bytes:
         """No token has a text."""
+        return b""
+
+    def bytes_of(self, ids: Sequence[int], skipped: Collection[int] = ()) -> bytes:
+        """… nor have many."""
         return b""
 
     @property

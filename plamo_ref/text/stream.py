@@ -6,6 +6,8 @@ complete first, and of several that are complete at once, at the one that begins
 Built in notebooks/04_reference_generation.ipynb.
 """
 
+from collections.abc import Sequence
+
 from plamo_ref.sampling import SamplingParams
 from plamo_ref.text.detokenizer import IncrementalDetokenizer
 from plamo_ref.text.tokenizer import Plamo2Tokenizer
@@ -49,6 +51,12 @@ class TextStream:
         """The text that a token brings out. With `is_last`, or a stop string, the text is whole."""
         text = self.push_stop(token_id) if is_stop else self.push(token_id)
         return text + self.finish() if is_last or self.stopped_by is not None else text
+
+    def take_all(self, token_ids: Sequence[int], *, ends_in_stop: bool) -> None:
+        """All tokens of a text that no stop string can end, at once."""
+        without = len(token_ids) - (ends_in_stop and not self._include_stop)
+        self._parts.append(self._detokenizer.push_all(token_ids[:without]))
+        self.finish()
 
     def finish(self) -> str:
         """What was held back, once it is known that no token follows."""
