@@ -229,9 +229,14 @@ class EngineLoop:
         queues, most = self.core.queues, self.core.config.max_num_batched_tokens
         if queues.waiting:
             return most
-        return min(most, sum(request.num_uncomputed_tokens for request in queues.running))
+        others = [request for request in queues.running if request.settled is None]
+        one_each = len(queues.running) - len(others)
+        return min(most, one_each + sum(request.num_uncomputed_tokens for request in others))
 
     def _token(self, request: Request) -> Token:
+        outputs = request.output_ids
+        if request.is_plain and len(outputs) > 1 and request.status != "finished":
+            return Token(request.request_id, outputs[-1])  # by far the most; a stop token is none
         if request.status == "finished":
             self._preemptions_ended += request.num_preemptions
         token, params = request.output_ids[-1], request.params
