@@ -21,6 +21,7 @@ from plamo_ref.engine.build import build_core
 from plamo_ref.engine.config import EngineConfig
 from plamo_ref.engine.core import EngineCore
 from plamo_ref.engine.memory.cache import IntegrityError
+from plamo_ref.engine.pauses import set_aside
 from plamo_ref.engine.request import Request
 from plamo_ref.engine.source import ModelSource, open_source
 from plamo_ref.errors import PlamoRefError
@@ -45,7 +46,6 @@ from plamo_ref.remote.messages import (
     ToFront,
     Token,
 )
-from plamo_ref.remote.pauses import set_aside
 from plamo_ref.remote.stats import stats_of
 from plamo_ref.sampling import GuidedError, GuidedParams
 
