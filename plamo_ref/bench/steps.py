@@ -73,7 +73,7 @@ class Bench:
             "percent_of_floor": round(100 * floor / seconds, 1),
         }
         if self.products:
-            at_once = min(tokens, self.core.config.max_num_batched_tokens)
+            at_once = min(tokens, self.core.config.step_tokens)
             bare = time_products(model, at_once, head=False)
             row["products_tokens_per_s"] = round(at_once / bare, 1)
         return row | self.ceilings.row()
@@ -109,6 +109,6 @@ def warm_up(core: EngineCore, trace: Trace) -> None:
 
     As many requests as can run, of outputs of all lengths: the batch shrinks through all sizes.
     """
-    seats = min(core.config.max_num_seqs, len(trace.requests))
+    seats = min(core.config.seats, len(trace.requests))
     longest = max(job.prompt_len for job in trace.requests)
     run(core, Trace.of((longest, 2), *((4, 2 + i) for i in range(seats - 1))))

@@ -134,8 +134,8 @@ def info(
     dtype: str,
     bandwidth: float,
     memory: int | None,
-    max_num_seqs: int,
-    max_num_batched_tokens: int,
+    max_num_seqs: int | None,
+    max_num_batched_tokens: int | None,
     as_json: bool,
 ) -> None:
     """Read a model's config.json as layers, bytes and FLOPs.
@@ -156,7 +156,11 @@ def info(
 
 
 def plan(
-    config: Plamo2Config, memory: int, dtype: str, max_num_seqs: int, max_num_batched_tokens: int
+    config: Plamo2Config,
+    memory: int,
+    dtype: str,
+    max_num_seqs: int | None,
+    max_num_batched_tokens: int | None,
 ) -> dict[str, Any]:
     """How the engine would divide a device of `memory` bytes, and why.
 
@@ -164,11 +168,13 @@ def plan(
         EngineError: the model, or one request beside it, does not fit.
     """
     from plamo_ref.engine.config import EngineConfig
+    from plamo_ref.engine.fast.card import fit_to_memory
     from plamo_ref.engine.memory.device_bytes import plan_device
 
     engine = EngineConfig(
         dtype=dtype, max_num_seqs=max_num_seqs, max_num_batched_tokens=max_num_batched_tokens
     )
+    engine, why = fit_to_memory(engine, config, memory, torch_dtype(dtype))
     planned = plan_device(config, engine, memory, torch_dtype(dtype))
     return {
         "memory": memory,
@@ -178,7 +184,7 @@ def plan(
         "slots": planned.num_slots,
         "slot_bytes": planned.slot_bytes,
         "seats": planned.max_num_seqs,
-        "reasons": list(planned.reasons),
+        "reasons": [*planned.reasons, *why],
     }
 
 

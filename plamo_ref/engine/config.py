@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     import torch
 
 T = TypeVar("T")
+SEATS, STEP_TOKENS = 64, 2048  # unless the settings or a card say something else
 DTYPES = ("float32", "float64", "bfloat16")  # float16 overflows in this model
 BYTES = ("fp8", "int8")  # of a state, with a scale for each head
 
@@ -69,8 +70,12 @@ class EngineConfig:
     disable_custom_all_reduce: bool = knob(True, "Off: kernels add what ranks have (GPUs).")
     data_parallel_size: int = knob(1, "Copies of all that, on Ray, which share the requests.")
     block_size: int = knob(16, "Tokens in a KV block.")
-    max_num_seqs: int = knob(64, "Requests that run at the same time.")
-    max_num_batched_tokens: int = knob(2048, "Tokens in a step.")
+    max_num_seqs: int | None = knob(
+        None, "Requests that run at the same time; default: 64, on a GPU by its memory."
+    )
+    max_num_batched_tokens: int | None = knob(
+        None, "Tokens in a step; default: 2048, on a GPU by its memory."
+    )
     scheduler: Literal["v1", "v0"] = knob("v1", "v1: mixed steps; v0: prompts first.")
     chunk_size: int | None = knob(
         None, "v0: cut prompts into chunks of this many tokens; default: never cut."
@@ -144,10 +149,10 @@ class EngineConfig:
 
     def __post_init__(self) -> None:
         read_fields(self, _KINDS, EngineError)
-        if (self.chunk_size or 0) > self.max_num_batched_tokens:
+        if (self.chunk_size or 0) > self.step_tokens:
             raise EngineError(
                 f"chunk_size ({self.chunk_size}) must not exceed max_num_batched_tokens "
-                f"({self.max_num_batched_tokens}): a chunk is computed in one step"
+                f"({self.step_tokens}): a chunk is computed in one step"
             )
         if self.chunk_size is not None and self.scheduler == "v1":
             raise EngineError(
@@ -164,6 +169,16 @@ class EngineConfig:
                 f"compile={self.compile!r} fuses the layers of one process: leave it out where "
                 f"{self.num_ranks} share a model"
             )
+
+    @property
+    def seats(self) -> int:
+        """Requests that run at the same time, as far as is known without a device."""
+        return self.max_num_seqs or SEATS
+
+    @property
+    def step_tokens(self) -> int:
+        """Tokens of a step at the most, likewise."""
+        return self.max_num_batched_tokens or STEP_TOKENS
 
     @property
     def num_ranks(self) -> int:
@@ -252,8 +267,8 @@ _KINDS: Mapping[str, Kind] = {
     "disable_custom_all_reduce": Flag(),
     "data_parallel_size": NoneFor(_POSITIVE, EngineConfig.data_parallel_size),
     "block_size": NoneFor(_POSITIVE, EngineConfig.block_size),
-    "max_num_seqs": NoneFor(_POSITIVE, EngineConfig.max_num_seqs),
-    "max_num_batched_tokens": NoneFor(_POSITIVE, EngineConfig.max_num_batched_tokens),
+    "max_num_seqs": NoneFor(_POSITIVE),
+    "max_num_batched_tokens": NoneFor(_POSITIVE),
     "scheduler": OneOf(("v1", "v0")),
     "chunk_size": NoneFor(_POSITIVE),
     "memory_bytes": NoneFor(_POSITIVE),

@@ -150,7 +150,7 @@ class PipelinedCore(EngineCore):
 
     def _share_of_tokens(self, able: Iterable[Request]) -> int:
         """Of all that could be computed now, and of what is under way."""
-        most, seats = self.config.max_num_batched_tokens, len(self.queues.running)
+        most, seats = self.config.step_tokens, len(self.queues.running)
         coming = islice(self.queues.waiting, max(0, self.queues.max_num_seqs - seats))
         tokens = sum(step.num_tokens for step in self._under_way if step is not None)
         for request in chain(able, coming):

@@ -112,7 +112,7 @@ def check_schedule(core: EngineCore, record: StepRecord) -> None:
     ]
     is_v0, chunk = config.scheduler == "v0", config.chunk_size
     rules = {
-        "the token budget is exceeded": record.num_tokens > config.max_num_batched_tokens,
+        "the token budget is exceeded": record.num_tokens > config.step_tokens,
         "somebody was admitted in a step for which somebody had to go": bool(
             record.admitted and record.preempted
         ),

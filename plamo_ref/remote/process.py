@@ -226,7 +226,7 @@ class EngineLoop:
 
     def _next_tokens(self) -> int:
         """How many the next step computes at most."""
-        queues, most = self.core.queues, self.core.config.max_num_batched_tokens
+        queues, most = self.core.queues, self.core.config.step_tokens
         if queues.waiting:
             return most
         others = [request for request in queues.running if request.settled is None]

@@ -27,7 +27,7 @@ class V0Scheduler:
 
     def _prefill(self, schedule: Schedule) -> None:
         queues = self.queues
-        budget = queues.config.max_num_batched_tokens
+        budget = queues.config.step_tokens
         for request in [r for r in queues.running if not r.is_decoding and r.can_run]:
             chunk = self._chunk(request)
             if chunk > budget:
@@ -46,7 +46,7 @@ class V0Scheduler:
 
     def _decode(self, schedule: Schedule) -> None:
         queues = self.queues
-        budget = queues.config.max_num_batched_tokens
+        budget = queues.config.step_tokens
         able = [r for r in queues.running if r.is_decoding and r.can_run][:budget]
         for request, goes_on in zip(able, who_goes_on(able), strict=True):
             if goes_on and request.settled is not None:
