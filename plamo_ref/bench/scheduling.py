@@ -18,7 +18,7 @@ from plamo_ref.engine.memory.planner import plan_memory
 from plamo_ref.engine.request import Request
 from plamo_ref.engine.scheduling.scheduler import Queues
 from plamo_ref.engine.scheduling.scheduler_v1 import V1Scheduler
-from plamo_ref.engine.settled import settle
+from plamo_ref.engine.settled import count, settle
 from plamo_ref.sampling import SamplingParams
 
 UNLIMITED = 1 << 42  # bytes that are only counted, never allocated
@@ -47,7 +47,7 @@ def time_decisions(running: int) -> dict[str, Any]:
         decided = time.thread_time()
         plan = build_batch(schedule, cache, place)
         built = time.thread_time()
-        schedule.count()
+        count(schedule.tokens)
         settle(plan.sampled, cache)
         for request in plan.sampled:
             request.num_unread_tokens -= 1

@@ -168,7 +168,7 @@ def plan(
         EngineError: the model, or one request beside it, does not fit.
     """
     from plamo_ref.engine.config import EngineConfig
-    from plamo_ref.engine.fast.card import fit_to_memory
+    from plamo_ref.engine.memory.card import fit_to_memory
     from plamo_ref.engine.memory.device_bytes import plan_device
 
     engine = EngineConfig(

@@ -20,7 +20,7 @@ from plamo_ref.engine.memory.cache import HybridCache
 from plamo_ref.engine.memory.table_rows import GroupRows, Ints, TableRows
 from plamo_ref.engine.request import Request
 from plamo_ref.engine.scheduling.scheduler import Schedule
-from plamo_ref.engine.settled import newest, places_of
+from plamo_ref.engine.settled import newest, places_of, those_at
 
 Place = Callable[[Room], ForwardBatch]  # a batch on the device with at least so much room
 Rows = slice | Tensor  # of the step's tokens
@@ -72,7 +72,7 @@ def build_batch(
     late, ends = len(told.late), layout.ends
     if late and unread is not None:
         put["late_rows"][:late] = ends[told.late]
-        put["late_from"][:late] = places_of(_those(requests, told.late), unread.requests)
+        put["late_from"][:late] = places_of(those_at(requests, told.late), unread.requests)
     wanted, in_order = ends, told.is_steady
     if not in_order:
         scored = [layout.starts[i] - told.pasts[i] + at for i, those in told.scored for at in those]
@@ -86,7 +86,7 @@ def build_batch(
     if late and unread is not None:
         tokens = unread.tokens.index_select(0, batch.late_from[:late])
         batch.token_ids.index_copy_(0, batch.late_rows[:late], tokens)
-    sampled = _those(requests, told.complete)
+    sampled = those_at(requests, told.complete)
     return BatchPlan(
         batch,
         tuple(requests),
@@ -95,13 +95,6 @@ def build_batch(
         rows=slice(0, len(wanted)) if in_order else batch.logits_rows[: len(wanted)],
         numbers=[len(r.output_ids) + r.num_unread_tokens for r in sampled],
     )
-
-
-def _those(requests: list[Request], places: Ints) -> list[Request]:
-    """Those at these places, mostly all."""
-    if len(places) == len(requests):
-        return requests
-    return [requests[i] for i in places.tolist()]
 
 
 @dataclass(frozen=True)
@@ -120,8 +113,9 @@ class _Told:
 
     @cached_property
     def num_decodes(self) -> int:
-        steady = len(self.counts) if self.is_steady else None
-        return int(((self.counts == 1) & (self.pasts > 0)).sum()) if steady is None else steady
+        if self.is_steady:
+            return len(self.counts)
+        return int(((self.counts == 1) & (self.pasts > 0)).sum())
 
 
 def _tell(requests: Sequence[Request], schedule: Schedule) -> _Told:

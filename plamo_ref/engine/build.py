@@ -61,7 +61,7 @@ def build_core(
     device, why = engine.resolve_device(), tuple[str, ...]()
     engine = replace(engine, enable_prefix_caching=engine.resolve_prefix_caching(device))
     if device.type == "cuda":
-        from plamo_ref.engine.fast.card import fit_to_card
+        from plamo_ref.engine.memory.card import fit_to_card
 
         engine, why = fit_to_card(engine, model, device)
     if engine.num_ranks > 1:

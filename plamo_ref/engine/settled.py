@@ -8,13 +8,19 @@ Invariant: who is settled (`Request.settled` is its memory) is running, and lack
 alone; who takes its memory away, or ends it, ends that too.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from plamo_ref.engine.memory.cache import HybridCache
 from plamo_ref.engine.memory.table_rows import Ints
 from plamo_ref.engine.request import Request
+
+
+def count(tokens: Mapping[Request, int]) -> None:
+    """From now on these are computed."""
+    for request, new in tokens.items():
+        request.num_computed_tokens += new
 
 
 def settle(requests: Sequence[Request], cache: HybridCache) -> list[Request]:
@@ -37,6 +43,22 @@ def who_goes_on(requests: Sequence[Request]) -> list[bool]:
     ]
 
 
+def apart(requests: Sequence[Request]) -> tuple[Sequence[Request], list[Request]]:
+    """Those whose newest token means that they go on, by far the most, and those to be asked."""
+    asked = [
+        r
+        for r in requests
+        if r.guide is not None
+        or r.status == "finished"
+        or r.output_ids[-1] in r.stop_ids
+        or len(r.output_ids) + r.num_unread_tokens >= r.max_output_tokens
+    ]
+    if not asked:
+        return requests, asked
+    others = set(asked)
+    return [r for r in requests if r not in others], asked
+
+
 def newest(requests: Sequence[Request]) -> tuple[Sequence[int] | Ints, Ints]:
     """The token that each settled request computes, 0 for one that only the device knows yet; and
     whose those are, by place."""
@@ -54,3 +76,10 @@ def places_of(requests: Sequence[Request], among: Sequence[Request]) -> Ints:
         return np.arange(len(requests))
     places = {request: place for place, request in enumerate(among)}
     return np.array([places[request] for request in requests])
+
+
+def those_at(requests: list[Request], places: Ints) -> list[Request]:
+    """Those at these places, mostly all."""
+    if len(places) == len(requests):
+        return requests
+    return [requests[i] for i in places.tolist()]

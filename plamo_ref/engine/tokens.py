@@ -163,22 +163,6 @@ def finish_reason(request: Request) -> FinishReason | None:
     return "length" if len(output) >= request.max_output_tokens else None
 
 
-def apart(requests: Sequence[Request]) -> tuple[Sequence[Request], list[Request]]:
-    """Those whose newest token means that they go on, by far the most, and those to be asked."""
-    asked = [
-        r
-        for r in requests
-        if r.guide is not None
-        or r.status == "finished"
-        or r.output_ids[-1] in r.stop_ids
-        or len(r.output_ids) + r.num_unread_tokens >= r.max_output_tokens
-    ]
-    if not asked:
-        return requests, asked
-    others = set(asked)
-    return [r for r in requests if r not in others], asked
-
-
 def awaits_guide(request: Request, end: float) -> bool:
     """Whether a request's grammar has not said by `end` (monotonic seconds) what its token means;
     the request says so, too."""

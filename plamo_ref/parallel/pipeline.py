@@ -38,7 +38,7 @@ from plamo_ref.engine.memory.planner import MemoryPlan
 from plamo_ref.engine.record import StepRecord
 from plamo_ref.engine.request import Request
 from plamo_ref.engine.runner import ModelRunner
-from plamo_ref.engine.settled import settle
+from plamo_ref.engine.settled import count, settle
 from plamo_ref.engine.tokens import is_leaving, needs_host
 from plamo_ref.parallel.driver import SharedRunner
 
@@ -134,7 +134,7 @@ class PipelinedCore(EngineCore):
         plan = build_batch(schedule, self.cache, self.runner.place, unread)
         self.queues.prefix.develop(schedule.photographs)
         record = begun(plan, schedule, self.cache, *times) if self.observers else None
-        schedule.count()
+        count(schedule.tokens)
         _set_under_way(plan.requests, True)
         return Begun(plan, schedule.num_tokens, record)
 

@@ -213,8 +213,7 @@ class EngineLoop:
         moved = self.core.step()
         tokens = [self._token(request) for request in moved if request.error is None]
         for request in moved:
-            if request.error is not None:  # its own: the others go on
-                error = request.error
+            if (error := request.error) is not None:  # its own: the others go on
                 self._preemptions_ended += request.num_preemptions
                 self._send(Refused(request.request_id, str(error), isinstance(error, GuidedError)))
         now = time.monotonic()
@@ -229,14 +228,12 @@ class EngineLoop:
         queues, most = self.core.queues, self.core.config.step_tokens
         if queues.waiting:
             return most
-        others = [request for request in queues.running if request.settled is None]
-        one_each = len(queues.running) - len(others)
-        return min(most, one_each + sum(request.num_uncomputed_tokens for request in others))
+        others = [r.num_uncomputed_tokens for r in queues.running if r.settled is None]
+        return min(most, len(queues.running) - len(others) + sum(others))
 
     def _token(self, request: Request) -> Token:
-        outputs = request.output_ids
-        if request.is_plain and len(outputs) > 1 and request.status != "finished":
-            return Token(request.request_id, outputs[-1])  # by far the most; a stop token is none
+        if request.is_plain and len(request.output_ids) > 1 and request.status != "finished":
+            return Token(request.request_id, request.output_ids[-1])  # by far the most
         if request.status == "finished":
             self._preemptions_ended += request.num_preemptions
         token, params = request.output_ids[-1], request.params

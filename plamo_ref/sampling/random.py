@@ -4,22 +4,14 @@ Invariant: nothing is remembered between calls, so company, order and preemption
 Built in notebooks/04_reference_generation.ipynb.
 """
 
-from typing import TYPE_CHECKING, Any, overload
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
+from typing import Any
 
 MASK = (1 << 64) - 1
 
 
-@overload
-def uniform(seed: int, index: int) -> float: ...
-@overload
-def uniform(seed: "NDArray[np.uint64]", index: "NDArray[np.uint64]") -> "NDArray[np.float64]": ...
 def uniform(seed: Any, index: Any) -> Any:
     """A number in [0, 1) for token number `index` of a request: splitmix64 used as a counter.
-    Of arrays [n] of both, in uint64: [n].
+    Of integers a float; of arrays [n] of both, in uint64, an array [n].
 
     Source: Steele, Lea and Flood, "Fast splittable pseudorandom number generators" (2014).
     """
@@ -28,7 +20,6 @@ def uniform(seed: Any, index: Any) -> Any:
 
 
 def _mix(x: Any) -> Any:
-    """Of an integer, or of an array of them in uint64."""
     x = (x + 0x9E3779B97F4A7C15) & MASK
     x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & MASK
     x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & MASK

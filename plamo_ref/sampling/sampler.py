@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from plamo_ref.kernels.sample import twin as sample_kernel
@@ -21,7 +20,7 @@ Draw = Callable[[Tensor, Tensor, bool], Tensor]  # as plamo_ref.kernels.sample.t
 def sample(
     logits: Tensor,
     params: Sequence[SamplingParams],
-    uniforms: Sequence[float] | NDArray[np.float64],
+    uniforms: Sequence[float],
     draw: Draw = sample_kernel.sample,
     argmax: Callable[[Tensor], Tensor] = sample_kernel.argmax,
 ) -> Tensor:
@@ -45,20 +44,13 @@ def sample(
 
 
 def knob_table(
-    params: Sequence[SamplingParams],
-    uniforms: Sequence[float] | NDArray[np.float64],
-    vocab_size: int,
+    params: Sequence[SamplingParams], uniforms: Sequence[float], vocab_size: int
 ) -> Tensor:
     """The parameters as plamo_ref.kernels.sample.twin wants them: [B, 5] float64, on the host."""
     table = np.empty((len(params), 5))
-    table[:, :4] = [
-        (
-            0.0 if p.greedy else p.temperature,
-            p.top_k if p.top_k > 0 else vocab_size,
-            p.top_p,
-            p.min_p,
-        )
-        for p in params
-    ]
+    table[:, 0] = [0.0 if p.greedy else p.temperature for p in params]
+    table[:, 1] = [p.top_k if p.top_k > 0 else vocab_size for p in params]
+    table[:, 2] = [p.top_p for p in params]
+    table[:, 3] = [p.min_p for p in params]
     table[:, 4] = uniforms
     return torch.from_numpy(table)

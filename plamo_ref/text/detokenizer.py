@@ -5,7 +5,6 @@ returned piece ever has to be taken back, and none ends in half a character.
 """
 
 import codecs
-from collections.abc import Sequence
 from operator import index
 
 from plamo_ref.text.tokenizer import Plamo2Tokenizer
@@ -34,10 +33,6 @@ class IncrementalDetokenizer:
         if number in self._skipped:
             return ""
         return self._decoder.decode(self._tokenizer.token_bytes(number))
-
-    def push_all(self, token_ids: Sequence[int]) -> str:
-        """Text that so many tokens make certain, one after the other."""
-        return self._decoder.decode(self._tokenizer.bytes_of(token_ids, self._skipped))
 
     def finish(self) -> str:
         """What still waited, as U+FFFD. Afterwards the object is ready for a new sequence."""

@@ -22,6 +22,7 @@ class TextStream:
 
     def __init__(self, tokenizer: Plamo2Tokenizer, params: SamplingParams) -> None:
         self._detokenizer = IncrementalDetokenizer(tokenizer, params.skip_special_tokens)
+        self._tokenizer, self._skips = tokenizer, params.skip_special_tokens
         self._stops = tuple(params.stop)
         self._include_stop = params.include_stop_str_in_output
         self._free = params.min_tokens  # in so many tokens to come no stop string may end
@@ -55,8 +56,7 @@ class TextStream:
     def take_all(self, token_ids: Sequence[int], *, ends_in_stop: bool) -> None:
         """All tokens of a text that no stop string can end, at once."""
         without = len(token_ids) - (ends_in_stop and not self._include_stop)
-        self._parts.append(self._detokenizer.push_all(token_ids[:without]))
-        self.finish()
+        self._parts.append(self._tokenizer.decode(token_ids[:without], self._skips))
 
     def finish(self) -> str:
         """What was held back, once it is known that no token follows."""

@@ -26,7 +26,7 @@ piece, hence it is bounded by the longest piece, and the whole is linear in the 
 """
 
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from operator import index
 from pathlib import Path
@@ -195,14 +195,10 @@ class Plamo2Tokenizer:
         """
         skipped = self.special_ids if skip_special_tokens else frozenset()
         numbers = [index(token_id) for token_id in ids]
-        return self.bytes_of(numbers, skipped).decode("utf-8", errors="replace")
-
-    def bytes_of(self, ids: Sequence[int], skipped: Collection[int] = ()) -> bytes:
-        """`token_bytes` of all but some, joined."""
-        if ids and 0 <= min(ids) <= max(ids) < self.vocab_size:  # nothing calls: there may be many
-            table = self._bytes
-            return b"".join([table[i] for i in ids if i not in skipped])
-        return b"".join([self.token_bytes(i) for i in ids if i not in skipped])
+        known = numbers and 0 <= min(numbers) <= max(numbers) < self.vocab_size
+        bytes_of = self._bytes.__getitem__ if known else self.token_bytes
+        joined = b"".join([bytes_of(i) for i in numbers if i not in skipped])
+        return joined.decode("utf-8", errors="replace")
 
     def token_bytes(self, token_id: int) -> bytes:
         """The bytes that a token stands for; a BYTE row stands for one, perhaps half a character.

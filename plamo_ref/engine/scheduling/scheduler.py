@@ -37,11 +37,6 @@ class Schedule:
     def num_tokens(self) -> int:
         return sum(self.tokens.values())
 
-    def count(self) -> None:
-        """From now on these tokens are computed."""
-        for request, new in self.tokens.items():
-            request.num_computed_tokens += new
-
     def __bool__(self) -> bool:
         return bool(self.tokens)
 

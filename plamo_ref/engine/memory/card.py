@@ -44,7 +44,8 @@ def fit_to_memory(
         spare = min(spare, engine.memory_bytes * engine.num_ranks)
     kv = dtype if engine.kv_cache_dtype == "auto" else torch_dtype(engine.kv_cache_dtype)
     kinds = (dtype, engine.resolve_state_dtype(dtype), kv)
-    needs = Needs.of(config, engine.block_size, engine.max_model_len, kinds)
+    longest, replay = engine.max_model_len, engine.state_replay
+    needs = Needs.of(config, engine.block_size, longest, kinds, replay)
     fitted = engine
     for seats in _doubled(SEATS, MOST_SEATS) if asked[0] is None else ():
         if seats * needs.seat_bytes * SEATS_SHARE <= spare:

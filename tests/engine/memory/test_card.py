@@ -11,8 +11,8 @@ from plamo_ref import LLM
 from plamo_ref.bench.shapes import SHAPES
 from plamo_ref.engine import build
 from plamo_ref.engine.config import EngineConfig
-from plamo_ref.engine.fast import card
-from plamo_ref.engine.fast.card import fit_to_memory
+from plamo_ref.engine.memory import card
+from plamo_ref.engine.memory.card import fit_to_memory
 from plamo_ref.engine.memory.device_bytes import plan_device
 from plamo_ref.parallel import driver
 
