@@ -123,8 +123,10 @@ def describe(
     metavar="SIZE",
     help="Plan the cache of a device with so much memory, as in 24GB.",
 )
-@click.option("--max-num-seqs", default=64, show_default=True, help="For --memory.")
-@click.option("--max-num-batched-tokens", default=2048, show_default=True, help="For --memory.")
+@click.option("--max-num-seqs", type=click.IntRange(1), help="For --memory; default: by it.")
+@click.option(
+    "--max-num-batched-tokens", type=click.IntRange(1), help="For --memory; default: by it."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def info(
     model: str,

@@ -84,8 +84,10 @@ class TextStream:
 
     def _undecided(self, pending: str) -> int:
         """Length of the longest end of `pending` that begins a stop string."""
-        longest = max((len(stop) - 1 for stop in self._stops), default=0)
-        for size in range(min(longest, len(pending)), 0, -1):
-            if any(stop.startswith(pending[-size:]) for stop in self._stops):
-                return size
-        return 0
+        longest = 0
+        for stop in self._stops:
+            start = pending.find(stop[0], max(0, len(pending) - len(stop) + 1))
+            while start >= 0 and not stop.startswith(pending[start:]):
+                start = pending.find(stop[0], start + 1)
+            longest = max(longest, len(pending) - start if start >= 0 else 0)
+        return longest
