@@ -174,7 +174,7 @@ def settings(args: argparse.Namespace, **more: Any) -> EngineConfig:
 def ample(trace: Trace, engine: EngineConfig) -> MemoryPlan:
     blocks = 2 + sum(-(-(r.prompt_len + r.output_len) // 16) for r in trace.requests)
     group = AttentionGroup("full", None)
-    return MemoryPlan((group,), {"full": blocks}, {"full": 0}, 0, 0, 16, engine.max_num_seqs, 0)
+    return MemoryPlan((group,), {"full": blocks}, {"full": 0}, 0, 0, 16, engine.seats, 0)
 
 
 def of_one(trace: Trace, args: argparse.Namespace) -> float:

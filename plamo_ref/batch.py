@@ -21,15 +21,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate, pairwise
-from typing import TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from plamo_ref.config import LayerKind
-
-Vector = TypeVar("Vector", Tensor, np.ndarray)
 
 
 @dataclass(frozen=True)
@@ -76,12 +73,20 @@ class Room:
     @cached_property
     def size(self) -> int:
         """Integers in the vector."""
-        return sum(map(math.prod, self.shapes.values()))
+        return sum(self._sizes)
 
-    def parts(self, vector: Vector) -> dict[str, Vector]:
+    @cached_property
+    def _sizes(self) -> list[int]:
+        return [math.prod(shape) for shape in self.shapes.values()]
+
+    def parts(self, vector: Tensor) -> dict[str, Tensor]:
         """The views of a vector of this room, by name."""
-        ends = accumulate(map(math.prod, self.shapes.values()), initial=0)
-        places = zip(self.shapes.items(), pairwise(ends), strict=True)
+        pieces = zip(self.shapes.items(), vector.split(self._sizes), strict=True)
+        return {name: x if len(shape) == 1 else x.view(shape) for (name, shape), x in pieces}
+
+    def arrays(self, vector: np.ndarray) -> dict[str, np.ndarray]:
+        """The same of a vector on the host, to be written."""
+        places = zip(self.shapes.items(), pairwise(accumulate(self._sizes, initial=0)), strict=True)
         return {name: vector[a:b].reshape(shape) for (name, shape), (a, b) in places}
 
 

@@ -10,16 +10,18 @@ A decode step reads the weights once while it multiplies with them, whichever ta
 sequence's own state and keys come on top, for no other sequence can use them.
 """
 
+from functools import cache, partial
+
 from plamo_ref.bench.kernels.ceilings import Ceilings
-from plamo_ref.bench.simulator import Trace
+from plamo_ref.bench.simulator import Trace, replay
 from plamo_ref.budget import (
-    decode_flops,
     head_flops,
     linear_flops,
     prefill_flops,
     weight_bytes_per_step,
 )
 from plamo_ref.config import Plamo2Config
+from plamo_ref.engine.config import EngineConfig
 from plamo_ref.quantization.schemes import SCHEMES
 
 
@@ -88,11 +90,49 @@ def prefill_floor(
     return best.floor(weight_bytes_per_step(config, item), operations)
 
 
-def trace_floor(config: Plamo2Config, trace: Trace, best: Ceilings) -> float:
-    """Seconds for a whole trace: its arithmetic alone, as if all weights were always at hand."""
-    operations, left_out = 0.0, linear_flops(config) - _counted(config)
-    for job in trace.requests:
-        operations += job.prompt_len * (prefill_flops(config, job.prompt_len) - left_out)
-        middle = job.prompt_len + job.output_len // 2
-        operations += (job.output_len - 1) * (decode_flops(config, middle) - left_out)
-    return operations / best.product
+def part_flops(config: Plamo2Config, start: int, end: int, sampled: bool) -> float:
+    """FLOPs of tokens `start` to `end - 1` of a sequence, the last one's logits if one follows."""
+    before = start * prefill_flops(config, start) if start else head_flops(config)
+    left_out = (end - start) * (linear_flops(config) - _counted(config))
+    return end * prefill_flops(config, end) - before - left_out + sampled * head_flops(config)
+
+
+def trace_floor(
+    config: Plamo2Config,
+    trace: Trace,
+    engine: EngineConfig,
+    item: int,
+    state_item: int,
+    best: Ceilings,
+    kv_item: int | None = None,
+) -> float:
+    """Seconds for a whole trace: the sum of its steps' floors, as the scheduler cuts it with so
+    many seats and tokens in a step, and with memory for all.
+
+    A step's is that of `decode_floor`: its arithmetic, while the weights are read, and what its
+    decodes move for themselves. Arithmetic alone would not say that weights are read again in each.
+    A prompt's own bytes are nothing beside its work.
+    """
+    flops = cache(partial(part_flops, config))  # many are alike
+    every = engine.state_replay
+    own = cache(lambda n: sequence_bytes(config, n, item, state_item, kv_item, every))
+    weights, seconds = weight_bytes_per_step(config, item), 0.0
+    for step in replay(trace, _plain(engine, trace)):
+        parts = [(s.start, s.start + s.num_tokens, s.sampled) for s in step.scheduled]
+        moved = sum(own(s.start + 1) for s in step.scheduled if s.kind == "decode")
+        operations = sum(flops(*part) for part in parts)
+        seconds += best.floor(weights, operations) + moved / best.copy
+    return seconds
+
+
+def _plain(engine: EngineConfig, trace: Trace) -> EngineConfig:
+    """What of the settings decides who computes how many tokens in which step."""
+    return EngineConfig(
+        scheduler=engine.scheduler,
+        chunk_size=engine.chunk_size,
+        max_num_seqs=engine.seats,
+        max_num_batched_tokens=engine.step_tokens,
+        max_model_len=max(job.prompt_len + job.output_len for job in trace.requests),
+        overlap=False,
+        device="cpu",
+    )

@@ -18,6 +18,7 @@ from plamo_ref.engine.memory.planner import plan_memory
 from plamo_ref.engine.request import Request
 from plamo_ref.engine.scheduling.scheduler import Queues
 from plamo_ref.engine.scheduling.scheduler_v1 import V1Scheduler
+from plamo_ref.engine.settled import count, settle
 from plamo_ref.sampling import SamplingParams
 
 UNLIMITED = 1 << 42  # bytes that are only counted, never allocated
@@ -29,10 +30,10 @@ def time_decisions(running: int) -> dict[str, Any]:
     config = EngineConfig(
         max_num_seqs=running, max_num_batched_tokens=PROMPT * running, max_model_len=4096
     )
-    plan = plan_memory(
+    memory = plan_memory(
         SHAPES["8b"], config, UNLIMITED, dtype=torch.bfloat16, state_dtype=torch.float32
     )
-    cache = plan.new_cache()
+    cache = memory.new_cache()
     queues = Queues(config, cache, running)
     place = partial(ForwardBatch.empty, device=torch.device("cpu"))
     scheduler = V1Scheduler(queues)
@@ -44,10 +45,12 @@ def time_decisions(running: int) -> dict[str, Any]:
         started = time.thread_time()
         schedule = scheduler.schedule()
         decided = time.thread_time()
-        build_batch(schedule, cache, place)
+        plan = build_batch(schedule, cache, place)
         built = time.thread_time()
-        for request, count in schedule.tokens.items():
-            request.num_computed_tokens += count
+        count(schedule.tokens)
+        settle(plan.sampled, cache)
+        for request in plan.sampled:
+            request.num_unread_tokens -= 1
             request.append(0)
         if step:  # the first one is the prefill
             decide.append(decided - started)

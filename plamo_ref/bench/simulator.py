@@ -157,4 +157,4 @@ def _ample(trace: Trace, engine: EngineConfig) -> MemoryPlan:
     size, group = engine.block_size, AttentionGroup("full", None)
     blocks = sum(-(-(r.prompt_len + r.output_len) // size) for r in trace.requests)
     blocks = 2 + max(blocks, -(-(engine.max_model_len or 0) // size))
-    return MemoryPlan((group,), {"full": blocks}, {"full": 0}, 0, 0, size, engine.max_num_seqs, 0)
+    return MemoryPlan((group,), {"full": blocks}, {"full": 0}, 0, 0, size, engine.seats, 0)

@@ -31,14 +31,20 @@ class Bench:
         weight = core.runner.model.embedding
         return cls(core, measure_ceilings(weight.device, weight.dtype), products)
 
+    @property
+    def items(self) -> tuple[int, int, int | None]:
+        """Bytes of a number in activations, states, and, if it is another, keys and values."""
+        config, dtype = self.core.config, self.core.runner.model.embedding.dtype
+        kv_item = None if config.kv_cache_dtype == "auto" else 1
+        return dtype.itemsize, config.resolve_state_dtype(dtype).itemsize, kv_item
+
     def decode(self, batch: int, prompt: int, output: int, repeat: int) -> dict[str, Any]:
         """A row: milliseconds of a decode step of `batch` requests."""
-        model, config = self.core.runner.model, self.core.config
+        model = self.core.runner.model
         step, spread = step_seconds(self.core, batch, prompt, output, repeat)
-        dtype = model.embedding.dtype
         length = prompt + output // 2  # the mean over the steps
-        sizes = (dtype.itemsize, config.resolve_state_dtype(dtype).itemsize)
-        own = (None if config.kv_cache_dtype == "auto" else 1, config.state_replay)
+        item, state_item, kv_item = self.items
+        sizes, own = (item, state_item), (kv_item, self.core.config.state_replay)
         floor = decode_floor(model.config, batch, length, *sizes, self.ceilings, *own)
         moved = decode_bytes(model.config, batch, length, *sizes, *own)
         row = {
@@ -73,7 +79,7 @@ class Bench:
             "percent_of_floor": round(100 * floor / seconds, 1),
         }
         if self.products:
-            at_once = min(tokens, self.core.config.max_num_batched_tokens)
+            at_once = min(tokens, self.core.config.step_tokens)
             bare = time_products(model, at_once, head=False)
             row["products_tokens_per_s"] = round(at_once / bare, 1)
         return row | self.ceilings.row()
@@ -85,7 +91,9 @@ class Bench:
         middle = runs[(len(runs) - 1) // 2]  # of two, the faster: a run, not an average of runs
         row = middle.row() | {"all_seconds": [round(r.seconds, 3) for r in runs]}
         if max(job.arrival for job in trace.requests) == 0:  # else arrivals decide
-            floor = trace_floor(self.core.runner.model.config, trace, self.ceilings)
+            model, (item, state_item, kv_item) = self.core.runner.model.config, self.items
+            given = (trace, self.core.config, item, state_item, self.ceilings, kv_item)
+            floor = trace_floor(model, *given)
             row["floor_seconds"] = round(floor, 3)
             row["percent_of_floor"] = round(100 * floor / middle.seconds, 1)
         return row | self.ceilings.row()
@@ -109,6 +117,6 @@ def warm_up(core: EngineCore, trace: Trace) -> None:
 
     As many requests as can run, of outputs of all lengths: the batch shrinks through all sizes.
     """
-    seats = min(core.config.max_num_seqs, len(trace.requests))
+    seats = min(core.config.seats, len(trace.requests))
     longest = max(job.prompt_len for job in trace.requests)
     run(core, Trace.of((longest, 2), *((4, 2 + i) for i in range(seats - 1))))

@@ -13,11 +13,11 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any
 
+from plamo_ref.engine.pauses import set_aside
 from plamo_ref.errors import PlamoRefError
 from plamo_ref.remote.async_llm import AsyncLLM
 from plamo_ref.remote.calls import Delta, Job
 from plamo_ref.remote.messages import Stats
-from plamo_ref.remote.pauses import set_aside
 from plamo_ref.remote.supervisor import State
 
 # What a message costs Ray on its way, about. Each stream waits so long for each that is

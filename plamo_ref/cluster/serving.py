@@ -24,8 +24,8 @@ from plamo_ref.cluster.extra import ClusterError, connect, granted, load, seeded
 from plamo_ref.cluster.handle import ServeHandle
 from plamo_ref.cluster.replica import Replica
 from plamo_ref.engine.config import EngineConfig
+from plamo_ref.engine.pauses import set_aside
 from plamo_ref.errors import PlamoRefError
-from plamo_ref.remote.pauses import set_aside
 from plamo_ref.server.app import create_app
 from plamo_ref.server.config import ServerConfig
 from plamo_ref.server.edge.listen import Address, ServeError, listen

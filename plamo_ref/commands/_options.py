@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from plamo_ref.engine.config import DTYPES
+from plamo_ref.engine.dtypes import DTYPES
 
 if TYPE_CHECKING:
     from plamo_ref.sampling import SamplingParams

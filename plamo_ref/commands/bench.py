@@ -121,7 +121,7 @@ def prefill(batches: str, lengths: str, repeat: int, products: bool, **options: 
     from plamo_ref.bench.steps import Bench
 
     counts, sizes = numbers(batches), numbers(lengths)
-    core, done = open_engine(options | {"max_num_seqs": max(*counts, options["max_num_seqs"])})
+    core, done = open_engine(options | {"max_num_seqs": max(*counts, options["max_num_seqs"] or 1)})
     engine = Bench.of(core, products)
     done("prefill", [engine.prefill(n, length, repeat) for n in counts for length in sizes])
 

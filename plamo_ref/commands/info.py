@@ -14,7 +14,7 @@ import click
 
 from plamo_ref.commands import _options as options
 from plamo_ref.config import ConfigError, LayerKind, Plamo2Config
-from plamo_ref.engine.config import DTYPES, torch_dtype
+from plamo_ref.engine.dtypes import DTYPES, torch_dtype
 from plamo_ref.intake.json_files import read_object
 
 LENGTHS = (1_000, 10_000, 100_000)
@@ -123,8 +123,10 @@ def describe(
     metavar="SIZE",
     help="Plan the cache of a device with so much memory, as in 24GB.",
 )
-@click.option("--max-num-seqs", default=64, show_default=True, help="For --memory.")
-@click.option("--max-num-batched-tokens", default=2048, show_default=True, help="For --memory.")
+@click.option("--max-num-seqs", type=click.IntRange(1), help="For --memory; default: by it.")
+@click.option(
+    "--max-num-batched-tokens", type=click.IntRange(1), help="For --memory; default: by it."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def info(
     model: str,
@@ -134,8 +136,8 @@ def info(
     dtype: str,
     bandwidth: float,
     memory: int | None,
-    max_num_seqs: int,
-    max_num_batched_tokens: int,
+    max_num_seqs: int | None,
+    max_num_batched_tokens: int | None,
     as_json: bool,
 ) -> None:
     """Read a model's config.json as layers, bytes and FLOPs.
@@ -156,7 +158,11 @@ def info(
 
 
 def plan(
-    config: Plamo2Config, memory: int, dtype: str, max_num_seqs: int, max_num_batched_tokens: int
+    config: Plamo2Config,
+    memory: int,
+    dtype: str,
+    max_num_seqs: int | None,
+    max_num_batched_tokens: int | None,
 ) -> dict[str, Any]:
     """How the engine would divide a device of `memory` bytes, and why.
 
@@ -164,11 +170,13 @@ def plan(
         EngineError: the model, or one request beside it, does not fit.
     """
     from plamo_ref.engine.config import EngineConfig
+    from plamo_ref.engine.memory.card import fit_to_memory
     from plamo_ref.engine.memory.device_bytes import plan_device
 
     engine = EngineConfig(
         dtype=dtype, max_num_seqs=max_num_seqs, max_num_batched_tokens=max_num_batched_tokens
     )
+    engine, why = fit_to_memory(engine, config, memory, torch_dtype(dtype))
     planned = plan_device(config, engine, memory, torch_dtype(dtype))
     return {
         "memory": memory,
@@ -178,7 +186,7 @@ def plan(
         "slots": planned.num_slots,
         "slot_bytes": planned.slot_bytes,
         "seats": planned.max_num_seqs,
-        "reasons": list(planned.reasons),
+        "reasons": [*planned.reasons, *why],
     }
 
 

@@ -20,7 +20,7 @@ from plamo_ref.engine.memory.cache import HybridCache
 from plamo_ref.engine.memory.table_rows import GroupRows, Ints, TableRows
 from plamo_ref.engine.request import Request
 from plamo_ref.engine.scheduling.scheduler import Schedule
-from plamo_ref.engine.settled import newest, places_of
+from plamo_ref.engine.settled import newest, places_of, those_at
 
 Place = Callable[[Room], ForwardBatch]  # a batch on the device with at least so much room
 Rows = slice | Tensor  # of the step's tokens
@@ -60,35 +60,40 @@ def build_batch(
     holdings = [r.settled or cache.holdings[r.request_id] for r in requests]
     rows = cache.rows.find(holdings, told.pasts, told.counts)
     batch = place(_room(told, cache.rows, rows))
-    host = torch.zeros(batch.room.size, dtype=torch.int64, pin_memory=batch.vector.is_cuda)
-    put = batch.room.parts(host.numpy())
+    on_device = batch.vector.is_cuda
+    host = torch.zeros(batch.room.size, dtype=torch.int64, pin_memory=True) if on_device else None
+    put = batch.room.arrays((batch.vector.zero_() if host is None else host).numpy())
     layout = _Layout.of(told, batch.room)
     _write_requests(put, told, layout, batch.room)
     put["state_slots"][layout.requests] = cache.rows.slots[rows]
     for kind, group in cache.rows.groups.items():
         _write_group(put, kind, group, rows, cache.block_size, layout)
 
-    late = len(told.late)
-    ends = layout.row_of(layout.starts[1:] - 1)  # of each request's last token
+    late, ends = len(told.late), layout.ends
     if late and unread is not None:
         put["late_rows"][:late] = ends[told.late]
-        put["late_from"][:late] = places_of([requests[i] for i in told.late], unread.requests)
-    scored = [layout.starts[i] - told.pasts[i] + at for i, places in told.scored for at in places]
-    scored_rows = layout.row_of(np.array(scored, dtype=np.int64))
-    wanted = np.concatenate((ends[told.complete], scored_rows))
+        put["late_from"][:late] = places_of(those_at(requests, told.late), unread.requests)
+    wanted, in_order = ends, told.is_steady
+    if not in_order:
+        scored = [layout.starts[i] - told.pasts[i] + at for i, those in told.scored for at in those]
+        scored_rows = layout.row_of(np.array(scored, dtype=np.int64))
+        wanted = np.concatenate((ends[told.complete], scored_rows))
+        in_order = np.array_equal(wanted, np.arange(len(wanted)))
     put["logits_rows"][: len(wanted)] = wanted
 
-    batch.vector.copy_(host, non_blocking=True)
+    if host is not None:
+        batch.vector.copy_(host, non_blocking=True)
     if late and unread is not None:
-        batch.token_ids[batch.late_rows[:late]] = unread.tokens[batch.late_from[:late]]
-    in_order = np.array_equal(wanted, np.arange(len(wanted)))
+        tokens = unread.tokens.index_select(0, batch.late_from[:late])
+        batch.token_ids.index_copy_(0, batch.late_rows[:late], tokens)
+    sampled = those_at(requests, told.complete)
     return BatchPlan(
         batch,
         tuple(requests),
-        sampled=tuple(requests[i] for i in told.complete),
-        scored=tuple((requests[i], places) for i, places in told.scored if places),
+        sampled=tuple(sampled),
+        scored=tuple([(requests[i], places) for i, places in told.scored if places]),
         rows=slice(0, len(wanted)) if in_order else batch.logits_rows[: len(wanted)],
-        numbers=[requests[i].num_output_tokens for i in told.complete],
+        numbers=[len(r.output_ids) + r.num_unread_tokens for r in sampled],
     )
 
 
@@ -98,39 +103,47 @@ class _Told:
 
     pasts: np.ndarray  # [R] tokens computed before
     counts: np.ndarray  # [R] tokens computed now
-    token_ids: list[int]  # [T]; 0 keeps the place of a token that is not read yet
-    late: list[int]  # whose last token is not read yet
-    complete: list[int]  # whose last known token is computed
+    token_ids: Sequence[int] | Ints  # [T]; 0 keeps the place of a token that is not read yet
+    late: Ints  # whose last token is not read yet
+    complete: Ints  # whose last known token is computed
     scored: list[tuple[int, range]]  # prompt positions whose successors get a logprob
     photographs: list[tuple[int, int, int]]  # of whom, behind how many new tokens, which slot
 
+    is_steady: bool = False  # each computes its newest token: they are decodes, and complete
+
     @cached_property
     def num_decodes(self) -> int:
+        if self.is_steady:
+            return len(self.counts)
         return int(((self.counts == 1) & (self.pasts > 0)).sum())
 
 
 def _tell(requests: Sequence[Request], schedule: Schedule) -> _Told:
     """What they say. Those who are settled come first; they compute their newest token."""
-    settled = sum(request.settled is not None for request in requests)
-    pasts = [request.num_computed_tokens for request in requests]
-    counts = [schedule.tokens[request] for request in requests]
+    pasts = np.array([request.num_computed_tokens for request in requests])
+    settled = len([request for request in requests if request.settled is not None])
     ids, late = newest(requests[:settled])
-    told = _Told(np.array(pasts), np.array(counts), ids, late, list(range(settled)), [], [])
+    if settled == len(requests):
+        return _Told(pasts, np.ones_like(pasts), ids, late, np.arange(settled), [], [], True)
+    counts = [1] * settled + [schedule.tokens[request] for request in requests[settled:]]
+    token_ids, lates, complete, scored = list(ids), late.tolist(), list(range(settled)), []
     for i in range(settled, len(requests)):
-        request, past, new = requests[i], pasts[i], counts[i]
-        told.token_ids.extend(request.tokens(past, past + new))
+        request, past, new = requests[i], requests[i].num_computed_tokens, counts[i]
+        token_ids.extend(request.tokens(past, past + new))
         if past + new == request.num_tokens:
-            told.complete.append(i)
+            complete.append(i)
             if request.num_unread_tokens:
-                told.late.append(i)
-                told.token_ids.append(0)
+                lates.append(i)
+                token_ids.append(0)
         if request.params.prompt_logprobs is not None:
-            told.scored.append((i, request.unscored(past, past + new)))
-    for request, node, holding in schedule.photographs:
-        if holding.slot is not None:
-            count = node.position - request.num_computed_tokens
-            told.photographs.append((requests.index(request), count, holding.slot))
-    return told
+            scored.append((i, request.unscored(past, past + new)))
+    photographs = [
+        (requests.index(request), node.position - request.num_computed_tokens, holding.slot)
+        for request, node, holding in schedule.photographs
+        if holding.slot is not None
+    ]
+    late, whole = np.array(lates, dtype=np.int64), np.array(complete, dtype=np.int64)
+    return _Told(pasts, np.array(counts), token_ids, late, whole, scored, photographs)
 
 
 def _room(told: _Told, tables: TableRows, rows: Ints) -> Room:
@@ -146,10 +159,11 @@ class _Layout:
     """Where a step's requests and tokens stand in a room that may be larger."""
 
     starts: np.ndarray  # [R + 1] of each request's tokens, without padding
+    ends: Ints  # [R] row of each request's last token
     positions: np.ndarray  # [T] of the tokens in their texts
     owner: np.ndarray  # [T] whose tokens they are
-    requests: np.ndarray  # [R] rows of the requests
-    tokens: np.ndarray  # [T] rows of the tokens
+    requests: Ints | slice  # [R] rows of the requests
+    tokens: Ints | slice  # [T] rows of the tokens
     num_decodes: int
     moved: int  # by so much, whatever belongs to a prompt
 
@@ -158,11 +172,14 @@ class _Layout:
         decodes, moved = told.num_decodes, room.decodes - told.num_decodes
         owner = np.arange(len(told.counts))
         if decodes == len(owner):  # a token each: a row is a request's and its token's
-            return cls(np.arange(decodes + 1), told.pasts, owner, owner, owner, decodes, moved)
+            rows = slice(0, decodes)
+            starts = np.arange(decodes + 1)
+            return cls(starts, starts[:-1], told.pasts, owner, rows, rows, decodes, moved)
         starts = np.concatenate(([0], np.cumsum(told.counts)))
-        number = np.arange(starts[-1])
+        number, last = np.arange(starts[-1]), starts[1:] - 1
         return cls(
             starts=starts,
+            ends=last + moved * (last >= decodes),
             positions=number - np.repeat(starts[:-1] - told.pasts, told.counts),
             owner=np.repeat(owner, told.counts),
             requests=owner + moved * (owner >= decodes),
@@ -209,7 +226,7 @@ def _write_group(
     table[layout.requests, :width] = group.blocks[rows, :width]
     put[f"{kind}/first_block"][layout.requests] = first
     logical = layout.positions // block_size - first[layout.owner]
-    block = table[layout.requests[layout.owner], logical]
+    block = group.blocks[rows[layout.owner], logical]
     mapping = block * block_size + layout.positions % block_size
     put[f"{kind}/slot_mapping"][layout.tokens] = mapping
 
@@ -219,6 +236,8 @@ def _in_order(schedule: Schedule) -> list[Request]:
     the last token of a prompt that was cut just before it."""
     tokens = schedule.tokens
     settled = [request for request in tokens if request.settled is not None]
+    if len(settled) == len(tokens):
+        return settled
     others = [request for request in tokens if request.settled is None]
     decodes = [r for r in others if tokens[r] == 1 and r.num_computed_tokens > 0]
     return settled + decodes + [r for r in others if tokens[r] > 1 or r.num_computed_tokens == 0]

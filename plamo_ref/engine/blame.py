@@ -12,7 +12,10 @@ from typing import TypeVar
 
 import torch
 
+from plamo_ref.engine.request import FinishReason
+
 T = TypeVar("T")
+Work = Callable[..., FinishReason | None]
 
 
 def is_nobodys(error: Exception) -> bool:

@@ -57,14 +57,20 @@ def build_core(
             f"data_parallel_size={engine.data_parallel_size}: this is one engine; several are for "
             "`LLM` and `plamo-ref serve`"
         )
-    keeps = engine.resolve_prefix_caching(engine.resolve_device())
-    engine = replace(engine, enable_prefix_caching=keeps)  # said once, for all ranks
+    # Said once, for all ranks.
+    device, why = engine.resolve_device(), tuple[str, ...]()
+    engine = replace(engine, enable_prefix_caching=engine.resolve_prefix_caching(device))
+    if device.type == "cuda":
+        from plamo_ref.engine.memory.card import fit_to_card
+
+        engine, why = fit_to_card(engine, model, device)
     if engine.num_ranks > 1:
         from plamo_ref.parallel.driver import build_driver
 
         runner, plan = build_driver(model, engine, load, build_runner)
     else:
         runner, plan = build_runner(model, engine, load)
+    plan = replace(plan, reasons=(*plan.reasons, *why))
     return new_core(runner, plan, engine), plan
 
 

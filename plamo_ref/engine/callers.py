@@ -28,6 +28,7 @@ T = TypeVar("T")
 class Caller:
     """One `generate` or `stream`."""
 
+    streams: bool = False  # it reads pieces
     names: list[str] = field(default_factory=list)  # of all requests that it may have in the core
     groups: list[list[Completion]] = field(default_factory=list)  # its completions, by prompt
     error: Exception | None = None  # what one of its requests ended with
@@ -132,7 +133,11 @@ class Callers:
             moved = self.core.step()
             self._torn = True  # an observer may have made steps of its own
             for request in moved:
-                self._take(request.request_id)
+                completion = self.completions.get(request.request_id)
+                if completion is None:
+                    continue  # its caller was interrupted a moment ago
+                if not completion.is_quiet or request.status == "finished":
+                    self._take(completion)
         except BaseException:
             self._mend()
             raise
@@ -141,16 +146,13 @@ class Callers:
     def _mend(self) -> None:
         """Make whole what an error has left half done: the core, and every text."""
         self.core.recover()
-        for name in list(self.completions):
-            self._take(name, anew=True)
+        for completion in list(self.completions.values()):
+            self._take(completion, anew=True)
         self._torn = False
 
-    def _take(self, name: str, *, anew: bool = False) -> None:
+    def _take(self, completion: Completion, *, anew: bool = False) -> None:
         """Hand a request's new tokens to its completion, and its error to its caller."""
-        completion = self.completions.get(name)
-        if completion is None:
-            return  # its caller was interrupted a moment ago
-        error = completion.request.error
+        name, error = completion.request.request_id, completion.request.error
         try:
             if anew:
                 completion.rebuild()

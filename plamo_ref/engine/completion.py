@@ -1,8 +1,11 @@
 """One completion on its way, seen from outside the core: token ids become text and pieces.
 
+Where nobody reads them, no pieces are made; where no stop string could end it either, the text is
+made at once when all its tokens are there.
+
 Invariant: the pieces, joined, are the text of the output; the last piece has the finish reason.
 There is one for each token that was taken, so they also say which comes next: `rebuild` makes the
-rest of the state from them.
+rest of the state from them. A text without pieces is made anew from its first token.
 """
 
 from collections.abc import Iterator, Sequence
@@ -27,10 +30,13 @@ class Completion:
     request: Request
     asked: Asked
     tokenizer: Plamo2Tokenizer
+    streams: bool = True  # somebody reads its pieces
     pieces: list[StreamPiece] = field(default_factory=list)
     num_read: int = 0  # pieces that the user has
 
     def __post_init__(self) -> None:
+        # Before its end nothing has to be done for it.
+        self.is_quiet = not (self.streams or self.request.params.stop)
         self.rebuild()
 
     def rebuild(self) -> None:
@@ -41,32 +47,39 @@ class Completion:
                 text.push(piece.token_id)
             if piece.finish_reason is not None:
                 text.finish()
-        self.text = text
+        self.text, self.num_taken = text, sum(p.token_id is not None for p in self.pieces)
 
     @property
     def finished(self) -> bool:
         return self.request.status == "finished"
 
     def take_tokens(self) -> bool:
-        """Turn the tokens that have come into pieces. It is one, unless an error came between.
+        """Turn the tokens that have come into text. It is one, unless an error came between.
 
         Returns whether the core has to finish the request, because a stop string has appeared.
         """
-        tokens = self.request.output_ids
+        tokens, stop_ids = self.request.output_ids, self.request.stop_ids
+        if self.is_quiet:
+            if self.finished and self.num_taken < len(tokens):
+                self.text.take_all(tokens, ends_in_stop=tokens[-1] in stop_ids)
+                self.num_taken = len(tokens)
+            return False
         # Whether a token is the last is for the grammar to say, if it has not yet.
         told = len(tokens) - self.request.awaits_guide
-        while len(self.pieces) < told and self.text.stopped_by is None:
-            self._take(tokens[len(self.pieces)])
+        while self.num_taken < told and self.text.stopped_by is None:
+            self._take(tokens[self.num_taken])
         return self.text.stopped_by is not None and not self.finished
 
     def _take(self, token: int) -> None:
         request = self.request
-        is_last = self.finished and len(self.pieces) + 1 == len(request.output_ids)
+        is_last = self.finished and self.num_taken + 1 == len(request.output_ids)
         text = self.text.take(token, is_stop=token in request.stop_ids, is_last=is_last)
         if self.text.stopped_by is not None:
             request.finish_reason = "stop"  # also when the string ended in the last token allowed
             is_last = True
-        self._put(token, text, request.finish_reason if is_last else None)
+        if self.streams:
+            self._put(token, text, request.finish_reason if is_last else None)
+        self.num_taken += 1
 
     def unread(self) -> Iterator[StreamPiece]:
         """What the user has not had yet."""
@@ -76,7 +89,10 @@ class Completion:
 
     def end(self) -> None:
         """The request was aborted: a last piece without a token."""
-        if not self.pieces or self.pieces[-1].finish_reason is None:
+        if not self.streams:
+            self.take_tokens()
+            self.text.finish()
+        elif not self.pieces or self.pieces[-1].finish_reason is None:
             self._put(None, self.text.finish(), self.request.finish_reason)
 
     def _put(self, token: int | None, text: str, reason: FinishReason | None) -> None:

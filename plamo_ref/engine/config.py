@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
 
+from plamo_ref.engine.dtypes import BYTES, DTYPES, torch_dtype
 from plamo_ref.errors import PlamoRefError
 from plamo_ref.intake.values import (
     Flag,
@@ -34,8 +35,7 @@ if TYPE_CHECKING:
     import torch
 
 T = TypeVar("T")
-DTYPES = ("float32", "float64", "bfloat16")  # float16 overflows in this model
-BYTES = ("fp8", "int8")  # of a state, with a scale for each head
+SEATS, STEP_TOKENS = 64, 2048  # unless the settings or a card say something else
 
 
 class EngineError(PlamoRefError, ValueError):
@@ -69,8 +69,12 @@ class EngineConfig:
     disable_custom_all_reduce: bool = knob(True, "Off: kernels add what ranks have (GPUs).")
     data_parallel_size: int = knob(1, "Copies of all that, on Ray, which share the requests.")
     block_size: int = knob(16, "Tokens in a KV block.")
-    max_num_seqs: int = knob(64, "Requests that run at the same time.")
-    max_num_batched_tokens: int = knob(2048, "Tokens in a step.")
+    max_num_seqs: int | None = knob(
+        None, "Requests that run at the same time; default: 64, on a GPU by its memory."
+    )
+    max_num_batched_tokens: int | None = knob(
+        None, "Tokens in a step; default: 2048, on a GPU by its memory."
+    )
     max_step_time_ms: float | None = knob(
         None, "So much of a prompt in a step that others get their next token in time."
     )
@@ -147,10 +151,10 @@ class EngineConfig:
 
     def __post_init__(self) -> None:
         read_fields(self, _KINDS, EngineError)
-        if (self.chunk_size or 0) > self.max_num_batched_tokens:
+        if (self.chunk_size or 0) > self.step_tokens:
             raise EngineError(
                 f"chunk_size ({self.chunk_size}) must not exceed max_num_batched_tokens "
-                f"({self.max_num_batched_tokens}): a chunk is computed in one step"
+                f"({self.step_tokens}): a chunk is computed in one step"
             )
         if self.chunk_size is not None and self.scheduler == "v1":
             raise EngineError(
@@ -172,6 +176,16 @@ class EngineConfig:
                 f"compile={self.compile!r} fuses the layers of one process: leave it out where "
                 f"{self.num_ranks} share a model"
             )
+
+    @property
+    def seats(self) -> int:
+        """Requests that run at the same time, as far as is known without a device."""
+        return self.max_num_seqs or SEATS
+
+    @property
+    def step_tokens(self) -> int:
+        """Tokens of a step at the most, likewise."""
+        return self.max_num_batched_tokens or STEP_TOKENS
 
     @property
     def num_ranks(self) -> int:
@@ -236,15 +250,6 @@ class EngineConfig:
         return torch_dtype(self.state_dtype)
 
 
-def torch_dtype(name: str) -> "torch.dtype":
-    """The dtype of one of `DTYPES` or `BYTES`."""
-    import torch
-
-    dtype = getattr(torch, "float8_e4m3fn" if name == "fp8" else name)
-    assert isinstance(dtype, torch.dtype)
-    return dtype
-
-
 # Which values a field may have. None, where vLLM has it, is our default.
 _POSITIVE = Whole("1 or more", least=1)
 _DTYPES, _STATES = ("auto", *DTYPES), ("auto", *DTYPES, *BYTES)
@@ -260,8 +265,8 @@ _KINDS: Mapping[str, Kind] = {
     "disable_custom_all_reduce": Flag(),
     "data_parallel_size": NoneFor(_POSITIVE, EngineConfig.data_parallel_size),
     "block_size": NoneFor(_POSITIVE, EngineConfig.block_size),
-    "max_num_seqs": NoneFor(_POSITIVE, EngineConfig.max_num_seqs),
-    "max_num_batched_tokens": NoneFor(_POSITIVE, EngineConfig.max_num_batched_tokens),
+    "max_num_seqs": NoneFor(_POSITIVE),
+    "max_num_batched_tokens": NoneFor(_POSITIVE),
     "max_step_time_ms": NoneFor(Number("above 0", lambda x: x > 0)),
     "scheduler": OneOf(("v1", "v0")),
     "chunk_size": NoneFor(_POSITIVE),

@@ -10,13 +10,13 @@ Built in notebooks/07_continuous_batching.ipynb, the overlap in 13_cuda_graphs_a
 """
 
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from plamo_ref.engine.batching import BatchPlan, Unread, build_batch
-from plamo_ref.engine.blame import is_nobodys, together_or_alone
+from plamo_ref.engine.blame import Work, is_nobodys, together_or_alone
 from plamo_ref.engine.config import EngineConfig, EngineError
 from plamo_ref.engine.flight import Flight, Observer, Told, begun, landed
 from plamo_ref.engine.memory.planner import MemoryPlan
@@ -27,7 +27,7 @@ from plamo_ref.engine.scheduling.limits import Limits, longest_request
 from plamo_ref.engine.scheduling.scheduler import Queues, Scheduler
 from plamo_ref.engine.scheduling.scheduler_v0 import V0Scheduler
 from plamo_ref.engine.scheduling.scheduler_v1 import V1Scheduler
-from plamo_ref.engine.settled import settle
+from plamo_ref.engine.settled import apart, count, settle
 from plamo_ref.engine.tokens import (
     awaits_guide,
     choose_on_device,
@@ -41,7 +41,6 @@ from plamo_ref.sampling import Guide, SamplingParams
 from plamo_ref.sampling.adjust import Tables
 
 GRAMMAR_SECONDS = 0.01  # for the grammars of a step: a mask takes a hundredth of that
-Work = Callable[..., FinishReason | None]
 
 
 class EngineCore:
@@ -202,10 +201,8 @@ class EngineCore:
             logits = logits.clone()  # a recorded step writes where the last one wrote
         record = begun(plan, schedule, self.cache, *times) if self.observers else None
         flight = Flight.of(plan, logits, tokens, record)
-        for request, new in schedule.tokens.items():
-            request.num_computed_tokens += new
-        settle(plan.sampled, self.cache)
-        for request in filter(is_leaving, plan.sampled):
+        count(schedule.tokens)
+        for request in filter(is_leaving, settle(plan.sampled, self.cache)):
             # The device works in order, so whoever gets its memory comes after it.
             self.queues.remove(request)
         return flight
@@ -245,7 +242,8 @@ class EngineCore:
             request.num_unread_tokens -= 1
             if request.status == "finished":
                 continue  # aborted, or stopped by the token before, while this one was computed
-            self._work_for(request, request.append, token)
+            append = request.append
+            append(token) if request.guide is None else self._work_for(request, append, token)
             moved.append(request)
             rows.append(row)
         self._decide(moved, GRAMMAR_SECONDS)
@@ -260,7 +258,9 @@ class EngineCore:
         """Finish those whose token was their last. Their grammars get so much time to say it,
         together; whoever waits longer is undecided. Returns whether anybody was decided."""
         end, told = time.monotonic() + seconds, len(self._moved)
-        for request in requests:
+        onward, asked = apart(requests)
+        self._moved += onward
+        for request in asked:
             if request.status == "finished":
                 continue  # aborted while it was undecided, or its token was an error
             if request.guide is not None and awaits_guide(request, end):

@@ -51,7 +51,8 @@ class Flight:
 
     def needs_host(self, has_tables: bool) -> bool:
         """Whether it must land before the next step is decided."""
-        return bool(self.plan.scored) or any(needs_host(r, has_tables) for r in self.plan.sampled)
+        special = [request for request in self.plan.sampled if not request.is_plain]
+        return bool(self.plan.scored) or any(needs_host(r, has_tables) for r in special)
 
     def wait(self) -> None:
         """Until the tokens are on the host."""

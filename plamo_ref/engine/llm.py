@@ -5,7 +5,6 @@ the `generate` or `stream` that made it, and what goes wrong in one call changes
 Built in notebooks/07_continuous_batching.ipynb.
 """
 
-import gc
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -22,6 +21,7 @@ from plamo_ref.engine.config import EngineConfig, EngineError
 from plamo_ref.engine.core import EngineCore
 from plamo_ref.engine.hidden import hidden_states
 from plamo_ref.engine.outputs import RequestOutput, StreamPiece
+from plamo_ref.engine.pauses import collect_all, set_aside_for
 from plamo_ref.engine.prompts import Asked, completions_asked
 from plamo_ref.engine.record import StepRecord
 from plamo_ref.engine.source import open_source
@@ -84,8 +84,9 @@ class LLM:
         if self._replicas is None:
             core, self.plan = build_core(source.config, self.config, source.load)
             if self.config.record:
-                core.observers.append(lambda record, *_: self.records.append(record))
+                core.observers.append(lambda record, *_, keep=self.records.append: keep(record))
             self._open = Callers(core)
+            set_aside_for(self, thorough=core.runner.device.type == "cuda")
 
     @property
     def _callers(self) -> Callers:
@@ -112,7 +113,7 @@ class LLM:
         callers.core.runner.close()
         self.__dict__.pop("_guides", None)  # its processes end with it
         del callers
-        gc.collect()  # models and graphs know each other in circles
+        collect_all()  # models and graphs know each other in circles
         if torch.cuda.is_initialized():
             torch.cuda.empty_cache()
 
@@ -164,10 +165,10 @@ class LLM:
 
     def _outputs(self, caller: Caller, use_tqdm: bool) -> list[RequestOutput]:
         """Make steps until the caller has everything."""
-        completions = caller.completions
+        completions = unfinished = caller.completions
         with tqdm(total=len(completions), desc="requests", disable=not use_tqdm) as bar:
-            while unfinished := sum(not c.finished for c in completions):
-                bar.update(len(completions) - unfinished - bar.n)
+            while unfinished := [c for c in unfinished if c.request.finish_reason is None]:
+                bar.update(len(completions) - len(unfinished) - bar.n)
                 self._callers.step()
                 if caller.error is not None:
                     raise caller.error
@@ -184,7 +185,7 @@ class LLM:
 
         Raises: as `generate`; what comes while it runs, it raises in the loop.
         """
-        caller, callers = Caller(), self._callers
+        caller, callers = Caller(streams=True), self._callers
         try:
             callers.alone(lambda: self._submit(caller, prompts, sampling_params))
             pieces = self._pieces(caller, callers)
@@ -282,7 +283,7 @@ class LLM:
             if guide is not None:
                 guide.close()
             raise
-        completion = Completion(request, asked, self.tokenizer)
+        completion = Completion(request, asked, self.tokenizer, caller.streams)
         caller.groups[-1].append(completion)
         self._callers.add(caller, completion)
 

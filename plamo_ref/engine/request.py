@@ -63,6 +63,7 @@ class Request:
 
     def __post_init__(self) -> None:
         self.is_plain = self.guide is None and self.params.is_plain  # each step asks everybody
+        self.is_greedy = self.params.greedy  # likewise
 
     @property
     def num_output_tokens(self) -> int:

@@ -8,6 +8,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,6 +19,7 @@ from plamo_ref.kernels.choice import TORCH
 from plamo_ref.kernels.table import Kernels
 from plamo_ref.sampling import GuidedError, SamplingParams, token_logprobs, uniform
 from plamo_ref.sampling.adjust import RowContext, Tables, adjust
+from plamo_ref.sampling.random import MASK
 from plamo_ref.sampling.sampler import sample
 
 NO_TOKEN = -1
@@ -69,8 +71,8 @@ def choose_on_device(
         unread: with tables, the last token of those who had one more than `output_ids` says.
     """
     numbers = [len(r.output_ids) for r in requests] if numbers is None else numbers
-    params, adjusted = [r.params for r in requests], logits
-    if any(not r.is_plain and r.params.changes_logits for r in requests):
+    adjusted = logits
+    if any(r.params.changes_logits for r in requests if not r.is_plain):
         contexts = [
             RowContext(r.params, r.prompt_ids, r.output_ids, r.stop_ids, r.guide, number)
             for r, number in zip(requests, numbers, strict=True)
@@ -79,11 +81,13 @@ def choose_on_device(
             adjusted = adjust(logits, contexts)
         else:
             adjusted = tables.adjust(logits, requests, contexts, unread)
-    uniforms = [
-        0.0 if r.params.greedy else uniform(r.seed, number)
-        for r, number in zip(requests, numbers, strict=True)
-    ]
-    chosen = sample(adjusted, params, uniforms, ops.sample, ops.argmax)
+    if [r for r in requests if not r.is_greedy]:
+        seeds = np.array([r.seed & MASK for r in requests], dtype=np.uint64)
+        uniforms = uniform(seeds, np.array(numbers, dtype=np.uint64))
+        params = [r.params for r in requests]
+        chosen = sample(adjusted, params, uniforms, ops.sample, ops.argmax)
+    else:
+        chosen = ops.argmax(adjusted)
     return torch.where(_witness(logits).isnan(), NO_TOKEN, chosen)
 
 
@@ -117,7 +121,7 @@ def read_tokens(requests: Sequence[Request], logits: Tensor, tokens: Tensor) -> 
 
 def _note_logprobs(requests: Sequence[Request], logits: Tensor, tokens: Sequence[int]) -> None:
     """The log probabilities of all who asked, at once."""
-    asked = [i for i, r in enumerate(requests) if r.params.logprobs is not None]
+    asked = [i for i, r in enumerate(requests) if not r.is_plain and r.params.logprobs is not None]
     # A request that was aborted while its token was under way does not get it.
     rows = [
         (i, r, r.params.logprobs or 0) for i in asked if (r := requests[i]).status != "finished"

@@ -236,7 +236,7 @@ def reads_peers(engine: EngineConfig, group: Group, ops: Kernels, device: torch.
 
 def most_tokens(engine: EngineConfig) -> int:
     """Of a step, with the padding of a recorded one."""
-    return max(engine.max_num_batched_tokens, DECODES[-1] + TOKENS[-1])
+    return max(engine.step_tokens, DECODES[-1] + TOKENS[-1])
 
 
 def cut(load: Loader, group: Group) -> Loader:

@@ -38,7 +38,7 @@ from plamo_ref.engine.memory.planner import MemoryPlan
 from plamo_ref.engine.record import StepRecord
 from plamo_ref.engine.request import Request
 from plamo_ref.engine.runner import ModelRunner
-from plamo_ref.engine.settled import settle
+from plamo_ref.engine.settled import count, settle
 from plamo_ref.engine.tokens import is_leaving, needs_host
 from plamo_ref.parallel.driver import SharedRunner
 
@@ -134,8 +134,7 @@ class PipelinedCore(EngineCore):
         plan = build_batch(schedule, self.cache, self.runner.place, unread)
         self.queues.prefix.develop(schedule.photographs)
         record = begun(plan, schedule, self.cache, *times) if self.observers else None
-        for request in plan.requests:
-            request.num_computed_tokens += schedule.tokens[request]
+        count(schedule.tokens)
         _set_under_way(plan.requests, True)
         return Begun(plan, schedule.num_tokens, record)
 
@@ -151,7 +150,7 @@ class PipelinedCore(EngineCore):
 
     def _share_of_tokens(self, able: Iterable[Request]) -> int:
         """Of all that could be computed now, and of what is under way."""
-        most, seats = self.config.max_num_batched_tokens, len(self.queues.running)
+        most, seats = self.config.step_tokens, len(self.queues.running)
         coming = islice(self.queues.waiting, max(0, self.queues.max_num_seqs - seats))
         tokens = sum(step.num_tokens for step in self._under_way if step is not None)
         for request in chain(able, coming):
@@ -176,8 +175,7 @@ class PipelinedCore(EngineCore):
             return None
         _set_under_way(step.plan.requests, False)
         arrived = _of_those_who_stayed(step)
-        settle(arrived.plan.sampled, self.cache)
-        for request in filter(is_leaving, arrived.plan.sampled):
+        for request in filter(is_leaving, settle(arrived.plan.sampled, self.cache)):
             # Each stage works in order, so whoever gets its memory comes after it.
             self.queues.remove(request)
         return arrived

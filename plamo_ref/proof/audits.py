@@ -112,7 +112,7 @@ def check_schedule(core: EngineCore, record: StepRecord) -> None:
     passed_over = [r for r in unserved if r.arrival < last and not _waits_for_time(core, r)]
     is_v0, chunk = config.scheduler == "v0", config.chunk_size
     rules = {
-        "the token budget is exceeded": record.num_tokens > config.max_num_batched_tokens,
+        "the token budget is exceeded": record.num_tokens > config.step_tokens,
         "somebody was admitted in a step for which somebody had to go": bool(
             record.admitted and record.preempted
         ),
@@ -125,7 +125,7 @@ def check_schedule(core: EngineCore, record: StepRecord) -> None:
         ),
         "no prompt makes progress": any(_waits_for_time(core, r) for r in unserved)
         and not prefills
-        and record.num_tokens < config.max_num_batched_tokens,
+        and record.num_tokens < config.step_tokens,
         "prefills and decodes in one step": is_v0 and 0 < len(prefills) < len(record.scheduled),
         "a chunk is too long": is_v0
         and chunk is not None

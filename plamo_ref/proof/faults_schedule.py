@@ -44,7 +44,7 @@ def _mix(schedule: Any, scheduler: V0Scheduler) -> Schedule:
     decided: Schedule = schedule(scheduler)
     if not any(request.is_decoding for request in decided.tokens):
         queues, cache = scheduler.queues, scheduler.queues.cache
-        budget = queues.config.max_num_batched_tokens - decided.num_tokens
+        budget = queues.config.step_tokens - decided.num_tokens
         for request in [r for r in queues.running if r.is_decoding][:budget]:
             computed = request.num_computed_tokens
             if cache.fit(request.request_id, computed, 1):

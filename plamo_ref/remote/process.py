@@ -21,6 +21,7 @@ from plamo_ref.engine.build import build_core
 from plamo_ref.engine.config import EngineConfig
 from plamo_ref.engine.core import EngineCore
 from plamo_ref.engine.memory.cache import IntegrityError
+from plamo_ref.engine.pauses import set_aside
 from plamo_ref.engine.request import Request
 from plamo_ref.engine.source import ModelSource, open_source
 from plamo_ref.errors import PlamoRefError
@@ -45,7 +46,6 @@ from plamo_ref.remote.messages import (
     ToFront,
     Token,
 )
-from plamo_ref.remote.pauses import set_aside
 from plamo_ref.remote.stats import stats_of
 from plamo_ref.sampling import GuidedError, GuidedParams
 
@@ -213,8 +213,7 @@ class EngineLoop:
         moved = self.core.step()
         tokens = [self._token(request) for request in moved if request.error is None]
         for request in moved:
-            if request.error is not None:  # its own: the others go on
-                error = request.error
+            if (error := request.error) is not None:  # its own: the others go on
                 self._preemptions_ended += request.num_preemptions
                 self._send(Refused(request.request_id, str(error), isinstance(error, GuidedError)))
         now = time.monotonic()
@@ -226,12 +225,15 @@ class EngineLoop:
 
     def _next_tokens(self) -> int:
         """How many the next step computes at most."""
-        queues, most = self.core.queues, self.core.config.max_num_batched_tokens
+        queues, most = self.core.queues, self.core.config.step_tokens
         if queues.waiting:
             return most
-        return min(most, sum(request.num_uncomputed_tokens for request in queues.running))
+        others = [r.num_uncomputed_tokens for r in queues.running if r.settled is None]
+        return min(most, len(queues.running) - len(others) + sum(others))
 
     def _token(self, request: Request) -> Token:
+        if request.is_plain and len(request.output_ids) > 1 and request.status != "finished":
+            return Token(request.request_id, request.output_ids[-1])  # by far the most
         if request.status == "finished":
             self._preemptions_ended += request.num_preemptions
         token, params = request.output_ids[-1], request.params

@@ -7,6 +7,7 @@ Built in notebooks/04_reference_generation.ipynb.
 
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -46,14 +47,10 @@ def knob_table(
     params: Sequence[SamplingParams], uniforms: Sequence[float], vocab_size: int
 ) -> Tensor:
     """The parameters as plamo_ref.kernels.sample.twin wants them: [B, 5] float64, on the host."""
-    rows = [
-        [
-            0.0 if p.greedy else p.temperature,
-            p.top_k if p.top_k > 0 else vocab_size,
-            p.top_p,
-            p.min_p,
-            u,
-        ]
-        for p, u in zip(params, uniforms, strict=True)
-    ]
-    return torch.tensor(rows, dtype=torch.float64)
+    table = np.empty((len(params), 5))
+    table[:, 0] = [0.0 if p.greedy else p.temperature for p in params]
+    table[:, 1] = [p.top_k if p.top_k > 0 else vocab_size for p in params]
+    table[:, 2] = [p.top_p for p in params]
+    table[:, 3] = [p.min_p for p in params]
+    table[:, 4] = uniforms
+    return torch.from_numpy(table)

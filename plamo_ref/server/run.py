@@ -17,9 +17,9 @@ import uvicorn
 from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
 from plamo_ref.chat.templates import load_template
+from plamo_ref.engine.pauses import collect_all, set_aside
 from plamo_ref.errors import PlamoRefError
 from plamo_ref.remote.async_llm import AsyncLLM
-from plamo_ref.remote.pauses import collect_all, set_aside
 from plamo_ref.server.app import create_app
 from plamo_ref.server.config import ServerConfig
 from plamo_ref.server.edge.listen import BACKLOG, Address, listen

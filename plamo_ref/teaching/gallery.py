@@ -97,8 +97,8 @@ def _scenario(pair: Pair, *requests: ScenarioRequest, **changes: Any) -> Scenari
         pair.config,
         block_size=_BLOCK_SIZE,
         blocks=kinds,  # type: ignore[arg-type]
-        slots=engine.max_num_seqs,
-        max_num_seqs=engine.max_num_seqs,
+        slots=engine.seats,
+        max_num_seqs=engine.seats,
     )
     return Scenario(requests, engine, plan, preempt)
 

@@ -19,7 +19,7 @@ class NoTokenizer(Plamo2Tokenizer):
 
     def __init__(self, folder: Path) -> None:
         super().__init__([("-", 0.0, "NORMAL"), *((f"<0x{n:02X}>", 0.0, BYTE) for n in range(256))])
-        self.folder = folder
+        self.folder, self._bytes = folder, [b""] * self.vocab_size
 
     def encode(self, text: str, add_bos: bool | None = None, *, specials: bool = True) -> list[int]:
         """There is no way to.
@@ -28,10 +28,6 @@ class NoTokenizer(Plamo2Tokenizer):
             TokenizerError: always.
         """
         raise TokenizerError(f"{self.lack}: give prompts as token ids")
-
-    def token_bytes(self, token_id: int) -> bytes:
-        """No token has a text."""
-        return b""
 
     @property
     def lack(self) -> str:

@@ -6,6 +6,8 @@ complete first, and of several that are complete at once, at the one that begins
 Built in notebooks/04_reference_generation.ipynb.
 """
 
+from collections.abc import Sequence
+
 from plamo_ref.sampling import SamplingParams
 from plamo_ref.text.detokenizer import IncrementalDetokenizer
 from plamo_ref.text.tokenizer import Plamo2Tokenizer
@@ -20,6 +22,7 @@ class TextStream:
 
     def __init__(self, tokenizer: Plamo2Tokenizer, params: SamplingParams) -> None:
         self._detokenizer = IncrementalDetokenizer(tokenizer, params.skip_special_tokens)
+        self._tokenizer, self._skips = tokenizer, params.skip_special_tokens
         self._stops = tuple(params.stop)
         self._include_stop = params.include_stop_str_in_output
         self._free = params.min_tokens  # in so many tokens to come no stop string may end
@@ -50,6 +53,11 @@ class TextStream:
         text = self.push_stop(token_id) if is_stop else self.push(token_id)
         return text + self.finish() if is_last or self.stopped_by is not None else text
 
+    def take_all(self, token_ids: Sequence[int], *, ends_in_stop: bool) -> None:
+        """All tokens of a text that no stop string can end, at once."""
+        without = len(token_ids) - (ends_in_stop and not self._include_stop)
+        self._parts.append(self._tokenizer.decode(token_ids[:without], self._skips))
+
     def finish(self) -> str:
         """What was held back, once it is known that no token follows."""
         return self._release(self._detokenizer.finish(), last=True)
@@ -76,8 +84,10 @@ class TextStream:
 
     def _undecided(self, pending: str) -> int:
         """Length of the longest end of `pending` that begins a stop string."""
-        longest = max((len(stop) - 1 for stop in self._stops), default=0)
-        for size in range(min(longest, len(pending)), 0, -1):
-            if any(stop.startswith(pending[-size:]) for stop in self._stops):
-                return size
-        return 0
+        longest = 0
+        for stop in self._stops:
+            start = pending.find(stop[0], max(0, len(pending) - len(stop) + 1))
+            while start >= 0 and not stop.startswith(pending[start:]):
+                start = pending.find(stop[0], start + 1)
+            longest = max(longest, len(pending) - start if start >= 0 else 0)
+        return longest

@@ -194,8 +194,10 @@ class Plamo2Tokenizer:
             TokenizerError: a negative id.
         """
         skipped = self.special_ids if skip_special_tokens else frozenset()
-        numbers = (index(token_id) for token_id in ids)
-        joined = b"".join(self.token_bytes(i) for i in numbers if i not in skipped)
+        numbers = [index(token_id) for token_id in ids]
+        known = numbers and 0 <= min(numbers) <= max(numbers) < self.vocab_size
+        bytes_of = self._bytes.__getitem__ if known else self.token_bytes
+        joined = b"".join([bytes_of(i) for i in numbers if i not in skipped])
         return joined.decode("utf-8", errors="replace")
 
     def token_bytes(self, token_id: int) -> bytes:

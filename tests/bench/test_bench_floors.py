@@ -11,14 +11,25 @@ import pytest
 import torch
 
 from plamo_ref.bench.ablation import ABLATIONS, NOTHING, Weights, ablate, chosen, with_twins
-from plamo_ref.bench.floors import decode_bytes, decode_floor, prefill_floor, trace_floor
+from plamo_ref.bench.floors import (
+    decode_bytes,
+    decode_floor,
+    part_flops,
+    prefill_floor,
+    trace_floor,
+)
 from plamo_ref.bench.kernels.ceilings import Ceilings, measure_ceilings, median_seconds
 from plamo_ref.bench.products import projections, time_products
 from plamo_ref.bench.shapes import SHAPES, open_core, open_model
 from plamo_ref.bench.simulator import Trace
 from plamo_ref.bench.startup import StartupError, time_startup
 from plamo_ref.bench.steps import Bench, step_seconds
-from plamo_ref.budget import linear_flops
+from plamo_ref.budget import (
+    decode_flops,
+    linear_flops,
+    prefill_flops,
+    weight_bytes_per_step,
+)
 from plamo_ref.cli import main
 from plamo_ref.engine.config import EngineConfig, EngineError
 from plamo_ref.kernels.choice import TORCH
@@ -56,8 +67,35 @@ def test_decode_floors_are_those_worked_out_by_hand(shape, batch, state_item, mi
 def test_prefill_and_trace_floors_are_those_worked_out_by_hand():
     assert 8192 / prefill_floor(SHAPES["8b"], 1, 8192, 2, H200) == pytest.approx(43e3, rel=0.03)
     assert 8192 / prefill_floor(SHAPES["1b"], 1, 8192, 2, H200) == pytest.approx(325e3, rel=0.03)
-    assert trace_floor(SHAPES["8b"], Trace.mixed(), H200) == pytest.approx(4.8, rel=0.03)
-    assert trace_floor(SHAPES["1b"], Trace.mixed(), H200) == pytest.approx(0.63, rel=0.03)
+
+
+@pytest.mark.parametrize(
+    ("shape", "state_item", "seconds"),
+    [("8b", 4, 8.32), ("8b", 2, 7.55), ("1b", 4, 1.29), ("1b", 2, 1.10)],
+)
+def test_the_mixed_workloads_floor_is_the_one_worked_out_by_hand(shape, state_item, seconds):
+    """Of an H100, whose ceilings are these, step by step."""
+    h100 = replace(H200, copy=3.03e12)
+    engine = EngineConfig(max_num_seqs=256, max_num_batched_tokens=16384)
+    floor = trace_floor(SHAPES[shape], Trace.mixed(), engine, 2, state_item, h100)
+    assert floor == pytest.approx(seconds, rel=0.01)
+
+
+def test_a_trace_is_the_sum_of_its_steps():
+    """One prompt in two chunks, then two decodes: by the floors of prompts and decodes alone."""
+    config, engine = SHAPES["8b"], EngineConfig(max_num_seqs=3, max_num_batched_tokens=4096)
+    first = part_flops(config, 0, 4096, False), part_flops(config, 4096, 6000, True)
+    assert sum(first) == pytest.approx(6000 * prefill_flops(config, 6000))
+    assert part_flops(config, 6000, 6001, True) == pytest.approx(decode_flops(config, 6001))
+    decodes = [decode_floor(config, 1, length, 2, 4, H200) for length in (6001, 6002)]
+    expected = sum(H200.floor(weight_bytes_per_step(config), each) for each in first) + sum(decodes)
+    floor = trace_floor(config, Trace.of((6000, 3)), engine, 2, 4, H200)
+    assert floor == pytest.approx(expected, rel=1e-6)
+    few = trace_floor(config, Trace.of(*[(100, 9)] * 6), engine, 2, 4, H200)
+    many = trace_floor(
+        config, Trace.of(*[(100, 9)] * 6), replace(engine, max_num_seqs=6), 2, 4, H200
+    )
+    assert few > 1.6 * many  # with half of the seats the weights are read nearly twice as often
 
 
 def test_a_floor_is_bound_by_arithmetic_where_that_takes_longer():
@@ -283,5 +321,5 @@ def test_products_in_e4m3_are_not_counted_at_another_kinds_rate():
     assert decode_floor(fp8, 64, 256, 2, 4, slow) >= few
     assert decode_floor(weight_only, 64, 256, 2, 4, slow) > 64 * 15e9 / 1e12
     assert prefill_floor(fp8, 1, 512, 2, slow) < 0.5 * prefill_floor(plain, 1, 512, 2, slow)
-    trace = Trace.of((9, 5), (3, 7))
-    assert trace_floor(fp8, trace, slow) < 0.5 * trace_floor(plain, trace, slow)
+    given = (Trace.of((9, 5), (3, 7)), SMALL, 2, 4, slow)
+    assert trace_floor(fp8, *given) < 0.5 * trace_floor(plain, *given)

@@ -5,6 +5,10 @@ after it.
 """
 
 import json
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +16,8 @@ import torch
 from engines import GREEDY
 
 from plamo_ref import LLM, SamplingParams
+from plamo_ref.engine import llm as llm_module
+from plamo_ref.engine.completion import Completion
 from plamo_ref.engine.config import EngineConfig, EngineError
 from plamo_ref.engine.outputs import StreamPiece
 from plamo_ref.errors import PlamoRefError
@@ -279,18 +285,49 @@ def test_unknown_settings_are_refused_by_name():
         LLM("tiny", no_such_setting=1)
 
 
-def test_an_error_in_the_middle_leaves_the_engine_clean(llm, monkeypatch):
-    healthy = TextStream.push
+@pytest.mark.parametrize(("stop", "name"), [("never there", "push"), (None, "take_all")])
+def test_an_error_in_the_middle_leaves_the_engine_clean(llm, monkeypatch, stop, name):
+    """Where a stop string may end a text, it is made as it comes, else at its end."""
+    healthy, calls = getattr(TextStream, name), []
 
-    def broken(stream: TextStream, token: int) -> str:
-        if len(stream.text) > 5:
+    def broken(stream: TextStream, *args: Any, **how: Any) -> Any:
+        calls.append(name)
+        if len(calls) == len(PROMPTS):
             raise RuntimeError("half way")
-        return healthy(stream, token)
+        return healthy(stream, *args, **how)
 
-    monkeypatch.setattr(TextStream, "push", broken)
+    monkeypatch.setattr(TextStream, name, broken)
+    params = SamplingParams(temperature=0, max_tokens=30, stop=stop)
     with pytest.raises(RuntimeError, match="half way"):
-        llm.generate(PROMPTS, SamplingParams(temperature=0, max_tokens=30), use_tqdm=False)
+        llm.generate(PROMPTS, params, use_tqdm=False)
     assert_clean(llm)
+
+
+def test_without_stop_strings_a_text_is_made_once_at_its_end_and_nobody_gets_pieces(
+    llm, monkeypatch
+):
+    made, taken = [], Counter[str]()
+    for name in ("push", "take_all"):
+        monkeypatch.setattr(TextStream, name, _counted(getattr(TextStream, name), name, taken))
+    monkeypatch.setattr(
+        llm_module, "Completion", lambda *a: made.append(Completion(*a)) or made[-1]
+    )
+    params = SamplingParams(temperature=0, max_tokens=30)
+    at_once = llm.generate(PROMPTS, params, use_tqdm=False)
+    assert (taken, [c.pieces for c in made]) == ({"take_all": len(PROMPTS)}, [[]] * len(PROMPTS))
+    one_by_one = llm.generate(PROMPTS, replace(params, stop="never there"), use_tqdm=False)
+    assert taken["push"] > len(PROMPTS)
+    for mine, other in zip(at_once, one_by_one, strict=True):
+        assert mine.outputs[0] == other.outputs[0]
+    assert not any(c.pieces for c in made)
+
+
+def _counted(work: Callable[..., Any], name: str, calls: Counter[str]) -> Callable[..., Any]:
+    def counted(*args: Any, **how: Any) -> Any:
+        calls[name] += 1
+        return work(*args, **how)
+
+    return counted
 
 
 # --- stream ------------------------------------------------------------------------------------

@@ -440,7 +440,13 @@ def test_an_interrupt_anywhere_in_a_call_changes_no_other_calls_text(llm):
 
 @pytest.mark.parametrize(
     ("owner", "name"),
-    [(ModelRunner, "run"), (HybridCache, "allocate"), (TextStream, "push"), (EngineCore, "add")],
+    [
+        (ModelRunner, "run"),
+        (HybridCache, "allocate"),
+        (TextStream, "push"),
+        (TextStream, "take_all"),
+        (EngineCore, "add"),
+    ],
     ids=lambda each: each if isinstance(each, str) else "",
 )
 def test_a_real_interrupt(llm, monkeypatch, owner, name):
@@ -451,11 +457,11 @@ def test_a_real_interrupt(llm, monkeypatch, owner, name):
     def broken_off() -> None:
         calls: list[str] = []
 
-        def disturbed(*args: Any) -> Any:
+        def disturbed(*args: Any, **how: Any) -> Any:
             calls.append(name)
             if len(calls) == 3:
                 signal.raise_signal(signal.SIGINT)
-            return healthy(*args)
+            return healthy(*args, **how)
 
         with monkeypatch.context() as patched:
             patched.setattr(owner, name, disturbed)

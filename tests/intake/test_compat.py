@@ -90,7 +90,7 @@ def test_what_changes_nothing_is_accepted_with_one_line(caplog):
         ({"enforce_eager": "yes"}, "cuda_graphs must be True or False, not 'yes'"),
         ({"max_num_seq": 4}, "did you mean max_num_seqs?"),
         ({"no_such_setting": 1}, "no_such_setting"),
-        ({"max_num_seqs": "4"}, "max_num_seqs must be an integer, 1 or more, not '4'"),
+        ({"max_num_seqs": "4"}, "max_num_seqs must be an integer, 1 or more, or None, not '4'"),
         ({"max_num_seqs": 4.0}, "max_num_seqs must be an integer"),
         ({"max_num_seqs": True}, "max_num_seqs must be an integer"),
         ({"seed": "a"}, "seed must be an integer"),

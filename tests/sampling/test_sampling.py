@@ -20,6 +20,7 @@ from plamo_ref.sampling import (
     uniform,
 )
 from plamo_ref.sampling.adjust import RowContext, adjust
+from plamo_ref.sampling.random import MASK
 from plamo_ref.sampling.sampler import knob_table, sample
 
 LOGITS = st.lists(st.integers(-40, 40).map(lambda x: x / 8), min_size=1, max_size=12)
@@ -255,6 +256,13 @@ def test_uniform_is_below_one_and_has_53_bits(seed, index):
     assert 0 <= u < 1
     assert (u * 2**53).is_integer()
     assert u == uniform(seed, index)
+
+
+@given(st.lists(st.tuples(st.integers(-(2**70), 2**70), st.integers(0, 2**40)), max_size=9))
+def test_uniform_of_arrays_is_that_of_each(pairs):
+    seeds = np.array([seed & MASK for seed, _ in pairs], dtype=np.uint64)
+    numbers = uniform(seeds, np.array([index for _, index in pairs], dtype=np.uint64))
+    assert numbers.tolist() == [uniform(*pair) for pair in pairs]
 
 
 def test_uniform_numbers_are_spread_and_neighbouring_seeds_share_none():

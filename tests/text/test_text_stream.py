@@ -119,6 +119,22 @@ def test_no_stop_string_ends_in_the_first_tokens_but_it_may_begin_there(free):
     assert "".join(pieces) == made.text == {0: "", 1: "", 2: "ab", 3: "ab", 4: "abab"}[free]
 
 
+@given(
+    st.lists(st.integers(0, TOKENIZER.vocab_size + 3), max_size=20), st.booleans(), st.booleans()
+)
+def test_all_tokens_at_once_are_the_text_that_they_are_one_by_one(ids, skip, stops):
+    """Halves of characters, special tokens and rows without a text are among them."""
+    for include in (False, True):
+        params = {"skip_special_tokens": skip, "include_stop_str_in_output": include}
+        one_by_one, _ = stream([], **params)
+        for place, token in enumerate(ids, start=1):
+            last = place == len(ids)
+            one_by_one.take(token, is_stop=stops and last, is_last=last)
+        at_once, _ = stream([], **params)
+        at_once.take_all(ids, ends_in_stop=stops and bool(ids))
+        assert at_once.text == one_by_one.text
+
+
 # --- any cut -------------------------------------------------------------------------------------
 
 

@@ -94,7 +94,8 @@ SECTIONS = (
     Section(
         "A mixed workload on a GPU",
         "256 requests of many lengths, all at once: prompts in chunks beside decodes. The floor "
-        "counts the arithmetic alone, as if all weights were always at hand.",
+        "is the sum of the steps' own: the arithmetic of each, while the weights are read, and "
+        "what its decodes move for themselves.",
         ("gpu_mixed_8b", "gpu_mixed_8b_bf16", "gpu_mixed_1b"),
     ),
     Section("From the start to the first token", "", ("gpu_startup_8b", "gpu_startup_1b")),
@@ -154,7 +155,7 @@ SECTIONS = (
     Section(
         "On a CPU",
         "The embedded model, on a small machine: what batching, a scheduler and the host cost.",
-        ("throughput", "mixed", "scheduler", "load_1b", "tokenizer", "masks"),
+        ("throughput", "mixed", "scheduler", "host", "pauses", "load_1b", "tokenizer", "masks"),
     ),
 )
 

@@ -205,6 +205,36 @@ def _scheduler(rows: Sequence[Row]) -> list[Table]:
     ]
 
 
+def _host(rows: Sequence[Row]) -> list[Table]:
+    return [
+        table(
+            f"Python alone, in a step of {rows[0]['batch']} requests: the model takes no time",
+            rows,
+            Column("through", "way"),
+            Column("a step, ms", "step_ms", "{:.2f}"),
+            Column("beyond the core's loop, µs a token", "beyond_core_us_per_token", "{:.1f}"),
+        )
+    ]
+
+
+def _pauses(rows: Sequence[Row]) -> list[Table]:
+    shown = [{**r, "host": r["host_ms"]["p50"], "model": r["model_ms"]["p50"]} for r in rows]
+    return [
+        table(
+            "Stops of 30 ms and more under the mixed workload",
+            shown,
+            Column("steps", "steps", "{:,}"),
+            Column("collections in 1,000", "collections_per_1000_steps", "{:.0f}"),
+            Column("the longest, ms", "longest_collection_ms", "{:.1f}"),
+            Column("stops of the collector", "stops_of_the_collector"),
+            Column("of the host", "stops_of_the_host"),
+            Column("time taken by other processes", "taken_by_others"),
+            Column("host p50, ms", "host", "{:.1f}"),
+            Column("model p50, ms", "model", "{:.0f}"),
+        )
+    ]
+
+
 def _load(rows: Sequence[Row]) -> list[Table]:
     shown = [{**r, "beyond": abs(r["peak_gb_over_what_stays"])} for r in rows]
     return [
@@ -297,6 +327,8 @@ TABLES: Mapping[str, Callable[[Sequence[Row]], list[Table]]] = {
     "throughput": _throughput,
     "mixed": _mixed,
     "scheduler": _scheduler,
+    "host": _host,
+    "pauses": _pauses,
     "load_1b": _load,
     "tokenizer": _tokenizer,
     "server": _server,

@@ -68,11 +68,11 @@ def rooms(engine: EngineConfig, plan: MemoryPlan) -> Iterator[Room]:
     Kernels come in variants by number of requests, number of tokens and width of the block table;
     steps by factors of two pass through all of them.
     """
-    widths, most = table_widths(plan), engine.max_num_seqs
+    widths, most = table_widths(plan), engine.seats
     for rows in [n for n in LADDER if n < most] + [most]:
         yield Room(rows, 0, 0, widths)
     photographs = int(bool(engine.enable_prefix_caching) and engine.photographs)
-    for tokens in _powers(engine.max_num_batched_tokens):
+    for tokens in _powers(engine.step_tokens):
         yield Room(0, 1, tokens, widths, photographs)
     for width in _powers(max((n for _, n in widths), default=1)):
         yield Room(1, 0, 0, tuple((kind, min(width, n)) for kind, n in widths))

@@ -108,17 +108,17 @@ class HybridCache:
         end = self._num_blocks(computed + new)
         if request_id not in self.holdings:
             self.holdings[request_id] = self._branch(source, computed, end)
-        holding = self.holdings[request_id]
+        holding, size = self.holdings[request_id], self.block_size
         for kind, table in holding.tables.items():
             self._drop_before(kind, table, self.first_needed(kind, computed))
-        missing = {kind: end - table.end for kind, table in holding.tables.items()}
-        self._make_room([(self.blocks[kind], n) for kind, n in missing.items() if n > 0])
+        wants = [(self.blocks[k], end - t.end, t) for k, t in holding.tables.items() if t.end < end]
+        self._make_room([(pool, count) for pool, count, _ in wants])
+        for pool, count, table in wants:
+            table.blocks += pool.take(count)
+        holding.calm_until = FAR
         for kind, table in holding.tables.items():
-            if missing[kind] > 0:
-                table.blocks += self.blocks[kind].take(missing[kind])
-        tables, size = holding.tables.items(), self.block_size
-        ends = (table.calm_until(size, self.groups[kind].window) for kind, table in tables)
-        holding.calm_until = min(ends, default=FAR)
+            calm_until = table.calm_until(size, self.groups[kind].window)
+            holding.calm_until = min(holding.calm_until, calm_until)
 
     def release(self, request_id: str) -> None:
         """Give back everything; a request that holds nothing is fine."""

@@ -51,8 +51,8 @@ def cache_budget(
 def activation_bytes(engine: EngineConfig, config: Plamo2Config, itemsize: int) -> int:
     """A bound on what one step needs besides weights and cache: a few of its widest tensors."""
     widest = max(2 * config.intermediate_size, 2 * config.mamba_inner_size, config.q_size)
-    hidden = engine.max_num_batched_tokens * (widest + 4 * config.hidden_size) * itemsize * 3
-    logits = engine.max_num_seqs * config.vocab_size * 4 * 6  # sampling sorts in float64
+    hidden = engine.step_tokens * (widest + 4 * config.hidden_size) * itemsize * 3
+    logits = engine.seats * config.vocab_size * 4 * 6  # sampling sorts in float64
     return hidden + logits
 
 

@@ -49,7 +49,7 @@ def as_pages(
         return replace(plan, reasons=(*plan.reasons, f"two rooms, not one arena: {why}"))
     pages = Pages(shape, num_pages, least, alone)
     seats = plan.max_num_seqs
-    while seats < engine.max_num_seqs:  # of those that the two rooms have no window for
+    while seats < engine.seats:  # of those that the two rooms have no window for
         firsts = (max(least[kind], -(-(seats + 1) // uses[kind].count)) for kind in least)
         if sum(firsts) >= num_pages:
             break

@@ -8,7 +8,8 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from plamo_ref.config import LayerKind, Plamo2Config
-from plamo_ref.engine.config import BYTES, EngineConfig
+from plamo_ref.engine.config import EngineConfig
+from plamo_ref.engine.dtypes import BYTES
 
 if TYPE_CHECKING:
     from plamo_ref.engine.memory.pages import Pages
@@ -49,7 +50,7 @@ def reasons(
     seat_bytes = needs.seat_bytes + span * needs.full_bytes
     whole = engine.max_model_len is not None and engine.max_model_len < window
     reach = "the longest request" if whole else f"W + 1 = {window + 1} keys"
-    limit = "max_num_seqs" if seats == engine.max_num_seqs else "memory"
+    limit = "max_num_seqs" if seats == engine.seats else "memory"
     lines = [
         f"{seats} seats, limited by {limit}: each {seat_bytes:,} bytes = a state slot and "
         f"{span} blocks of {size} tokens per attention group, enough for {reach}"
@@ -63,7 +64,7 @@ def reasons(
     if "sliding_window" in num_blocks:
         lines.append(
             f"{num_blocks['sliding_window']:,} windowed blocks: one window a seat, and prompt "
-            f"tokens of one step (max_num_batched_tokens={engine.max_num_batched_tokens})"
+            f"tokens of one step (max_num_batched_tokens={engine.step_tokens})"
         )
     if engine.enable_prefix_caching:
         lines.append(
@@ -111,7 +112,7 @@ def paged_reasons(
     names = {"mamba": "state slots", "full": "full-attention blocks"}
     ways = [f"{use.count:,} {names.get(k, 'windowed blocks')}" for k, use in shape.uses.items()]
     kept = [f"{least[k]:,} for {names.get(k, 'windowed blocks')}" for k in shape.uses]
-    limit = "max_num_seqs" if seats == engine.max_num_seqs else "memory"
+    limit = "max_num_seqs" if seats == engine.seats else "memory"
     left = budget - pages.num_pages * shape.page_bytes
     return (
         f"one arena of {pages.num_pages:,} pages, {shape.page_bytes:,} bytes each: a page is "

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import torch
 
 from plamo_ref.config import LayerKind, Plamo2Config
-from plamo_ref.engine.config import EngineConfig, EngineError, torch_dtype
+from plamo_ref.engine.config import EngineConfig, EngineError
+from plamo_ref.engine.dtypes import torch_dtype
 from plamo_ref.engine.memory.arena import paged_pools
 from plamo_ref.engine.memory.cache import HybridCache
 from plamo_ref.engine.memory.holding import AttentionGroup, attention_groups
@@ -180,8 +181,8 @@ def _divide(engine: EngineConfig, needs: Needs, spare: int) -> tuple[int, int, B
     """Seats, slots beside them, and blocks of each group, once one request has what it needs and
     `spare` bytes are left. Each share of them only grows with them, so all that it buys does."""
     keeps = engine.enable_prefix_caching
-    further = engine.max_num_seqs - 1
-    in_step = math.ceil(engine.max_num_batched_tokens / needs.size)
+    further = engine.seats - 1
+    in_step = math.ceil(engine.step_tokens / needs.size)
     full_blocks, for_full = needs.full_span, 0
     if needs.full_bytes:
         wanted = further * needs.seat_bytes + in_step * needs.window_bytes

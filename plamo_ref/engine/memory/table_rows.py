@@ -38,9 +38,12 @@ class GroupRows:
             wider = np.zeros((rows, 2 * length), dtype=np.int64)
             wider[:, :width] = self.blocks
             self.blocks = wider
-        self.blocks[row, :length] = table.blocks
-        self.blocks[row, length : self.lengths[row]] = 0
-        self.lengths[row], self.first[row] = length, table.first
+        known = self.lengths.item(row)
+        if table.first != self.first.item(row) or length < known:
+            self.blocks[row, :known] = 0
+            known, self.first[row] = 0, table.first
+        self.blocks[row, known:length] = table.blocks[known:]  # its beginning, it only grows
+        self.lengths[row] = length
 
 
 class TableRows:

@@ -36,7 +36,7 @@ def longest_request(config: EngineConfig, cache: HybridCache, model: Plamo2Confi
         raise EngineError(f"max_model_len={wanted:,} does not fit: {why}, or {cure}")
     longest = int(min(fits, model.model_max_length or fits)) if wanted is None else wanted
     if config.scheduler == "v0" and config.chunk_size is None:
-        longest = min(longest, config.max_num_batched_tokens)  # a prompt is one step's work
+        longest = min(longest, config.step_tokens)  # a prompt is one step's work
     return longest
 
 

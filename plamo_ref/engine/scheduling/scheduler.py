@@ -60,7 +60,7 @@ class Queues:
         self.config, self.cache, self.max_num_seqs = config, cache, max_num_seqs
         self.prefix = PrefixCache(cache, bool(config.enable_prefix_caching))
         self.prefix.interval = config.photograph_interval
-        self.budget = config.max_num_batched_tokens  # of the next step; a pipeline shares it
+        self.budget = config.step_tokens  # of the next step; a pipeline shares it
         self.pace = Pace.of(config, cache)
         self.waiting: deque[Request] = deque()
         self.running: list[Request] = []

@@ -9,7 +9,7 @@ Built in notebooks/07_continuous_batching.ipynb.
 
 from plamo_ref.engine.request import Request
 from plamo_ref.engine.scheduling.scheduler import Queues, Schedule
-from plamo_ref.engine.settled import goes_on
+from plamo_ref.engine.settled import who_goes_on
 
 
 class V0Scheduler:
@@ -27,7 +27,7 @@ class V0Scheduler:
 
     def _prefill(self, schedule: Schedule) -> None:
         queues = self.queues
-        budget = queues.config.max_num_batched_tokens
+        budget = queues.config.step_tokens
         for request in [r for r in queues.running if not r.is_decoding and r.can_run]:
             chunk = self._chunk(request)
             if chunk > budget:
@@ -46,9 +46,10 @@ class V0Scheduler:
 
     def _decode(self, schedule: Schedule) -> None:
         queues = self.queues
-        budget = queues.config.max_num_batched_tokens
-        for request in [r for r in queues.running if r.is_decoding and r.can_run][:budget]:
-            if goes_on(request):
+        budget = queues.config.step_tokens
+        able = [r for r in queues.running if r.is_decoding and r.can_run][:budget]
+        for request, goes_on in zip(able, who_goes_on(able), strict=True):
+            if goes_on and request.settled is not None:
                 schedule.tokens[request] = 1
             elif request.can_run:
                 queues.grant(request, 1, schedule)

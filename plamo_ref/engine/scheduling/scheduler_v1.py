@@ -6,7 +6,7 @@ Built in notebooks/08_v1_scheduler.ipynb.
 """
 
 from plamo_ref.engine.scheduling.scheduler import Queues, Schedule
-from plamo_ref.engine.settled import goes_on
+from plamo_ref.engine.settled import who_goes_on
 
 
 class V1Scheduler:
@@ -19,10 +19,11 @@ class V1Scheduler:
         queues, schedule, budget = self.queues, Schedule(), self.queues.budget
         in_time = queues.in_time()
 
-        for request in list(queues.running):
+        running = list(queues.running)
+        for request, goes_on in zip(running, who_goes_on(running), strict=True):
             if not budget:
                 break
-            if goes_on(request):
+            if goes_on and request.settled is not None:  # it is None once somebody needs the memory
                 schedule.tokens[request] = 1
                 budget -= 1
             elif request.can_run:  # not preempted a moment ago, not waiting for its grammar

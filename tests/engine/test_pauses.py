@@ -7,11 +7,13 @@ a step makes nothing that only the collector would find.
 import gc
 import weakref
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 from engines import new_core
 
-from plamo_ref.remote.pauses import collect_all, set_aside
+from plamo_ref import LLM
+from plamo_ref.engine.pauses import collect_all, set_aside
 from plamo_ref.sampling import SamplingParams
 
 
@@ -57,6 +59,30 @@ def test_the_end_undoes_it():
     assert seen() is None
 
 
+SMALL = {"device": "cpu", "memory_bytes": 40_000_000}
+LONG = SamplingParams(max_tokens=200, seed=1, ignore_eos=True)
+
+
+def test_what_an_llm_loads_is_set_aside_until_it_is_closed():
+    with LLM("tiny", **SMALL) as llm:
+        assert gc.get_freeze_count() > 50_000
+        llm.generate(["a", "b"], SamplingParams(max_tokens=3), use_tqdm=False)
+    assert gc.get_freeze_count() == 0
+
+
+@pytest.mark.parametrize("record", [False, True])
+def test_an_llm_that_is_dropped_leaves_its_model_to_the_collector(record):
+    """Without `close`, as ever: nobody has to know that anything was set aside."""
+    llm = LLM("tiny", record=record, **SMALL)
+    llm.generate("a", SamplingParams(max_tokens=3), use_tqdm=False)
+    assert len(llm.records) == (3 if record else 0)
+    model = weakref.ref(llm.core.runner.model)
+    del llm
+    assert gc.get_freeze_count() == 0
+    gc.collect()
+    assert model() is None
+
+
 @pytest.mark.parametrize("overlap", [False, True])
 def test_tokens_leave_no_garbage_for_the_collector(overlap):
     """What a step makes goes when nobody names it any more: nothing waits for a collection."""
@@ -74,3 +100,19 @@ def test_tokens_leave_no_garbage_for_the_collector(overlap):
     finally:
         gc.enable()
     assert core.has_work
+
+
+@pytest.mark.parametrize("stop", [(), "never there"])
+def test_tokens_cause_no_collections(stop):
+    """A collection comes when some hundred objects more were made than went."""
+    with LLM("tiny", **SMALL) as llm:
+        params = replace(LONG, stop=stop)
+        llm.generate(["a", "b"], params, use_tqdm=False)
+        seen, steps = [], llm.core.num_steps
+        gc.callbacks.append(lambda phase, about: seen.append((phase, about["generation"])))
+        try:
+            llm.generate(["a", "b"] * 5, params, use_tqdm=False)
+        finally:
+            gc.callbacks.pop()
+        assert llm.core.num_steps - steps >= 200
+        assert len(seen) <= 2, seen  # one has a beginning and an end
