@@ -14,7 +14,7 @@ from matplotlib.patches import FancyBboxPatch, Rectangle
 from plamo_ref.recorder.run import Run
 from plamo_ref.teaching.figures import BLACK, GREY, SERIES, Style
 
-COLUMNS = 30  # blocks beside each other
+COLUMNS = 26  # blocks beside each other
 _PALE = "#EEF1F4"  # of what is nobody's
 _PLATE = {"facecolor": "white", "edgecolor": "none", "pad": 0.8}
 
@@ -49,7 +49,8 @@ def _cell(
 ) -> None:
     look: dict[str, Any] = {"facecolor": _PALE, "edgecolor": "white", "linewidth": 1}
     if style is not None:
-        look |= {"facecolor": style.colour, "hatch": style.hatch, "edgecolor": "white"}
+        hatch = "" if text else style.hatch  # a letter says as much, and is calmer
+        look |= {"facecolor": style.colour, "hatch": hatch}
     ax.add_patch(Rectangle((x, y - 0.44), width, 0.88, alpha=alpha, **look))
     if text and alpha == 1:
         plate = _PLATE if style is not None else None
@@ -82,9 +83,8 @@ def steps(ax: Axes, run: Run, here: int, known: Letters, _: str) -> None:
     frame: dict[str, Any] = {"fill": False, "edgecolor": BLACK, "linewidth": 1.6}
     ax.add_patch(Rectangle((here, -len(known) + 0.42), 1, len(known) + 0.16, **frame))
     count = len(run.moments)
-    took = sum(moment.record.total_seconds for moment in run.moments[: here + 1])
     title = f"{run.header.scheduler.upper()} · step {here + 1} of {count}"
-    ax.set_title(f"{title} · {1000 * took:.0f} ms so far", loc="left", fontweight="bold")
+    ax.set_title(title, loc="left", fontweight="bold")
     ax.set(xlim=(-0.2, count + 0.2), ylim=(-len(known) + 0.3, 0.7))
     ax.set_yticks([-row for row in range(len(known))], list(known.values()))
     ax.set_xticks([])

@@ -2,7 +2,7 @@
 
 Invariant: every number and colour is read from the recorded run; a request looks the same in all
 panels and in all runs, and its letter stands wherever its colour does.
-Used by notebooks/17_serving_and_benchmarking.ipynb; the panels are in plamo_ref/teaching/panels.py.
+Used by notebooks/08b_your_engine.ipynb; the panels are in plamo_ref/teaching/panels.py.
 """
 
 import io
@@ -17,16 +17,17 @@ from plamo_ref.teaching import panels
 from plamo_ref.teaching.figures import png, use_style
 from plamo_ref.teaching.widgets import interactive
 
-WIDTH, TITLE = 5.6, 0.42  # inches: a run, the room above a panel
+WIDTH, TITLE = 5.0, 0.42  # inches: a run, the room above a panel
 MOST_CELLS = 600  # blocks of a pool that is drawn place by place; more are numbers only
 
 
-def scrub(*runs: Run, step: int = 1) -> None:
+def scrub(*runs: Run, step: int = 1, times: bool = True) -> None:
     """Show runs at a step, with a slider through all of them where a kernel runs.
 
     Args:
         runs: with the same requests, as V0 and V1 on one trace.
         step: counted from 1; where the figure without a kernel stands.
+        times: say how long the step took; without it two runs of a lesson give the same picture.
 
     Raises:
         ValueError: no run, or one without a step.
@@ -34,10 +35,10 @@ def scrub(*runs: Run, step: int = 1) -> None:
     if not runs or not all(run.moments for run in runs):
         raise ValueError("scrub: give it runs of at least one step, as read_run() does")
     most = max(len(run.moments) for run in runs)
-    interactive(lambda step: frame(runs, step), step=(1, most, step))
+    interactive(lambda step: frame(runs, step, times), step=(1, most, step))
 
 
-def frame(runs: Sequence[Run], step: int) -> tuple[Figure, str]:
+def frame(runs: Sequence[Run], step: int, times: bool = True) -> tuple[Figure, str]:
     """The picture of one step, and what it shows in one line. A run that is over stays at its end.
 
     A panel: the whole run with a frame around this step, the step's budget, who waits, who has
@@ -59,6 +60,9 @@ def frame(runs: Sequence[Run], step: int) -> tuple[Figure, str]:
             ax = fig.add_axes((left / wide, top / tall, width / wide, height / tall))
             draw = panels.PANELS[name.partition(":")[0]]
             draw(ax, run, here, letters, name.partition(":")[2])
+            if name == "steps" and times:
+                took = 1000 * run.moments[here].record.total_seconds
+                ax.set_title(f"{took:,.1f} ms", loc="right", fontsize=11)
         said.append(words(run, here, letters))
     return fig, "; ".join(said)
 

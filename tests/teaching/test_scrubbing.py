@@ -48,6 +48,11 @@ def test_a_frame_says_what_the_run_says(runs, step):
         assert f"full blocks: {record.blocks_used['full']} in use" in " ".join(mine)
         assert f"state slots: {record.slots_used} in use" in " ".join(mine)
         assert f"{record.num_tokens} of 16 tokens" in alt
+    timed = [ax.get_title(loc="right") for ax in fig.axes if ax.get_title(loc="right")]
+    last = runs[-1].moments[min(step, len(runs[-1].moments)) - 1].record
+    assert timed[-1] == f"{1000 * last.total_seconds:,.1f} ms"
+    plain, _ = frame(runs, step, times=False)
+    assert not any(ax.get_title(loc="right") for ax in plain.axes)
 
 
 def test_a_block_shows_the_letter_of_its_owner(runs):
