@@ -93,6 +93,16 @@ def test_a_preempted_request_holds_nothing_until_it_is_back(llm, tmp_path):
     assert [(dict(m.blocks), dict(m.slots)) for m in run.moments] == seen
 
 
+def test_a_window_that_slides_is_followed(llm, tmp_path):
+    file = tmp_path / "run.jsonl"
+    with recording(llm.core, file):
+        _, seen = drive(llm.core, [[20 + n] * 80 for n in range(2)])
+    run = read_run(file)
+    assert [(dict(m.blocks), dict(m.slots)) for m in run.moments] == seen
+    firsts = {m.blocks["sliding_window"]["r1"][0] for m in run.moments if "r1" in m.slots}
+    assert len(firsts) > 1  # blocks have left at the front
+
+
 def test_what_is_kept_of_texts_is_recorded(tmp_path):
     file = tmp_path / "run.jsonl"
     engine = ENGINE | {"enable_prefix_caching": True, "record": str(file)}
