@@ -122,7 +122,7 @@ def day(gib: int, one_arena: bool) -> list[dict[str, Any]]:
     plan = plan_memory(
         SHAPES["8b"], engine, gib << 30, dtype=torch.bfloat16, state_dtype=torch.float32
     )
-    runner = StubRunner(VOCAB, lambda tokens: STEP + TOKEN * tokens)
+    runner = StubRunner(VOCAB, lambda tokens, requests: STEP + TOKEN * tokens)
     core, rows, seen = EngineCore(runner, plan, engine), [], list[StepRecord]()
     core.observers.append(lambda record, *_: seen.append(record))
     for hour, (clients, seed) in HOURS.items():

@@ -128,7 +128,7 @@ class Stub(SharedRunner):
     """Stages that compute nothing, and note what they were given."""
 
     def __init__(self, vocab_size: int, stages: int) -> None:
-        one = StubRunner(vocab_size, lambda tokens: 0.0)
+        one = StubRunner(vocab_size, lambda tokens, requests: 0.0)
         self.model, self.caches, self.recordings = one.model, one.caches, None
         self.rounds: list[list[Load | None]] = []
         self._inside: list[BatchPlan | None] = [None] * stages
@@ -187,7 +187,7 @@ def of_one(trace: Trace, args: argparse.Namespace) -> float:
             return super().run(batch, rows)
 
     engine = settings(args)
-    runner = Noting(len(trace.requests), lambda tokens: 0.0)
+    runner = Noting(len(trace.requests), lambda tokens, requests: 0.0)
     scheduled(EngineCore(runner, ample(trace, engine), engine), trace)
     return sum(load.seconds(1) for load in loads)
 

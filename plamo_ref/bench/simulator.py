@@ -88,7 +88,7 @@ class Trace:
 class StubRunner(ModelRunner):
     """Answers as a model would that always says token 0, and only keeps the time."""
 
-    def __init__(self, vocab_size: int, step_time: Callable[[int], float]) -> None:
+    def __init__(self, vocab_size: int, step_time: Callable[[int, int], float]) -> None:
         nothing = torch.empty(vocab_size, 0)
         head = Linear(nothing, TORCH)
         config = Plamo2Config(vocab_size=vocab_size, bos_token_id=None, eos_token_id=None)
@@ -103,7 +103,7 @@ class StubRunner(ModelRunner):
         copies.clear()
 
     def run(self, batch: ForwardBatch, rows: Rows) -> Tensor:
-        duration = self._step_time(batch.room.num_tokens)
+        duration = self._step_time(batch.room.num_tokens, batch.room.num_requests)
         self.times.append((self.clock, duration))
         self.clock += duration
         return self._logits.expand(len(batch.token_ids[rows]), -1)
@@ -113,13 +113,13 @@ def replay(
     trace: Trace,
     engine: EngineConfig,
     plan: MemoryPlan | None = None,
-    step_time: Callable[[int], float] = lambda tokens: 1.0,
+    step_time: Callable[[int, int], float] = lambda tokens, requests: 1.0,
 ) -> list[StepRecord]:
     """Schedule the trace to its end; the records say who computed what, and when.
 
     Args:
         plan: the memory; None: room for the whole trace, and `max_num_seqs` seats.
-        step_time: tokens of a step → its duration, in the unit of the trace's arrivals. Where
+        step_time: tokens and requests of a step → its duration, in the unit of the arrivals. Where
             `max_step_time_ms` bounds it that is the millisecond.
 
     Raises:

@@ -21,9 +21,8 @@ def bench_options(command: Command) -> Command:
     model = click.option(
         "--model", default="tiny", show_default=True, help="tiny, a folder, or a hub id."
     )
-    # Random weights are asked for by --shape; a record would be measured with; one engine, and no
-    # server, is.
-    wanted = names(but=("load_format", "record", "data_parallel_size", "warm_up_seconds"))
+    # Random weights are asked for by --shape; one engine, and no server, is measured.
+    wanted = names(but=("load_format", "data_parallel_size", "warm_up_seconds"))
     return model(shape(engine_options(*wanted)(command)))
 
 

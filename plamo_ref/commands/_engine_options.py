@@ -17,7 +17,7 @@ from plamo_ref.engine.config import EngineConfig
 ONE_REQUEST = (
     *("dtype", "quantization", "kv_cache_dtype", "state_dtype"),
     "state_rounding",
-    *("device", "tensor_parallel_size", "pipeline_parallel_size"),
+    *("device", "tensor_parallel_size", "pipeline_parallel_size", "record"),
 )
 
 
@@ -63,6 +63,8 @@ def _option(field: Field[Any], kind: Any) -> Callable[[Command], Command]:
     flag = "--" + field.name.replace("_", "-")
     said = {"default": field.default, "help": field.metadata["help"]}
     said["show_default"] = field.default not in (None, ())
+    if field.metadata["unit"] == "file":
+        return click.option(flag, type=click.Path(dir_okay=False), help=said["help"])
     kind = _without_none(kind)
     if kind is bool:
         return click.option(f"{flag}/--no-{flag[2:]}", **said)

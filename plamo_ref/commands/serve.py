@@ -15,9 +15,7 @@ from plamo_ref.commands._engine_options import engine_options, names
 from plamo_ref.commands._serve_options import SeveralValues, address_options, server_options
 from plamo_ref.engine.config import EngineConfig
 
-# Fields of `EngineConfig` that are no options: a record grows with every step, without end.
-NO_OPTIONS = ("record",)
-ENGINE = names(but=NO_OPTIONS)
+ENGINE = names()
 shown: dict[str, Any] = {"show_default": True}
 
 

@@ -139,4 +139,8 @@ def new_core(runner: ModelRunner, plan: MemoryPlan, engine: EngineConfig) -> Eng
             has_spare_memory, engine, weights.device, runner.model.config, weights.itemsize
         )
         core.warm_up = WarmUp(runner, plan, engine, spare)
+    if isinstance(engine.record, str):
+        from plamo_ref.recorder.recorder import Recorder
+
+        Recorder(core, engine.record)
     return core

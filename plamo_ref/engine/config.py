@@ -147,7 +147,7 @@ class EngineConfig:
     photograph_interval: int = knob(
         512, "Tokens between states that are kept in slots of no other use; 0: none are."
     )
-    record: bool = knob(False, "Keep a record of every step.")
+    record: bool | str | None = knob(None, "A file for every step, to be replayed.", unit="file")
 
     def __post_init__(self) -> None:
         read_fields(self, _KINDS, EngineError)
@@ -293,6 +293,6 @@ _KINDS: Mapping[str, Kind] = {
     "one_arena": NoneFor(Flag(), EngineConfig.one_arena),
     "photographs": Flag(),
     "photograph_interval": Whole("0 (none) or more"),
-    "record": Flag(),
+    "record": NoneFor(Flag("True, False or the name of a file", or_file=True)),
 }
 EngineConfig.__init__ = speaks_vllm(ENGINE, EngineError)(EngineConfig.__init__)  # type: ignore[method-assign]

@@ -63,11 +63,8 @@ class Flight:
 def begun(
     plan: BatchPlan, schedule: Schedule, cache: HybridCache, started: float, scheduled: float
 ) -> StepRecord:
-    """The record of a step that is being launched; what it does not know yet is 0.
-
-    Args:
-        started, scheduled: when its schedule was begun, and was there.
-    """
+    """The record of a step that is being launched: its schedule was begun when it `started`, and
+    was there when it was `scheduled`. What the record does not know yet is 0."""
     sampled = set(plan.sampled)
     shares = tuple(
         ScheduledTokens(
@@ -96,6 +93,7 @@ def begun(
         started=started,
         schedule_seconds=scheduled - started,
         total_seconds=0,
+        seen=None if cache.witness is None else cache.witness(),
     )
 
 

@@ -83,7 +83,7 @@ class LLM:
         self._replicas = open_replicas(type(self), folder, self.config)
         if self._replicas is None:
             core, self.plan = build_core(source.config, self.config, source.load)
-            if self.config.record:
+            if self.config.record is True:
                 core.observers.append(lambda record, *_, keep=self.records.append: keep(record))
             self._open = Callers(core)
             set_aside_for(self, thorough=core.runner.device.type == "cuda")

@@ -5,8 +5,8 @@ change the engine. Built in notebooks/07_continuous_batching.ipynb.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 from plamo_ref.config import LayerKind
 from plamo_ref.engine.memory.cache import HybridCache
@@ -41,6 +41,7 @@ class StepRecord:
     total_seconds: float
     # Of each one admitted: tokens that it found computed already, and why not more (see prefix.py).
     found: tuple[tuple[str, int, str], ...] = ()
+    seen: Any = field(default=None, compare=False, repr=False)  # a Sighting, if a file is written
 
     @property
     def num_tokens(self) -> int:

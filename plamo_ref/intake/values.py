@@ -8,6 +8,7 @@ names the field, the value and what is wanted.
 import math
 import numbers
 import operator
+import os
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -153,15 +154,17 @@ class Number:
 
 @dataclass(frozen=True)
 class Flag:
-    """True or False; 1 and "no" are neither."""
+    """True or False; 1 and "no" are neither. `or_file`: or the name of a file."""
 
     wanted: str = "True or False"
+    or_file: bool = False
 
-    def read(self, value: Any) -> bool:
-        value = plain(value)
-        if not isinstance(value, bool):
+    def read(self, value: Any) -> bool | str:
+        if isinstance(value := plain(value), bool):
+            return value
+        if not self.or_file or value == "":
             raise TypeError("no truth value")
-        return value
+        return str(os.fspath(value))
 
 
 @dataclass(frozen=True)

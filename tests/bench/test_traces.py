@@ -107,14 +107,24 @@ def test_without_a_plan_memory_is_never_short() -> None:
 def test_the_clock_follows_the_step_time_and_waits_for_arrivals() -> None:
     trace = Trace.of((4, 2), (3, 1, 100.0))
     config = EngineConfig(max_num_batched_tokens=8)
-    records = replay(trace, config, step_time=lambda tokens: 10.0 + tokens)
+    records = replay(trace, config, step_time=lambda tokens, requests: 10.0 * requests + tokens)
     times = [(r.started, r.total_seconds) for r in records]
     assert times == [(0.0, 14.0), (14.0, 11.0), (100.0, 13.0)]
 
 
+def test_a_step_is_paid_for_by_all_its_requests() -> None:
+    config = EngineConfig(max_num_batched_tokens=8)
+    records = replay(Trace.of((2, 2), (3, 1)), config, step_time=lambda tokens, requests: requests)
+    assert [r.total_seconds for r in records] == [2, 1]
+
+
+def tokens_of(tokens: int, requests: int) -> float:
+    return float(tokens)
+
+
 def test_with_overlap_a_step_has_the_time_of_its_launch() -> None:
     plain, overlapped = (
-        replay(TALK, EngineConfig(max_num_batched_tokens=10, overlap=overlap), None, float)
+        replay(TALK, EngineConfig(max_num_batched_tokens=10, overlap=overlap), None, tokens_of)
         for overlap in (False, True)
     )
     times = [(r.scheduled, r.started, r.total_seconds) for r in plain]

@@ -43,12 +43,13 @@ MAY_IMPORT = {
     "sampling": {"errors", "intake", "grammar", "kernels"},
     "weights": {"errors", "config", "intake", "kernels", "linear", "model", "quantization"},
     # `test_book.py` says who: build.py alone
-    "engine": TEXT_TO_TEXT | {"engine.fast", "parallel", "cluster"},
+    "engine": TEXT_TO_TEXT | {"engine.fast", "parallel", "cluster", "recorder"},
     "engine.memory": {"errors", "config", "engine"},
     "engine.scheduling": {"errors", "config", "intake", "sampling", "engine", "engine.memory"},
     "engine.fast": TEXT_TO_TEXT,
     "parallel": TEXT_TO_TEXT | {"engine.fast"},
     "__init__": {"errors", "config", "engine", "sampling", "text", "remote"},
+    "recorder": {"errors", "config", "engine", "engine.memory"},
     "reference": {"errors", "config", "intake", "text", "weights", "sampling"},
     "remote": TEXT_TO_TEXT,
     "server": TEXT_TO_TEXT | {"remote", "__init__"},
@@ -56,7 +57,7 @@ MAY_IMPORT = {
     "cluster": TEXT_TO_TEXT | {"remote", "server"},
     "proof": OVER_THE_ENGINE | {"parallel"},
     "bench": OVER_THE_ENGINE | {"engine.fast", "__init__"},
-    "teaching": OVER_THE_ENGINE | {"proof", "bench", "parallel"},
+    "teaching": OVER_THE_ENGINE | {"proof", "bench", "parallel", "recorder"},
     "models": set(),
     "commands": OVER_THE_ENGINE
     | {"cli", "remote", "server", "cluster", "bench", "translation"}

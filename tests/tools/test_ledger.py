@@ -12,6 +12,7 @@ import pytest
 
 from plamo_ref.teaching.recorded import RecordedError
 from tools.ledger.__main__ import DOCS, RECORDED, with_peer_table
+from tools.ledger.ablation import bought
 from tools.ledger.page import SECTIONS, page
 from tools.ledger.peer import README_ROWS, gain, readme_table
 from tools.ledger.plots import PLOTS, digest_of, png
@@ -41,6 +42,7 @@ DECODE = {
 }
 STARTUP = {"model": "8b", "cache": "cold", "precompile": True, "to_first_token_s": 17.26}
 OFF = {"model": "8b", "batch": 1, "step_ms": 4.6, "instead": "everything is on", "off": "nothing"}
+OFF |= {"spread_ms": 0.1, "buys_ms": 0.0}
 KERNEL = {"shape": "8B", "operation": "add_norm", "case": "7", "us": 2, "percent_of_floor": 91.4}
 LOAD = {"model": "tiny", "what": "load", "requests_per_s": 4.0, "ttft_ms": {"p50": 9.7, "p99": 20}}
 
@@ -122,7 +124,17 @@ def test_bars_are_the_measured_ones(drawn):
         batch = int(ax.get_title().removeprefix("batch "))
         longer = [r["buys_percent"] for r in rows if r["batch"] == batch and r["off"] != "nothing"]
         assert sorted(bar.get_width() for bar in ax.patches) == sorted(longer)
-    assert "graphs +161 % / +126 % / +25 %" in alt
+    assert "graphs +161 % / +126 % / (+25 %)" in alt
+
+
+def test_what_lies_within_the_scatter_is_in_brackets():
+    rows = [
+        {"off": off, "batch": 1, "spread_ms": spread, "buys_ms": buys, "buys_percent": 10 * buys}
+        for off, spread, buys in (("nothing", 0.3, 0.0), ("a", 0.1, 0.31), ("b", 0.1, -0.3))
+    ]
+    assert [bought(row, rows) for row in rows[1:]] == ["+3 %", "(-3 %)"]
+    rows[1]["spread_ms"] = 0.4  # its own runs scatter
+    assert bought(rows[1], rows) == "(+3 %)"
 
 
 def test_the_peers_picture_has_a_point_a_comparison(drawn):
@@ -171,7 +183,7 @@ def test_alt_texts_are_one_line_and_no_text_is_small(drawn):
         ),
         (
             "gpu_ablation_8b",
-            [OFF, OFF | {"off": "qk", "instead": "apart", "buys_percent": 4.6}],
+            [OFF, OFF | {"off": "qk", "instead": "apart", "buys_ms": 0.2, "buys_percent": 4.6}],
             ["| nothing | everything is on | 4.60 ms |", "| qk | apart | +5 % |"],
         ),
         (

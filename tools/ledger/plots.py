@@ -15,11 +15,11 @@ from matplotlib.figure import Figure
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from plamo_ref.teaching.figures import BLACK, BLUE, figures, style_of
+from plamo_ref.teaching.figures import BLACK, BLUE, GREY, figures, style_of
+from tools.ledger.ablation import bought
 from tools.ledger.exactness import draw_deviations
 from tools.ledger.peer import gain, name_of
 from tools.ledger.records import Row, read_record
-from tools.ledger.table import percent
 
 Data = Mapping[str, Sequence[Row]]  # by the record's name
 SHAPES = ("8b", "1b")
@@ -127,24 +127,25 @@ def draw_ablation(data: Data) -> tuple[Figure, str]:
     rows = [r for r in data["gpu_ablation_8b"] if r["off"] != "nothing"]
     batches = list(dict.fromkeys(r["batch"] for r in rows))
     longer = {(r["off"], r["batch"]): r["buys_percent"] for r in rows}
+    said = {(r["off"], r["batch"]): bought(r, data["gpu_ablation_8b"]) for r in rows}
     names = sorted(dict.fromkeys(r["off"] for r in rows), key=lambda n: longer[n, batches[0]])
     fig, axes = figures(10.5, 5.2, columns=len(batches))
     top = max(longer.values())
     for ax, batch in zip(axes, batches, strict=True):
-        bars = ax.barh(range(len(names)), [longer[n, batch] for n in names], color=BLUE, height=0.7)
-        ax.bar_label(bars, [percent(longer[n, batch]) for n in names], padding=4)
+        colours = [GREY if said[n, batch].startswith("(") else BLUE for n in names]
+        lengths = [longer[n, batch] for n in names]
+        bars = ax.barh(range(len(names)), lengths, color=colours, height=0.7)
+        ax.bar_label(bars, [said[n, batch] for n in names], padding=4)
         ax.axvline(0, color=BLACK, linewidth=0.8)
         ax.set(title=f"batch {batch}", xlim=(-0.36 * top, 1.3 * top), xticks=[])
         ax.set_yticks(range(len(names)), names if ax is axes[0] else [])
         ax.spines[["left", "bottom"]].set_visible(False)
         ax.tick_params(length=0)
-    said = ", ".join(
-        f"{n} {' / '.join(percent(longer[n, b]) for b in batches)}" for n in names[::-1]
-    )
+    words = ", ".join(f"{n} {' / '.join(said[n, b] for b in batches)}" for n in names[::-1])
     told = f"batch {' / '.join(map(str, batches))}"
     return (
         fig,
-        f"How much longer an 8B decode step takes with one thing switched off, {told}: {said}",
+        f"How much longer an 8B decode step takes with one thing switched off, {told}: {words}",
     )
 
 

@@ -5,13 +5,14 @@ Invariant: every record that the ledger shows has its function here, by the reco
 
 from collections.abc import Callable, Mapping, Sequence
 
+from tools.ledger.ablation import ablation
 from tools.ledger.exactness import deviations
 from tools.ledger.narrow import narrow
 from tools.ledger.neighbours import arena, hostile, hostile_before, interrupts, penalties
 from tools.ledger.peer import peer_tables
 from tools.ledger.ranks import fused_sums, parallel, prefix_cost
 from tools.ledger.records import Row
-from tools.ledger.table import Column, Table, percent, shape_of, table
+from tools.ledger.table import Column, Table, shape_of, table
 
 BATCH = Column("batch", "batch", "{:,}")
 STEP = Column("ms a step", "step_ms", "{:.2f}")
@@ -128,19 +129,6 @@ def _startup(rows: Sequence[Row]) -> list[Table]:
             Column("from the process to the first token, s", "to_first_token_s", "{:.1f}"),
         )
     ]
-
-
-def _ablation(rows: Sequence[Row]) -> list[Table]:
-    """A row for each thing switched off; the first is the step with everything on."""
-    batches = list(dict.fromkeys(r["batch"] for r in rows))
-    shown: dict[str, dict[str, object]] = {}
-    for r in rows:
-        line = shown.setdefault(r["off"], {"off": r["off"], "instead": r["instead"]})
-        slower = percent(r["buys_percent"]) if r["off"] != "nothing" else ""
-        line[f"at {r['batch']}"] = slower or f"{r['step_ms']:.2f} ms"
-    columns = [Column("off", "off"), Column("instead", "instead")]
-    columns += [Column(f"batch {batch}", f"at {batch}") for batch in batches]
-    return [table(f"{shape_of(rows[0])}: a decode step", list(shown.values()), *columns)]
 
 
 def _kernels(rows: Sequence[Row]) -> list[Table]:
@@ -319,8 +307,8 @@ TABLES: Mapping[str, Callable[[Sequence[Row]], list[Table]]] = {
     "gpu_mixed_1b": _whole,
     "gpu_startup_8b": _startup,
     "gpu_startup_1b": _startup,
-    "gpu_ablation_8b": _ablation,
-    "gpu_ablation_1b": _ablation,
+    "gpu_ablation_8b": ablation,
+    "gpu_ablation_1b": ablation,
     "gpu_kernels": _kernels,
     "gpu_kernels_8b": _kernels,
     "gpu_server_8b": _server,

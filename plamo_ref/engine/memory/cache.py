@@ -55,6 +55,7 @@ class HybridCache:
         self.exposed: set[Holding] = set()  # to be frozen when the step that writes it is launched
         self.copies: list[Copy] = []  # to be made, in this order, before the next step
         self.evict: Callable[[Pool], None] | None = None
+        self.witness: Callable[[], object] | None = None  # what a recorded step says of memory
 
     @property
     def pools(self) -> list[Pool]:

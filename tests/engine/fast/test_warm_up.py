@@ -74,7 +74,7 @@ def test_what_a_servers_traffic_asks_for_is_recorded_ahead(monkeypatch, rate):
         at += draw.expovariate(rate)
         jobs.append(TraceRequest(draw.randint(20, 400), draw.randint(2, 128), at))
     plan = plan_of(ENGINE)
-    simulator.replay(Trace(tuple(jobs)), ENGINE, plan, lambda tokens: 0.006 + 3e-5 * tokens)
+    simulator.replay(Trace(tuple(jobs)), ENGINE, plan, lambda tokens, _: 0.006 + 3e-5 * tokens)
     ladders = Ladders(plan, ENGINE.graph_tokens)
     ahead = {ladders.room(room) for room in likely_rooms(plan, ENGINE)}
     recorded = [room for room in map(ladders.room, asked) if room is not None]

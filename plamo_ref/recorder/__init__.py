@@ -1,0 +1,1 @@
+"""A run written to a file, step by step, and read again."""
