@@ -3,8 +3,8 @@
 Invariant: every byte and operation is counted by plamo_ref/budget.py, every rate was measured; a
 floor leaves out whatever an ideal engine could leave out.
 
-Products of e4m3 with e4m3 are not counted: the rate that was measured is not theirs. There a floor
-is one of bytes, which is true and lower.
+Products of e4m3 with e4m3 have a rate of their own. Where it was not measured they are not counted,
+and a floor is one of bytes, which is true and lower.
 
 A decode step reads the weights once while it multiplies with them, whichever takes longer; each
 sequence's own state and keys come on top, for no other sequence can use them.
@@ -25,10 +25,17 @@ from plamo_ref.engine.config import EngineConfig
 from plamo_ref.quantization.schemes import SCHEMES
 
 
-def _counted(config: Plamo2Config) -> int:
-    """FLOPs of the projections of one token, those in e4m3 left out."""
-    scheme = SCHEMES[config.quantization] if config.quantization else None
-    return 0 if scheme and scheme.quantized_activations else linear_flops(config)
+def in_e4m3(config: Plamo2Config) -> bool:
+    """Whether the projections multiply e4m3 with e4m3."""
+    return bool(config.quantization) and SCHEMES[config.quantization or ""].quantized_activations
+
+
+def _floor(
+    config: Plamo2Config, moved: float, operations: float, tokens: int, best: Ceilings
+) -> float:
+    """Seconds for all `operations`, those of the projections of so many tokens among them."""
+    in_fp8 = tokens * linear_flops(config) if in_e4m3(config) else 0
+    return best.floor(moved, operations - in_fp8, in_fp8)
 
 
 def sequence_bytes(
@@ -75,8 +82,8 @@ def decode_floor(
     replay: int = 1,
 ) -> float:
     """Seconds of a step in which `batch` sequences of `length` tokens get one more."""
-    operations = batch * (_counted(config) + head_flops(config))
-    weights = best.floor(weight_bytes_per_step(config, item), operations)
+    operations = batch * (linear_flops(config) + head_flops(config))
+    weights = _floor(config, weight_bytes_per_step(config, item), operations, batch, best)
     own = sequence_bytes(config, length, item, state_item, kv_item, replay)
     return weights + batch * own / best.copy
 
@@ -85,16 +92,14 @@ def prefill_floor(
     config: Plamo2Config, batch: int, length: int, item: int, best: Ceilings
 ) -> float:
     """Seconds for `batch` prompts of `length` tokens, up to the first token of each."""
-    left_out = linear_flops(config) - _counted(config)
-    operations = batch * length * (prefill_flops(config, length) - left_out)
-    return best.floor(weight_bytes_per_step(config, item), operations)
+    tokens, moved = batch * length, weight_bytes_per_step(config, item)
+    return _floor(config, moved, tokens * prefill_flops(config, length), tokens, best)
 
 
 def part_flops(config: Plamo2Config, start: int, end: int, sampled: bool) -> float:
     """FLOPs of tokens `start` to `end - 1` of a sequence, the last one's logits if one follows."""
     before = start * prefill_flops(config, start) if start else head_flops(config)
-    left_out = (end - start) * (linear_flops(config) - _counted(config))
-    return end * prefill_flops(config, end) - before - left_out + sampled * head_flops(config)
+    return end * prefill_flops(config, end) - before + sampled * head_flops(config)
 
 
 def trace_floor(
@@ -121,7 +126,7 @@ def trace_floor(
         parts = [(s.start, s.start + s.num_tokens, s.sampled) for s in step.scheduled]
         moved = sum(own(s.start + 1) for s in step.scheduled if s.kind == "decode")
         operations = sum(flops(*part) for part in parts)
-        seconds += best.floor(weights, operations) + moved / best.copy
+        seconds += _floor(config, weights, operations, step.num_tokens, best) + moved / best.copy
     return seconds
 
 

@@ -9,7 +9,13 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
-from plamo_ref.bench.floors import decode_bytes, decode_floor, prefill_floor, trace_floor
+from plamo_ref.bench.floors import (
+    decode_bytes,
+    decode_floor,
+    in_e4m3,
+    prefill_floor,
+    trace_floor,
+)
 from plamo_ref.bench.kernels.ceilings import Ceilings, measure_ceilings
 from plamo_ref.bench.products import time_products
 from plamo_ref.bench.simulator import Trace
@@ -28,8 +34,9 @@ class Bench:
 
     @classmethod
     def of(cls, core: EngineCore, products: bool = True) -> "Bench":
-        weight = core.runner.model.embedding
-        return cls(core, measure_ceilings(weight.device, weight.dtype), products)
+        model = core.runner.model
+        weight, fp8 = model.embedding, in_e4m3(model.config)
+        return cls(core, measure_ceilings(weight.device, weight.dtype, fp8=fp8), products)
 
     @property
     def items(self) -> tuple[int, int, int | None]:

@@ -14,6 +14,10 @@ from itertools import pairwise
 from typing import Any
 
 import torch
+import torch.nn.functional as F
+
+from plamo_ref.kernels.linear.triton_numbers import knows_fp8
+from plamo_ref.quantization.weight import FP8
 
 SECONDS = 0.4  # of measuring, for each ceiling
 GPU_COPY, CPU_COPY = 1 << 30, 1 << 28  # bytes, far beyond any cache
@@ -28,10 +32,13 @@ class Ceilings:
     product: float  # FLOP/s
     copy_of: str
     product_of: str
+    fp8_product: float | None = None  # of e4m3; None: nobody asked, or the device has none
 
-    def floor(self, moved_bytes: float, operations: float) -> float:
-        """Seconds that nothing can be faster than which moves and computes so much."""
-        return max(moved_bytes / self.copy, operations / self.product)
+    def floor(self, moved_bytes: float, operations: float, in_fp8: float = 0.0) -> float:
+        """Seconds that nothing can be faster than which moves and computes so much. Operations in
+        e4m3 count where their rate is known."""
+        fp8 = in_fp8 / self.fp8_product if self.fp8_product else 0.0
+        return max(moved_bytes / self.copy, operations / self.product + fp8)
 
     def rate(self, moved_bytes: float, operations: float, seconds: float) -> tuple[float, str]:
         """What was reached of the ceiling that binds, with its unit."""
@@ -45,11 +52,13 @@ class Ceilings:
             "copy_of": self.copy_of,
             "product_tflop_per_s": round(self.product / 1e12, 3),
             "product_of": self.product_of,
+            **({"fp8_tflop_per_s": round(self.fp8_product / 1e12, 3)} if self.fp8_product else {}),
         }
 
 
-def measure_ceilings(device: torch.device, dtype: torch.dtype) -> Ceilings:
-    """About a second: a copy within the device's memory, a square product in `dtype`."""
+def measure_ceilings(device: torch.device, dtype: torch.dtype, *, fp8: bool = False) -> Ceilings:
+    """About a second: a copy within the device's memory, a square product in `dtype`, and with
+    `fp8` one in e4m3, where the device has it."""
     on_gpu = device.type == "cuda"
     size, side = (GPU_COPY, GPU_SIDE) if on_gpu else (CPU_COPY, CPU_SIDE)
     kind = str(dtype).removeprefix("torch.")
@@ -58,6 +67,7 @@ def measure_ceilings(device: torch.device, dtype: torch.dtype) -> Ceilings:
         product=_product_rate(side, dtype, device),
         copy_of=f"copy of {size >> 20} MiB, read and written",
         product_of=f"{kind} product of two {side} × {side} matrices",
+        fp8_product=_fp8_rate(side, device) if fp8 and on_gpu and knows_fp8(device) else None,
     )
 
 
@@ -72,6 +82,21 @@ def _product_rate(side: int, dtype: torch.dtype, device: torch.device) -> float:
     a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
     out = torch.empty_like(a)
     took = median_seconds(lambda: torch.mm(a, b, out=out), device, seconds=SECONDS)
+    return 2 * side**3 / took
+
+
+def _fp8_rate(side: int, device: torch.device) -> float:
+    """As the library multiplies for an engine: a scale for each row of both, bfloat16 out."""
+    a, b = (torch.randn(side, side, device=device).to(FP8) for _ in range(2))
+    scales = torch.ones(side, 1, device=device)
+    row = F.ScalingType.RowWise
+
+    def product() -> object:
+        return F.scaled_mm(
+            a, b.T, scales, row, scales.T, row, output_dtype=torch.bfloat16, use_fast_accum=True
+        )
+
+    took = median_seconds(product, device, seconds=SECONDS)
     return 2 * side**3 / took
 
 
