@@ -54,7 +54,7 @@ LESSONS = (
     Lesson("08", ("lessons",), 60, 11),
     Lesson("08b", ("lessons",), 120, 19),
     Lesson("09", ("lessons",), 60, 22),
-    Lesson("10", ("lessons", "interpreter"), 75, 20),
+    Lesson("10", ("lessons", "interpreter"), 125, 23),
     Lesson("11", ("lessons", "interpreter"), 150, 15),
     Lesson("12", ("lessons", "compiler"), 60, 14),
     Lesson("13", ("lessons",), 60, 9),

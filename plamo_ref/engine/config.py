@@ -13,20 +13,8 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
 
 from plamo_ref.engine.dtypes import BYTES, DTYPES, torch_dtype
 from plamo_ref.errors import PlamoRefError
-from plamo_ref.intake.values import (
-    Flag,
-    Kind,
-    Listed,
-    NoneFor,
-    Number,
-    OneOf,
-    Seed,
-    Text,
-    Torchs,
-    Whole,
-    read_fields,
-    shown,
-)
+from plamo_ref.intake.engine_values import engine_kinds
+from plamo_ref.intake.values import Kind, OneOf, read_fields, shown
 from plamo_ref.intake.vllm_names import ENGINE, speaks_vllm
 from plamo_ref.kernels.names import KernelChoice
 from plamo_ref.quantization.schemes import SCHEMES
@@ -130,7 +118,7 @@ class EngineConfig:
         1024, "Steps with so many prompt tokens at most are recorded too; 0: decode steps only."
     )
     warm_up_seconds: float = knob(
-        5.0, "So long a server records steps before it is ready; the rest in idle moments."
+        10.0, "So long at most a server records steps before it is ready; the rest when idle."
     )
     precompile: bool = knob(
         True, "Compile kernels in parallel while weights load (on a GPU, Triton kernels)."
@@ -250,49 +238,8 @@ class EngineConfig:
         return torch_dtype(self.state_dtype)
 
 
-# Which values a field may have. None, where vLLM has it, is our default.
-_POSITIVE = Whole("1 or more", least=1)
-_DTYPES, _STATES = ("auto", *DTYPES), ("auto", *DTYPES, *BYTES)
-_FP8 = {"fp8_e4m3": "fp8", "float8_e4m3fn": "fp8"}
-_NO_HALF = " (float16 overflows in this model; a GPU without bfloat16, as the T4, takes float32)"
-_KINDS: Mapping[str, Kind] = {
-    "load_format": OneOf(("auto", "dummy"), other_names={"safetensors": "auto"}),
-    "dtype": Torchs(OneOf(_DTYPES, _NO_HALF, {"float": "float32"})),
-    "quantization": NoneFor(OneOf(tuple(SCHEMES))),
-    "device": Torchs(Text("'auto', 'cpu', 'cuda' or 'cuda:1'")),
-    "tensor_parallel_size": NoneFor(_POSITIVE, EngineConfig.tensor_parallel_size),
-    "pipeline_parallel_size": NoneFor(_POSITIVE, EngineConfig.pipeline_parallel_size),
-    "disable_custom_all_reduce": Flag(),
-    "data_parallel_size": NoneFor(_POSITIVE, EngineConfig.data_parallel_size),
-    "block_size": NoneFor(_POSITIVE, EngineConfig.block_size),
-    "max_num_seqs": NoneFor(_POSITIVE),
-    "max_num_batched_tokens": NoneFor(_POSITIVE),
-    "max_step_time_ms": NoneFor(Number("above 0", lambda x: x > 0)),
-    "scheduler": OneOf(("v1", "v0")),
-    "chunk_size": NoneFor(_POSITIVE),
-    "memory_bytes": NoneFor(_POSITIVE),
-    "gpu_memory_utilization": Number("above 0 and at most 1", lambda x: 0 < x <= 1),
-    "max_model_len": NoneFor(_POSITIVE),
-    "state_dtype": Torchs(OneOf(_STATES, other_names=_FP8)),
-    "kv_cache_dtype": Torchs(OneOf(("auto", "fp8"), other_names=_FP8)),
-    "state_rounding": OneOf(("nearest", "stochastic")),
-    "state_replay": Whole("1 (off) to 16: more would weigh more", least=1, most=16),
-    "generation_config": NoneFor(Text(), EngineConfig.generation_config),
-    "seed": NoneFor(Seed(), EngineConfig.seed),
+_KINDS: dict[str, Kind] = {
+    **engine_kinds(EngineConfig, DTYPES, BYTES),
     "kernels": OneOf(get_args(KernelChoice)),
-    "compile": OneOf(("none", "attention", "all")),
-    "compile_sizes": Listed("numbers of tokens, 1 or more each", _POSITIVE),
-    "pdl": Flag(),
-    "overlap": NoneFor(Flag()),
-    "adjust_tables": Flag(),
-    "cuda_graphs": Flag(),
-    "graph_tokens": Whole("0 (record decode steps only) or more"),
-    "warm_up_seconds": Number("0 (record when needed) or more", lambda x: x >= 0),
-    "precompile": Flag(),
-    "enable_prefix_caching": NoneFor(Flag()),
-    "one_arena": NoneFor(Flag(), EngineConfig.one_arena),
-    "photographs": Flag(),
-    "photograph_interval": Whole("0 (none) or more"),
-    "record": NoneFor(Flag("True, False or the name of a file", or_file=True)),
 }
 EngineConfig.__init__ = speaks_vllm(ENGINE, EngineError)(EngineConfig.__init__)  # type: ignore[method-assign]

@@ -217,7 +217,9 @@ def test_every_output_is_the_committed_one(lesson):
 def test_every_widget_is_there_and_moves(lesson):
     path, seen, _ = lesson
     sources = [c.source for c in nbformat.read(path, as_version=4).cells if c.cell_type == "code"]
-    wanted = sum(len(re.findall(r"^\s*interactive\(", source, re.MULTILINE)) for source in sources)
+    wanted = sum(
+        len(re.findall(r"^\s*(?:interactive|scrub)\(", source, re.MULTILINE)) for source in sources
+    )
     assert seen.boxes == wanted
     assert all(height > 100 for height in seen.redrawn)
 
