@@ -36,6 +36,10 @@ def test_every_answer_compiles_for_a_gpu(folder):
     results = compiled(shapes.launch_ours)
     assert {result.kernel for result in results} == kernels_of(folder)
     assert all(result.shared <= SHARED_MEMORY for result in results)
+    if folder == "attention_ramp":
+        assert not any(result.spills for result in results)
+        with_products = {result.kernel for result in results if result.count("mma.sync")}
+        assert with_products == {"decode_kernel", "split_kernel"}
 
 
 def chunks(precision: str, tokens: int = 16) -> None:

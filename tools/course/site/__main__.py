@@ -12,10 +12,11 @@ from tools.course.site.sources import gather
 
 @click.command()
 @click.argument("target", type=click.Path(file_okay=False, path_type=Path))
-def main(target: Path) -> None:
+@click.option("--lessons", default="", help="Numbers, as in 05,14; default: all there is.")
+def main(target: Path, lessons: str) -> None:
     """Build the site in the folder TARGET; index.html is where it begins."""
     with tempfile.TemporaryDirectory() as folder:
-        gather(Path(folder))
+        gather(Path(folder), [n for n in lessons.split(",") if n])
         command = ["-m", "sphinx", "-q", "-b", "html", "-c", str(Path(__file__).parent)]
         command += ["-W", "--keep-going", folder, str(target)]
         done = subprocess.run([sys.executable, *command], check=False)

@@ -5,6 +5,7 @@ a page as well; a folder that is named leads to the page that tells of it.
 """
 
 import re
+from collections.abc import Collection
 from pathlib import Path, PurePosixPath
 from posixpath import normpath, relpath
 from shutil import copyfile
@@ -38,22 +39,27 @@ class SiteError(Exception):
     """A link leads to nothing; the message names the page and the link."""
 
 
-def gather(target: Path) -> None:
+def gather(target: Path, lessons: Collection[str] = ()) -> None:
     """Write all pages below `target`, an empty folder.
+
+    Args:
+        lessons: numbers; the others get no page, nor does what only teachers read. Empty: all.
 
     Raises:
         SiteError: a page links to what the repository does not have.
     """
-    Pages(target).write()
+    Pages(target, lessons).write()
 
 
 class Pages:
     """The pages, and the files of code that they name."""
 
-    def __init__(self, target: Path) -> None:
+    def __init__(self, target: Path, lessons: Collection[str] = ()) -> None:
         self._target = target
-        self._lessons = sorted(path.name for path in (ROOT / "notebooks").glob("[0-9]*.ipynb"))
-        found = (path for pattern in TEXTS for path in ROOT.glob(pattern))
+        every = sorted(path.name for path in (ROOT / "notebooks").glob("[0-9]*.ipynb"))
+        self._lessons = [n for n in every if not lessons or n.split("_")[0] in lessons]
+        texts = TEXTS[:2] if lessons else TEXTS
+        found = (path for pattern in texts for path in ROOT.glob(pattern))
         self._texts = sorted(path.relative_to(ROOT).as_posix() for path in found)
         self._code: set[str] = set()
 
@@ -86,6 +92,8 @@ class Pages:
             if (ROOT / name).parent.is_dir():
                 return label  # a folder of data: there is nothing to read
             raise SiteError(f"{page}: {to} leads to nothing")
+        if name.endswith(".ipynb") and PurePosixPath(name).name not in self._lessons:
+            return label
         if name.endswith(IMAGES):
             self._copy(name)
         elif name == "README.md":
