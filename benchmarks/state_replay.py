@@ -10,7 +10,6 @@ all of it with a tiny shape in Triton's interpreter.
 """
 
 import argparse
-import json
 import os
 import time
 from collections.abc import Iterator
@@ -24,6 +23,7 @@ import torch
 from plamo_ref.bench.kernels.parts import MODELS, SMALL, Case, Maker
 from plamo_ref.bench.kernels.replay_cases import replay_cases
 from plamo_ref.bench.kernels.state_cases import narrow_cases, scan_cases, scan_inputs, scan_params
+from plamo_ref.bench.report import report, write
 
 F32, BF16, FP8 = torch.float32, torch.bfloat16, torch.float8_e4m3fn
 FORMATS = {"float32": (F32, False), "bfloat16": (BF16, False), "fp8, by chance": (FP8, True)}
@@ -113,7 +113,7 @@ def main() -> None:
         found.append(row)
         print(row, f"{time.perf_counter() - started:.0f} s", flush=True)
         if options.json:
-            options.json.write_text(json.dumps(found, indent=1))
+            write(report("state_replay", found), options.json)
 
 
 if __name__ == "__main__":

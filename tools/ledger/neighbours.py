@@ -95,3 +95,36 @@ def arena(rows: Sequence[Row]) -> list[Table]:
             Column("% of them found", "percent_hit", "{:.1f}"),
         )
     ]
+
+
+def starvation(rows: Sequence[Row]) -> list[Table]:
+    return [
+        table(
+            f"{rows[0]['decodes']} requests decode while a prompt of {rows[0]['prompt']:,} tokens "
+            "arrives, 8B shape",
+            rows,
+            Column("a step is bound to", "mode"),
+            Column("bound, ms", "bound_ms", "{:.1f}"),
+            Column("between tokens p50, ms", "p50_ms", "{:.1f}"),
+            Column("p99, ms", "p99_ms", "{:.1f}"),
+            Column("of the quiet p99", "p99_over_quiet", "{:.2f}×"),
+            Column("the prompt's first token, s", "first_token_s", "{:.1f}"),
+        )
+    ]
+
+
+def fresh(rows: Sequence[Row]) -> list[Table]:
+    return [
+        table(
+            "8B shape, a fresh server: steps recorded ahead, and what the first clients wait for",
+            rows,
+            Column("recorded ahead, s", "ahead_s"),
+            Column("run", "run"),
+            Column("process", "process"),
+            Column("requests/s", "requests_per_s", "{:.0f}"),
+            Column("first token p50, ms", "ttft_ms.p50", "{:,.0f}"),
+            Column("p99, ms", "ttft_ms.p99", "{:,.0f}"),
+            Column("between tokens p50, ms", "itl_ms.p50", "{:,.0f}"),
+            Column("p99, ms", "itl_ms.p99", "{:,.0f}"),
+        )
+    ]

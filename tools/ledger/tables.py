@@ -7,8 +7,16 @@ from collections.abc import Callable, Mapping, Sequence
 
 from tools.ledger.ablation import ablation
 from tools.ledger.exactness import deviations
-from tools.ledger.narrow import narrow
-from tools.ledger.neighbours import arena, hostile, hostile_before, interrupts, penalties
+from tools.ledger.narrow import narrow, replay_kernel, replayed
+from tools.ledger.neighbours import (
+    arena,
+    fresh,
+    hostile,
+    hostile_before,
+    interrupts,
+    penalties,
+    starvation,
+)
 from tools.ledger.peer import peer_tables
 from tools.ledger.ranks import fused_sums, parallel, prefix_cost
 from tools.ledger.records import Row
@@ -205,6 +213,18 @@ def _host(rows: Sequence[Row]) -> list[Table]:
     ]
 
 
+def _host_on_gpu(rows: Sequence[Row]) -> list[Table]:
+    return [
+        table(
+            f"1B shape on a GPU, {rows[0]['batch']} requests",
+            rows,
+            Column("through", "way"),
+            STEP,
+            Column("beyond the core's loop", "beyond_core_percent", "{:+.1f}%"),
+        )
+    ]
+
+
 def _pauses(rows: Sequence[Row]) -> list[Table]:
     shown = [{**r, "host": r["host_ms"]["p50"], "model": r["model_ms"]["p50"]} for r in rows]
     return [
@@ -297,6 +317,9 @@ TABLES: Mapping[str, Callable[[Sequence[Row]], list[Table]]] = {
     "gpu_decode_8b_fp8": _decode,
     "gpu_decode_8b_int4": _decode,
     "gpu_decode_8b_narrow": narrow,
+    "gpu_decode_8b_replay": replayed,
+    "gpu_state_replay_8b": replay_kernel,
+    "gpu_decode_translate_int4": _decode,
     "gpu_decode_1b": _decode,
     "gpu_decode_1b_bf16": _decode,
     "gpu_prefill_8b": _prefill,
@@ -304,6 +327,8 @@ TABLES: Mapping[str, Callable[[Sequence[Row]], list[Table]]] = {
     "gpu_prefill_8b_fp8": _prefill,
     "gpu_mixed_8b": _whole,
     "gpu_mixed_8b_bf16": _whole,
+    "gpu_mixed_8b_fp8": _whole,
+    "gpu_mixed_8b_fp8_bf16": _whole,
     "gpu_mixed_1b": _whole,
     "gpu_startup_8b": _startup,
     "gpu_startup_1b": _startup,
@@ -312,6 +337,9 @@ TABLES: Mapping[str, Callable[[Sequence[Row]], list[Table]]] = {
     "gpu_kernels": _kernels,
     "gpu_kernels_8b": _kernels,
     "gpu_server_8b": _server,
+    "gpu_server_8b_fresh": fresh,
+    "gpu_starvation_8b": starvation,
+    "gpu_host_1b": _host_on_gpu,
     "throughput": _throughput,
     "mixed": _mixed,
     "scheduler": _scheduler,
