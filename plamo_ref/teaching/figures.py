@@ -15,7 +15,6 @@ from xml.sax.saxutils import escape
 
 import matplotlib as mpl
 from cycler import cycler
-from IPython.display import display
 from matplotlib import font_manager
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -192,5 +191,7 @@ def show(fig: Figure, alt: str) -> None:
         kind, bundle["image/svg+xml"] = "image/svg+xml", drawing
     else:
         kind, bundle["image/png"] = "image/png", base64.b64encode(png(fig)).decode()
+    from IPython.display import display  # here: who only times kernels needs none
+
     display(bundle, raw=True, metadata={kind: {"alt": alt}})
     print(f"[figure] {alt}")

@@ -14,8 +14,6 @@ from dataclasses import replace
 from html import escape
 from typing import Any, cast
 
-from IPython.display import display
-
 from plamo_ref.engine.llm import LLM
 from plamo_ref.engine.outputs import StreamPiece
 from plamo_ref.engine.record import StepRecord
@@ -164,4 +162,6 @@ def _display(text: str, box: Any) -> None:
     if box is not None:
         view = {"version_major": 2, "version_minor": 0, "model_id": box.model_id}
         bundle["application/vnd.jupyter.widget-view+json"] = view
+    from IPython.display import display  # here: who only times kernels needs none
+
     display(bundle, raw=True)

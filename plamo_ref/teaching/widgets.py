@@ -10,8 +10,6 @@ from collections.abc import Callable
 from html import escape
 from typing import Any
 
-from IPython.core.getipython import get_ipython
-from IPython.display import display
 from matplotlib.figure import Figure
 
 from plamo_ref.teaching.figures import png, show
@@ -43,6 +41,8 @@ def interactive(draw: Draw, **controls: Control) -> None:
         view: dict[str, Any] = {"version_major": 2, "version_minor": 0}
         view["model_id"] = panel(draw, **controls).model_id
         bundle["application/vnd.jupyter.widget-view+json"] = view
+    from IPython.display import display  # here: who only times kernels needs none
+
     display(bundle, raw=True)
 
 
@@ -75,6 +75,8 @@ def _describe(control: Control) -> str:
 
 def widgets_can_live() -> bool:
     """Whether a kernel runs this code and ipywidgets is installed."""
+    from IPython.core.getipython import get_ipython
+
     live = getattr(get_ipython(), "kernel", None) is not None
     return live and importlib.util.find_spec("ipywidgets") is not None
 

@@ -43,7 +43,7 @@ def _left_clean(llm: LLM) -> Iterator[None]:
 @pytest.fixture
 def displayed(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     shown: list[dict[str, Any]] = []
-    monkeypatch.setattr(live, "display", lambda bundle, **_: shown.append(bundle))
+    monkeypatch.setattr("IPython.display.display", lambda bundle, **_: shown.append(bundle))
     monkeypatch.setattr(live, "show", lambda fig, alt: shown.append({"alt": alt}))
     return shown
 

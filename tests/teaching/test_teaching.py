@@ -92,8 +92,7 @@ def displayed(monkeypatch: pytest.MonkeyPatch) -> list[tuple[dict[str, Any], dic
         assert raw
         sent.append((data, metadata or {}))
 
-    monkeypatch.setattr(figures_module, "display", display)
-    monkeypatch.setattr(widgets_module, "display", display)
+    monkeypatch.setattr("IPython.display.display", display)
     return sent
 
 
