@@ -11,8 +11,9 @@ import torch
 
 from plamo_ref.kernels.choice import triton_table
 from plamo_ref.kernels.rope.twin import rope_tables
+from plamo_ref.teaching import lending
 from plamo_ref.teaching.attention_ramp import kernels, paged_trials, timing, trials
-from plamo_ref.teaching.attention_ramp.pictures import RAMP, draw, is_open, lend, picture
+from plamo_ref.teaching.attention_ramp.pictures import RAMP, draw, lend, picture
 from plamo_ref.teaching.checks import CheckFailed
 from plamo_ref.teaching.kernel_checks import check_kernel
 
@@ -103,7 +104,7 @@ def test_only_what_is_open_is_lent_unless_asked_for(capsys):
         return None
 
     names = {"copy": copy, "decode": decode}
-    assert is_open(copy)
+    assert lending.is_open(copy)
     lend(names, "copy", "decode")
     assert names["copy"] is kernels.copy
     assert names["copy_kernel"] is kernels.copy_kernel

@@ -11,6 +11,8 @@ Invariant: it only ever places rooms, as a step does; without it the same rooms 
 from collections.abc import Callable, Iterator
 from time import monotonic
 
+import torch
+
 from plamo_ref.batch import Room
 from plamo_ref.engine.config import EngineConfig
 from plamo_ref.engine.fast.graphs import DECODES, LADDER, PROMPTS, TOKENS
@@ -37,8 +39,12 @@ class WarmUp:
         room = next(self._rooms, None) if self._has_memory() else None
         if room is None:
             return False
-        for _ in range(2):  # with prompts, a room is recorded when it is needed a second time
-            self._runner.place(room)
+        try:
+            for _ in range(2):  # with prompts, a room is recorded when needed a second time
+                self._runner.place(room)
+        except torch.OutOfMemoryError:  # free memory may lie in pieces: what there is must do
+            self._rooms = iter(())
+            return False
         return True
 
     def record_for(self, seconds: float, clock: Callable[[], float] = monotonic) -> bool:

@@ -13,6 +13,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from plamo_ref.teaching import lending
 from plamo_ref.teaching.attention_ramp import kernels
 from plamo_ref.teaching.attention_ramp.trials import angles
 from plamo_ref.teaching.figures import show
@@ -44,20 +45,10 @@ class Picture:
     label: Callable[[Program], str] | None = None
 
 
-def is_open(launcher: Callable[..., Any]) -> bool:
-    """Whether it is still the stub."""
-    return "NotImplementedError" in launcher.__code__.co_names
-
-
 def lend(namespace: MutableMapping[str, Any], *names: str, anyway: bool = False) -> None:
-    """Put our launcher and its kernels in the place of each that is open, or `anyway` of all."""
+    """Our launchers with their kernels, as `teaching.lending` lends."""
     for name in names:
-        if not (anyway or is_open(namespace[name])):
-            print(f"{name}: yours")
-            continue
-        for lent in (name, *RAMP[name]):
-            namespace[lent] = getattr(kernels, lent)
-        print(f"{name}: lent, until yours passes")
+        lending.lend(namespace, kernels, name, *RAMP[name], anyway=anyway)
 
 
 def draw(name: str, launcher: Callable[..., Any] | None = None) -> None:

@@ -113,6 +113,20 @@ def test_it_ends_where_memory_ends():
     assert len(runner.rooms) == 2 * 2
 
 
+def test_where_a_recording_does_not_fit_after_all_nothing_more_is_tried(monkeypatch):
+    ahead, runner = warm_up()
+    assert ahead.record_one()
+
+    def full(room: Room) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(runner, "place", full)
+        assert not ahead.record_one()
+    assert not ahead.record_one()
+    assert len(runner.rooms) == 2
+
+
 @pytest.mark.parametrize("value", [-1, float("nan"), "long"])
 def test_a_time_that_cannot_be_is_refused(value):
     with pytest.raises(EngineError, match="warm_up_seconds"):
