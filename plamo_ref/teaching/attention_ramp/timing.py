@@ -1,8 +1,8 @@
 """A reader's kernels and the package's on the same tensors, timed on a GPU.
 
-Invariant: both get the same arguments, on one machine, one after the other, by Triton's own
-`do_bench` (a warm-up, an L2 cache emptied before each run, the median); without a GPU there is
-what was recorded for the lesson's solutions, with its origin, or nothing.
+Invariant: both get the same arguments, on one machine, one after the other, by one clock
+(gpu_clock.py); without a GPU there is what was recorded for the lesson's solutions, with its
+origin, or nothing.
 
     python -m plamo_ref.teaching.attention_ramp.timing notebooks/recorded
 """
@@ -16,22 +16,17 @@ from typing import Any
 
 import torch
 
+import plamo_ref
 from plamo_ref.errors import PlamoRefError
 from plamo_ref.teaching.attention_ramp.paged_trials import BY_LAUNCHER
 from plamo_ref.teaching.attention_ramp.shapes import Launcher, inputs
+from plamo_ref.teaching.gpu_clock import gpu_microseconds
 from plamo_ref.teaching.kernel_checks import check_kernel
 from plamo_ref.teaching.recorded import RecordedError, recorded, write_recorded
 
 NAME = "gpu_attention_ramp"
 COMMAND = "python -m plamo_ref.teaching.attention_ramp.timing notebooks/recorded"
 Row = dict[str, Any]
-
-
-def microseconds(run: Callable[[], Any]) -> float:
-    """The median time of one call, on the current GPU."""
-    from triton.testing import do_bench
-
-    return 1000 * float(do_bench(run, return_mode="median"))
 
 
 def side_by_side(launchers: Mapping[str, Launcher]) -> Iterator[Row]:
@@ -44,9 +39,9 @@ def side_by_side(launchers: Mapping[str, Launcher]) -> Iterator[Row]:
         raise PlamoRefError("kernels are timed on a CUDA GPU, and there is none here")
     given = inputs("cuda")
     for name, launcher in launchers.items():
-        row: Row = {"kernel": name, "us": microseconds(partial(launcher, *given[name]))}
+        row: Row = {"kernel": name, "us": gpu_microseconds(partial(launcher, *given[name]))}
         if (theirs := _package(name, given[name])) is not None:
-            row["package_us"] = microseconds(theirs)
+            row["package_us"] = gpu_microseconds(theirs)
         yield {key: round(v, 2) if isinstance(v, float) else v for key, v in row.items()}
 
 
@@ -110,7 +105,10 @@ def main(folder: str) -> None:
         NAME,
         rows,
         machine=torch.cuda.get_device_name(),
-        versions={name: version(name) for name in ("torch", "triton", "plamo_ref")},
+        versions={
+            **{name: version(name) for name in ("torch", "triton")},
+            "plamo_ref": plamo_ref.__version__,  # which need not be installed
+        },
         command=COMMAND,
         date=datetime.now(UTC).date().isoformat(),
         folder=folder,

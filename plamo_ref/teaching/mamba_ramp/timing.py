@@ -1,7 +1,6 @@
 """The reader's kernels beside the package's, on this machine's GPU.
 
-Invariant: both get the same tensors and the same clock, Triton's do_bench: it warms up, writes over
-the L2 cache before each call, and the median of many calls is taken.
+Invariant: both get the same tensors and the same clock (gpu_clock.py).
 Used by lesson 11 and benchmarks/mamba_ramp.py.
 """
 
@@ -10,6 +9,7 @@ from typing import Any
 
 from plamo_ref.bench.kernels.timing import require_gpu
 from plamo_ref.kernels.choice import triton_table
+from plamo_ref.teaching.gpu_clock import gpu_microseconds
 from plamo_ref.teaching.mamba_ramp import shapes
 
 Call = Callable[..., Any]
@@ -38,8 +38,8 @@ def beside(yours: Mapping[str, Call]) -> Iterator[dict[str, Any]]:
             arguments = shapes.scan_arguments(requests, tokens, device)
             package, theirs = table.scan_prefill, shapes.for_package(arguments)
         row = {"kernel": name, "requests": requests, "tokens": tokens}
-        row |= {"yours_us": _microseconds(yours[name], *arguments)}
-        yield row | {"package_us": _microseconds(package, *theirs)}
+        row |= {"yours_us": _timed(yours[name], *arguments)}
+        yield row | {"package_us": _timed(package, *theirs)}
 
 
 def line(row: Mapping[str, Any]) -> str:
@@ -49,8 +49,5 @@ def line(row: Mapping[str, Any]) -> str:
     return f"{case}: yours {row['yours_us']:8.1f} µs, ours {row['package_us']:8.1f}, {times:.2f} ×"
 
 
-def _microseconds(call: Call, *arguments: Any) -> float:
-    from triton.testing import do_bench
-
-    median: float = do_bench(lambda: call(*arguments), return_mode="median")
-    return round(1000 * median, 2)
+def _timed(call: Call, *arguments: Any) -> float:
+    return round(gpu_microseconds(lambda: call(*arguments)), 2)
