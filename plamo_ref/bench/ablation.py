@@ -6,6 +6,7 @@ their name says and nothing else.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from statistics import median
 from typing import Any
 
 import torch
@@ -104,7 +105,8 @@ def ablate(
         weights.twins = ablation.twins
         core, _ = build_core(config, settings, weights)
         for batch in batches:
-            step, spread = step_seconds(core, batch, prompt, output, repeat)
+            runs = step_seconds(core, batch, prompt, output, repeat)
+            step, spread = median(runs), max(runs) - min(runs)
             base = full.setdefault(batch, step)
             yield {
                 "off": ablation.name,
@@ -114,6 +116,7 @@ def ablate(
                 "spread_ms": round(spread * 1e3, 3),
                 "buys_ms": round((step - base) * 1e3, 3),
                 "buys_percent": round(100 * (step / base - 1), 1),
+                "runs_ms": [round(run * 1e3, 3) for run in runs],
             }
         del core  # its memory is the next one's
         free_memory()

@@ -48,7 +48,8 @@ class Bench:
     def decode(self, batch: int, prompt: int, output: int, repeat: int) -> dict[str, Any]:
         """A row: milliseconds of a decode step of `batch` requests."""
         model = self.core.runner.model
-        step, spread = step_seconds(self.core, batch, prompt, output, repeat)
+        runs = step_seconds(self.core, batch, prompt, output, repeat)
+        step, spread = median(runs), max(runs) - min(runs)
         length = prompt + output // 2  # the mean over the steps
         item, state_item, kv_item = self.items
         sizes, own = (item, state_item), (kv_item, self.core.config.state_replay)
@@ -108,15 +109,15 @@ class Bench:
 
 def step_seconds(
     core: EngineCore, batch: int, prompt: int, output: int, repeat: int
-) -> tuple[float, float]:
-    """Seconds of a decode step, and how far the longest run was from the shortest, per step."""
+) -> list[float]:
+    """Seconds of a decode step in each run: what it takes more than first tokens usually do."""
     short, long = uniform(batch, prompt, 1), uniform(batch, prompt, output)
     for trace in (short, uniform(batch, prompt, min(8, output))):
         run(core, trace)
     firsts = [run(core, short).seconds for _ in range(repeat)]
     whole = [run(core, long).seconds for _ in range(repeat)]
-    steps = output - 1
-    return (median(whole) - median(firsts)) / steps, (max(whole) - min(whole)) / steps
+    first = median(firsts)
+    return [(seconds - first) / (output - 1) for seconds in whole]
 
 
 def warm_up(core: EngineCore, trace: Trace) -> None:

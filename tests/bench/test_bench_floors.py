@@ -158,9 +158,8 @@ def test_a_step_is_the_difference_between_many_tokens_and_one(monkeypatch):
         return type("Run", (), {"seconds": 0.2 + 0.01 * (job.output_len - 1) + noise})
 
     monkeypatch.setattr("plamo_ref.bench.steps.run", run)
-    step, spread = step_seconds(None, 4, 128, 101, 3)
-    assert step == pytest.approx(0.01)
-    assert spread == pytest.approx(5.0 / 100)
+    steps = step_seconds(None, 4, 128, 101, 3)
+    assert steps == pytest.approx([0.01, 0.06, 0.01])
     assert ran == [1, 8, 1, 1, 1, 101, 101, 101]
 
 
@@ -214,13 +213,14 @@ def test_one_set_of_weights_serves_all_rows(monkeypatch):
 
     def step_seconds(core, batch, *_):
         cores.append(core)
-        return 0.01 * len(cores), 0.0
+        return [0.01 * len(cores)] * 3
 
     monkeypatch.setattr("plamo_ref.bench.ablation.step_seconds", step_seconds)
     rows = [NOTHING, replace(NOTHING, name="qk", twins=("qk_norm_rope_write",))]
     rows.append(replace(NOTHING, name="overlap", engine={"overlap": True}))
-    lengths = {"prompt": 3, "output": 3, "repeat": 1}
+    lengths = {"prompt": 3, "output": 3, "repeat": 3}
     made = list(ablate(config, SMALL, counted, rows, [1, 2], **lengths))
+    assert made[1]["runs_ms"] == [20.0] * 3
     assert len(loads) == 1
     assert [(r["off"], r["batch"], r["buys_ms"], r["buys_percent"]) for r in made] == [
         ("nothing", 1, 0.0, 0.0),
