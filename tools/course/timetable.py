@@ -2,9 +2,9 @@
 
     python -m tools.course.timetable        # course/timetables.toml → course/timetables.md
 
-Invariant: no minute is written down twice. A section's are those of the lesson's page, an exercise's
-its limit in the notebook; a part of the steps of *Build it* takes its share, rounded up. A plan that
-names what is not there, or does not end when it says, is refused.
+Invariant: no minute is written down twice. A section's are those of the lesson's page, an
+exercise's its limit in the notebook; a part of the steps of *Build it* takes its share, rounded up.
+A plan that names what is not there, or does not end when it says, is refused.
 """
 
 import math
@@ -106,8 +106,8 @@ def in_class(lesson: Lesson, entry: Mapping[str, Any], begin: int) -> Item:
     absent = [row for row in leave if not any(r.name.startswith(row) for r in lesson.rows)]
     if absent or not {*steps} <= {*lesson.steps} or not {*chosen} <= {*known}:
         raise PlanError(
-            f"lesson {lesson.number}: {dict(entry)}; it has the steps {lesson.steps}, the exercises "
-            f"{known} and the rows {[row.name for row in lesson.rows]}"
+            f"lesson {lesson.number}: {dict(entry)}; it has the steps {lesson.steps}, the "
+            f"exercises {known} and the rows {[row.name for row in lesson.rows]}"
         )
     minutes, left = 0, []
     for row in lesson.rows:
@@ -194,11 +194,10 @@ def _table(cut: Cut) -> Iterator[str]:
         yield "| time | min | what | of *Build it* and of the exercises | left out |"
         yield "|---|---|---|---|---|"
         for item in day:
-            yield (
-                f"| {clock(item.begin)} | {item.minutes} | {item.what} | {item.done} | {item.left} |"
-            )
-        last = day[-1]
-        yield f"| {clock(last.begin + last.minutes)} | **{sum(i.minutes for i in day)}** | end | | |"
+            said = (clock(item.begin), item.minutes, item.what, item.done, item.left)
+            yield "| " + " | ".join(map(str, said)) + " |"
+        end = clock(day[-1].begin + day[-1].minutes)
+        yield f"| {end} | **{sum(item.minutes for item in day)}** | end | | |"
         yield ""
 
 
