@@ -4,13 +4,16 @@ Invariant tested: a page of the kit that has fallen behind its lesson fails here
 """
 
 import re
+import tomllib
 from pathlib import Path
 
 import nbformat
 import pytest
 from click.testing import CliRunner
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from packaging.specifiers import SpecifierSet
 
+from plamo_ref.commands._workshop import NEEDED_MEMORY
 from tools.course import course_map, measured, slides, timetable
 from tools.course.editions import number_of
 from tools.course.measured import Measured, minutes_of, table
@@ -89,6 +92,22 @@ def test_the_minutes_of_the_cuts_are_the_sums_of_the_cards():
         wanted = sum(card_minutes(n) for n in LESSONS if cut is None or number_of(n) in cut)
         items = [item for day in cuts[name].days for item in day if "lessons/" in item.what]
         assert (int(alone), int(in_class)) == (wanted, sum(item.minutes for item in items))
+
+
+def test_the_mail_speaks_of_what_the_doctor_says():
+    mail = text_of(COURSE / "prework.md")
+    doctor = "".join(path.read_text(encoding="utf-8") for path in (
+        ROOT / "plamo_ref/commands/doctor.py", ROOT / "plamo_ref/commands/_workshop.py",
+    ))  # fmt: skip
+    for said in ("generate with tiny", "Triton exists for Linux only", "C++ compiler (lesson 12)",
+                 "Japanese in figures", "--workshop"):  # fmt: skip
+        assert said in mail
+        assert said in doctor
+    versions = re.findall(r"3\.\d+", mail.partition("Python ")[2].partition(";")[0])
+    wanted = tomllib.loads(text_of(ROOT / "pyproject.toml"))["project"]["requires-python"]
+    assert [SpecifierSet(wanted).contains(v) for v in versions] == [True] * 3
+    assert f"{NEEDED_MEMORY / 2**30:.0f} GiB of memory" in mail
+    assert " ".join(slides.HALF_DAY) in mail
 
 
 def test_the_glossary_is_sorted_and_bilingual():

@@ -30,14 +30,16 @@ _PAGE = """<!doctype html>
 body {{ font: 12pt/1.45 sans-serif; color: #111; background: #fff; max-width: 44em;
   margin: 2em auto; padding: 0 1em; }}
 section {{ break-inside: avoid; }}
-h2 {{ margin: 1.6em 0 .4em; font-size: 13pt; }}
+h1 {{ font-size: 18pt; }}
+h2 {{ margin: 1.6em 0 .4em; font-size: 13pt; break-after: avoid; }}
 ol {{ padding-left: 1.4em; }}
 ol p {{ margin: .3em 0; }}
 table {{ border-collapse: collapse; margin: 0 0 .9em; }}
 td {{ padding: .1em .5em; vertical-align: top; }}
 td p {{ display: inline; }}
+td:first-child {{ white-space: nowrap; min-width: 2em; text-align: right; }}
 .right {{ font-weight: bold; }}
-.why {{ color: #444; }}
+.why {{ color: #444; font-weight: normal; }}
 </style></head><body>
 <h1>{title}</h1>
 <p>{lead}</p>
