@@ -1,16 +1,20 @@
 """Restart points: nothing of a lesson is lost, and whoever begins in the middle can go on.
 
 Invariant tested: the code of a restart is the lesson's, answered in front of the point and open
-behind it; that is read for all points, and two of them are run.
+behind it; that is read for all points, and three of them are run.
 """
 
+import asyncio
+from collections.abc import Iterator
 from pathlib import Path
 
 import nbformat
 import pytest
 from click.testing import CliRunner
+from jupyter_client.manager import AsyncKernelManager
 from nbclient import NotebookClient
 from nbformat import NotebookNode
+from nbformat.v4 import new_code_cell
 
 from tools.course import editions, restart
 from tools.course.editions import exercises, number_of, student
@@ -64,16 +68,31 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place
 
 
-@pytest.mark.parametrize(("name", "after"), [("02_exercise_3", 2), ("05_section_08", 1)])
-def test_whoever_restarts_can_go_on(folder: Path, name: str, after: int) -> None:
-    """The catch-up cell, and the next cells, of which the last is a check where one comes."""
+@pytest.fixture(scope="module")
+def kernel(folder: Path) -> Iterator[AsyncKernelManager]:
+    """One for all, as in test_editions.py."""
+    manager = AsyncKernelManager(kernel_name="python3")
+    yield manager
+    asyncio.run(manager.shutdown_kernel(now=True))
+
+
+@pytest.mark.parametrize(
+    ("name", "after"), [("02_exercise_3", 2), ("05_section_08", 1), ("08b_exercise_2", 2)]
+)
+def test_whoever_restarts_can_go_on(
+    folder: Path, kernel: AsyncKernelManager, name: str, after: int
+) -> None:
+    """The catch-up cell, and the next cells, of which the last is a check."""
     path = folder / "restart" / f"{name}.ipynb"
     notebook = read(path)
     last = [i for i, cell in enumerate(notebook.cells) if cell.cell_type == "code"][1 + after]
-    notebook.cells = notebook.cells[: last + 1]
+    notebook.cells = [new_code_cell("%reset -f"), *notebook.cells[: last + 1]]
     where = {"metadata": {"path": str(path.parent)}}
-    NotebookClient(notebook, timeout=300, kernel_name="python3", resources=where).execute()
-    catch_up, caught_up, *rest = (c for c in notebook.cells if c.cell_type == "code")
+    client = NotebookClient(notebook, km=kernel, timeout=300, resources=where)
+    client.execute()
+    if client.kc is not None:
+        client.kc.stop_channels()
+    _, catch_up, caught_up, *rest = (c for c in notebook.cells if c.cell_type == "code")
     assert catch_up.outputs == []
     assert caught_up.outputs[0].text == "caught up: True\n"
     said = "".join(output.get("text", "") for output in rest[-1].outputs)
