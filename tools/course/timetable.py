@@ -4,7 +4,7 @@
 
 Invariant: no minute is written down twice. A section's are those of the lesson's page, an
 exercise's its limit in the notebook; a part of the steps of *Build it* takes its share, rounded up.
-A plan that names what is not there, or does not end when it says, is refused.
+A plan that names what is not there, or has no time left at the end of a day, is refused.
 """
 
 import math
@@ -139,8 +139,8 @@ def read_cuts(root: Path) -> dict[str, Cut]:
     """The cuts of `timetables.toml`, with the minutes of the lessons under `root`.
 
     Raises:
-        PlanError: a plan names a lesson, step, exercise or row that is not there, or a day does not
-            end when the plan says.
+        PlanError: a plan names a lesson, step, exercise or row that is not there, or a day has less
+            than `least` minutes for what ends it.
     """
     lessons = {
         number_of(path): read_lesson(path, root / "course" / "lessons" / f"{path.stem}.md")
@@ -157,22 +157,30 @@ def _cut(name: str, plan: Mapping[str, Any], lessons: Mapping[str, Lesson]) -> C
     for entry in plan["plan"]:
         if "start" in entry:
             days.append([])
-            hours, minutes = entry["start"].split(":")
-            now = 60 * int(hours) + int(minutes)
+            now = _minutes(entry["start"])
             continue
-        if "pause" in entry:
-            item = Item(now, entry["pause"], entry["what"])
-        else:
+        if "lesson" in entry:
             taught.append(entry["lesson"])
             if entry["lesson"] not in lessons:
                 raise PlanError(f"{name}: no lesson {entry['lesson']}")
             item = in_class(lessons[entry["lesson"]], entry, now)
+        elif "until" in entry:
+            item = Item(now, _minutes(entry["until"]) - now, entry["what"])
+            if item.minutes < entry["least"]:
+                raise PlanError(
+                    f"{name}, day {len(days)}: {item.minutes} minutes are left until "
+                    f"{entry['until']} for {item.what!r}, expected {entry['least']}: leave more out"
+                )
+        else:
+            item = Item(now, entry["pause"], entry["what"])
         days[-1].append(item)
         now += item.minutes
-    ends = [clock(day[-1].begin + day[-1].minutes) for day in days]
-    if ends != plan["ends"]:
-        raise PlanError(f"{name}: days end at {ends}, the plan says {plan['ends']}")
     return Cut(plan["title"], tuple(map(tuple, days)), tuple(taught))
+
+
+def _minutes(said: str) -> int:
+    hours, minutes = said.split(":")
+    return 60 * int(hours) + int(minutes)
 
 
 def clock(minutes: int) -> str:
