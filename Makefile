@@ -21,7 +21,7 @@ export OPENBLAS_NUM_THREADS ?= 1
 help:
 	@echo "make demo    generate from the embedded model, in Japanese and in English"
 	@echo "make lab     open the lessons in JupyterLab"
-	@echo "make student the lessons without their solutions, in build/student"
+	@echo "make student the lessons without their solutions, restart points and quizzes, in build/student"
 	@echo "make slides  the workshop's slides, one HTML file a lesson, in build/slides"
 	@echo "make site    lessons, pages and code as a site that opens without a network, in build/site"
 	@echo "make test    lint, then all tests, notebooks included"
@@ -39,6 +39,8 @@ lab: $(VENV)/.installed-notebooks
 
 student: $(VENV)/.installed-notebooks
 	$(RUN) tools.course.editions build/student
+	$(RUN) tools.course.restart build/student
+	$(RUN) tools.course.quiz build/student
 
 slides: $(VENV)/.installed-notebooks
 	$(RUN) tools.course.slides build/slides

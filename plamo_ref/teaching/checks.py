@@ -5,17 +5,20 @@ was measured), so a notebook's output is the same on every machine.
 Used by every notebook.
 """
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Concatenate, ParamSpec
 
 import numpy as np
 import torch
 
 from plamo_ref.errors import PlamoRefError
 from plamo_ref.teaching.diagnosis import diagnose
+from plamo_ref.teaching.progress import note
 
 _TOLERANCE = {8: 1e-10, 4: 1e-5}  # by bytes per element of the coarser side; the rest is 16 bit
 _HALF_TOLERANCE = 2e-2
+P = ParamSpec("P")
 _KINDS = {"b": "bool", "i": "integer", "u": "integer", "f": "float", "c": "complex"}
 
 
@@ -59,6 +62,21 @@ def check_that(name: str, condition: Any, hint: str = "") -> None:
     print(f"✓ {name}")
 
 
+def noted(check: Callable[Concatenate[str, P], None]) -> Callable[Concatenate[str, P], None]:
+    """The check, whose refusals are noted under its name (`progress.py`)."""
+
+    @functools.wraps(check)
+    def noting(name: str, /, *args: P.args, **kwargs: P.kwargs) -> None:
+        try:
+            check(name, *args, **kwargs)
+        except CheckFailed:
+            note(name, "wrong")
+            raise
+
+    return noting
+
+
+@noted
 def check_exercise(
     name: str,
     answer: Any,
@@ -93,11 +111,13 @@ def check_exercise(
         problem = f"your code raised {type(error).__name__}: {error}"
         raise CheckFailed(_message(name, problem, hint)) from error
     if value is ...:
+        note(name, "open")
         print(f"○ {name}: yours to do")
         return
     problem, bound = _compare(value, expected, atol, rtol, told=False)
     if problem:
         raise CheckFailed(_verdict(name, problem, value, expected, hint, mistakes or {}))
+    note(name, "passed")
     print(_passed(name, bound))
 
 

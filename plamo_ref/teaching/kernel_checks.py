@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from plamo_ref.teaching.checks import CheckFailed, check_exercise
+from plamo_ref.teaching.checks import CheckFailed, check_exercise, noted
 from plamo_ref.teaching.launches import Launch, LaunchError, counting, is_interpreted
 from plamo_ref.teaching.watching import Seen, WatchError, watch
 
@@ -55,6 +55,7 @@ def unwritten(*shape: int) -> Tensor:
     return torch.full(shape, _UNWRITTEN, dtype=torch.int32).view(torch.float32)
 
 
+@noted
 def check_kernel(
     name: str,
     run: Callable[..., Any],
@@ -92,9 +93,8 @@ def check_kernel(
                 sentence: (lambda lead=lead, trial=trial: _of_mistake(trial, lead(trial)))
                 for sentence, lead in (mistakes or {}).items()
             }
-            check_exercise(
-                name, _single(got), _single(wanted), hint=hint, mistakes=likely, atol=atol
-            )
+            single = _single(got), _single(wanted)
+            check_exercise(name, *single, hint=hint, mistakes=likely, atol=atol)
             return
     except (LaunchError, WatchError) as error:
         raise CheckFailed(f"✗ {name}: {error}") from None

@@ -155,11 +155,15 @@ def test_lab_opens_the_lessons(clone):
 
 
 @needs_make
-@pytest.mark.parametrize(("target", "module"), [("student", "editions"), ("slides", "slides")])
-def test_editions_are_written_where_git_does_not_look(clone, target, module):
+@pytest.mark.parametrize(
+    ("target", "modules"),
+    [("student", ("editions", "restart", "quiz")), ("slides", ("slides",))],
+)
+def test_editions_are_written_where_git_does_not_look(clone, target, modules):
     calls = calls_of(clone, "make", target)
     assert installs(calls) == [".[notebooks]"]
-    assert calls[-1] == f"-m tools.course.{module} build/{target}"
+    wanted = [f"-m tools.course.{module} build/{target}" for module in modules]
+    assert calls[-len(wanted) :] == wanted
     assert "build/" in (ROOT / ".gitignore").read_text(encoding="utf-8").splitlines()
 
 

@@ -56,7 +56,7 @@ def named_files(text: str) -> set[str]:
     """Paths in backticks, and in commands."""
     commands = "\n".join(re.findall(r"```sh\n(.*?)```", text, re.DOTALL))
     spoken = re.findall(r"`python ((?:[\w-]+/)+\w+\.py)", text)
-    written = re.findall(r"(?:[\w-]+/)+\w+\.(?:py|json)", commands)
+    written = re.findall(r"(?:[\w-]+/)+\w+\.(?:py|json)\b", commands)
     return {*NAMED.findall(text), *spoken, *written}
 
 

@@ -4,14 +4,17 @@ Invariant tested: a page of the kit that has fallen behind its lesson fails here
 """
 
 import re
+import tomllib
 from pathlib import Path
 
 import nbformat
 import pytest
 from click.testing import CliRunner
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from packaging.specifiers import SpecifierSet
 
-from tools.course import course_map, measured, slides
+from plamo_ref.commands._workshop import NEEDED_MEMORY
+from tools.course import course_map, measured, slides, timetable
 from tools.course.editions import number_of
 from tools.course.measured import Measured, minutes_of, table
 from tools.course.wrong_answers import lessons
@@ -44,15 +47,21 @@ def test_every_lesson_has_a_page_and_every_page_a_lesson():
 def test_a_page_has_its_parts_and_its_minutes_are_the_lessons(name):
     text = text_of(PAGES[name])
     assert re.findall(r"^## (.*)$", text, re.MULTILINE) == PARTS
-    rows = [int(n) for n in re.findall(r"^\| [^|*]+ \| (\d+) \|$", text, re.MULTILINE)]
+    lesson = timetable.read_lesson(LESSONS[name], PAGES[name])
     total = int(re.search(r"\*\*all\*\* \| \*\*(\d+)\*\*", text)[1])
-    assert sum(rows) == total == card_minutes(name)
+    assert lesson.minutes == total == card_minutes(name)
+    timed = [row for row in lesson.rows if row.exercises]
+    assert [n for row in timed for n in row.exercises] == [*range(1, len(lesson.limits) + 1)]
+    for row in timed:
+        assert row.minutes == sum(lesson.limits[n - 1] for n in row.exercises), row.name
     stuck, board, questions = (text.split(f"## {part}")[1] for part in PARTS[1:])
     assert len(re.findall(r"^- ", stuck, re.MULTILINE)) >= 3
     drawn = re.search(r"```text\n(.*?)```", board, re.DOTALL)[1].splitlines()
     assert 2 <= len(drawn) <= 12
     assert max(map(len, drawn)) <= 80
     assert re.findall(r"^(\d)\. .{20}", questions, re.MULTILINE) == ["1", "2"]
+    answers = questions.split("   *One answer.* ")[1:]
+    assert [len(answer.split()) >= 20 for answer in answers] == [True, True]
 
 
 @pytest.mark.parametrize("path", [*DOCUMENTS, *LESSONS.values()], ids=lambda path: path.name)
@@ -77,11 +86,28 @@ def test_the_cuts_are_the_same_everywhere():
 
 def test_the_minutes_of_the_cuts_are_the_sums_of_the_cards():
     readme = text_of(COURSE / "README.md")
-    said = [int(n) for n in re.findall(r"\| (\d+) min \|", readme)]
-    wanted = []
-    for cut in slides.CUTS.values():
-        wanted.append(sum(card_minutes(n) for n in LESSONS if cut is None or number_of(n) in cut))
-    assert said == wanted
+    said = re.findall(r"\| (\d+) min \| (\d+) min \|", readme)
+    cuts = timetable.read_cuts(ROOT)
+    for (alone, in_class), (name, cut) in zip(said, slides.CUTS.items(), strict=True):
+        wanted = sum(card_minutes(n) for n in LESSONS if cut is None or number_of(n) in cut)
+        items = [item for day in cuts[name].days for item in day if "lessons/" in item.what]
+        assert (int(alone), int(in_class)) == (wanted, sum(item.minutes for item in items))
+
+
+def test_the_mail_speaks_of_what_the_doctor_says():
+    mail = text_of(COURSE / "prework.md")
+    doctor = "".join(path.read_text(encoding="utf-8") for path in (
+        ROOT / "plamo_ref/commands/doctor.py", ROOT / "plamo_ref/commands/_workshop.py",
+    ))  # fmt: skip
+    for said in ("generate with tiny", "Triton exists for Linux only", "C++ compiler (lesson 12)",
+                 "Japanese in figures", "--workshop"):  # fmt: skip
+        assert said in mail
+        assert said in doctor
+    versions = re.findall(r"3\.\d+", mail.partition("Python ")[2].partition(";")[0])
+    wanted = tomllib.loads(text_of(ROOT / "pyproject.toml"))["project"]["requires-python"]
+    assert [SpecifierSet(wanted).contains(v) for v in versions] == [True] * 3
+    assert f"{NEEDED_MEMORY / 2**30:.0f} GiB of memory" in mail
+    assert " ".join(slides.HALF_DAY) in mail
 
 
 def test_the_glossary_is_sorted_and_bilingual():

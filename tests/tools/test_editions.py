@@ -79,6 +79,8 @@ def test_everything_a_lesson_reads_lies_beside_the_students_edition(tmp_path: Pa
     (folder / "notebooks" / "old.ipynb").write_text("{}", encoding="utf-8")
     for name in ("notebooks/recorded", "tests/golden"):
         shutil.copytree(ROOT / name, tmp_path / "clone" / name)
+    (tmp_path / "clone" / "plamo_ref" / "models").mkdir(parents=True)
+    (tmp_path / "clone" / "plamo_ref" / "batch.py").touch()
     nbformat.write(small_lesson(), tmp_path / "clone" / "notebooks" / "01_small.ipynb")
     written = editions.write_students(tmp_path / "clone", folder)
     assert [path.name for path in written] == ["01_small.ipynb"]
@@ -86,6 +88,7 @@ def test_everything_a_lesson_reads_lies_beside_the_students_edition(tmp_path: Pa
     assert not (folder / "notebooks" / "old.ipynb").exists()
     assert list((folder / "tests" / "golden").glob("*/expected.safetensors"))
     assert list((folder / "notebooks" / "recorded").glob("*.json"))
+    assert [path.name for path in (folder / "plamo_ref").iterdir()] == ["batch.py"]
 
 
 def test_what_surrounds_a_solution_stays() -> None:

@@ -127,7 +127,12 @@ def _answered(exercise: Exercise, number: int, answer: str) -> list[NotebookNode
 
 # --- files ----------------------------------------------------------------------------------------
 
-_BESIDE = {"notebooks/recorded": "recorded", "tests/golden": "../tests/golden"}
+_BESIDE = {
+    "notebooks/recorded": "recorded",
+    "tests/golden": "../tests/golden",
+    "plamo_ref": "../plamo_ref",  # lesson 00's map reads the files, all link to them
+}
+_NOT_READ = shutil.ignore_patterns("__pycache__", "models")
 
 
 def write_students(root: Path, folder: Path) -> list[Path]:
@@ -137,7 +142,7 @@ def write_students(root: Path, folder: Path) -> list[Path]:
         shutil.rmtree(folder)
     place.mkdir(parents=True)
     for source, target in _BESIDE.items():
-        shutil.copytree(root / source, place / target)
+        shutil.copytree(root / source, place / target, ignore=_NOT_READ)
     written = []
     for path in sorted((root / "notebooks").glob("*.ipynb")):
         written.append(place / path.name)
