@@ -156,9 +156,10 @@ def watched(llm: LLM, asked: argparse.Namespace) -> Watch:
 
     call(0)
     core = llm.core
-    if core.runner.device.type == "cpu":
-        core.runner.run = watch.timed(core.runner.run)  # type: ignore[method-assign]
-    else:  # what is launched is waited for when it lands
+    core.runner.run = watch.timed(core.runner.run)  # type: ignore[method-assign]
+    if core.runner.device.type != "cpu":
+        # What is launched is waited for when it lands; and where a long prompt's kernels fill the
+        # queue of the device, launching waits as well.
         Flight.wait = watch.timed(Flight.wait)  # type: ignore[method-assign]
     core.step = watch.ending(core.step)  # type: ignore[method-assign]
     gc.callbacks.append(watch.hear)

@@ -26,6 +26,8 @@ STALE = "run: python -m tools.ledger"
 # Records that a lesson shows and the ledger does not: they compare two ways within one lesson.
 OF_A_LESSON = {
     "inductor_triton",
+    "gpu_attention_ramp",
+    "gpu_mamba_ramp",
     "gpu_prompts_8b_launched",
     "cache_quality",  # a lesson draws it: series, no table
     "gpu_prompts_8b_recorded",
