@@ -146,7 +146,7 @@ SECTIONS = (
         "`max_step_time_ms` gives a step as much of a prompt as fits beside those who wait.",
         ("gpu_starvation_8b",),
     ),
-    Section("What the host takes on a GPU", "", ("gpu_host_1b",)),
+    Section("What the host takes on a GPU", "", ("gpu_host_1b", "gpu_pauses_8b")),
     Section(
         "When something goes wrong",
         "A step is a transaction: whatever breaks off a call, the others' streams stay what they "

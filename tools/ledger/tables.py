@@ -345,6 +345,7 @@ TABLES: Mapping[str, Callable[[Sequence[Row]], list[Table]]] = {
     "scheduler": _scheduler,
     "host": _host,
     "pauses": _pauses,
+    "gpu_pauses_8b": _pauses,
     "load_1b": _load,
     "tokenizer": _tokenizer,
     "server": _server,
