@@ -5,6 +5,7 @@ is not said again, so a look costs a comparison for each request of the step.
 """
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import msgspec
 
