@@ -16,7 +16,7 @@ unexport PYTHONDONTWRITEBYTECODE
 # Small products, as in Triton's interpreter, are slowed down by BLAS threads, not sped up.
 export OPENBLAS_NUM_THREADS ?= 1
 
-.PHONY: help demo test lab student slides site newest lint format clean
+.PHONY: help demo test lab student slides site badges newest lint format clean
 
 help:
 	@echo "make demo    generate from the embedded model, in Japanese and in English"
@@ -24,6 +24,7 @@ help:
 	@echo "make student the lessons without their solutions, restart points and quizzes, in build/student"
 	@echo "make slides  the workshop's slides, one HTML file a lesson, in build/slides"
 	@echo "make site    lessons, pages and code as a site that opens without a network, in build/site"
+	@echo "make badges  links to Colab, Binder and others, once pyproject.toml has an address"
 	@echo "make test    lint, then all tests, notebooks included"
 	@echo "make newest  the tests with the newest versions of everything, pins or not; build/newest/report.md"
 	@echo "make lint    ruff and mypy"
@@ -47,6 +48,9 @@ slides: $(VENV)/.installed-notebooks
 
 site: $(VENV)/.installed-site
 	$(RUN) tools.course.site build/site
+
+badges: $(VENV)/.installed-test
+	$(RUN) tools.reach
 
 # Both parts run, side by side, and either can fail; what lint said comes last, on stderr. Without
 # Chromium the browser tests are left out, and tools/chromium.sh has said why.
