@@ -21,6 +21,8 @@ TARGETS = {
     "slides",
     "site",
     "badges",
+    "lite",
+    "lite-check",
     "newest",
     "lint",
     "format",

@@ -45,8 +45,8 @@ def main() -> None:
 
     from plamo_ref.teaching import figures
 
-    # A figure is made, but not drawn: its facts are in the line that is printed beside it.
-    figures.svg = lambda fig, alt="": ""  # type: ignore[assignment]
+    if "--draw" not in sys.argv:  # made it is: its facts are in the line that is printed beside it
+        figures.svg = lambda fig, alt="": ""  # type: ignore[assignment]
     IPython.display.display = lambda *_, **__: None
     lessons = json.load(sys.stdin)
     texts = [printed(lesson) for lesson in lessons]

@@ -1,4 +1,4 @@
-"""`python -m tools.course.lite build/lite`: the lessons that run in a browser, as a folder to serve.
+"""`python -m tools.course.lite build/lite`: lessons that run in a browser, as a folder to serve.
 
 JupyterLite is JupyterLab without a server: Python itself, compiled to WebAssembly by Pyodide, runs
 in the page. The folder holds Lab, the lessons' browser edition, what was recorded, and this package
@@ -24,7 +24,7 @@ from nbformat.v4 import new_code_cell
 from tools.course.lite.edition import write
 from tools.reach import ROOT, Addresses
 
-# Without dependencies: those that a lesson needs are compiled by Pyodide, and torch is none of them.
+# Without dependencies: Pyodide has compiled those that a lesson needs, and torch is none of them.
 INSTALL = """import piplite
 
 await piplite.install(["numpy", "matplotlib", "ipywidgets"])
