@@ -88,17 +88,17 @@ class Addresses:
 
 def readme(addresses: Addresses, lessons: list[Path]) -> str:
     """What stands between the marks in README.md; "" without an address."""
-    lines = []
-    if addresses.site:
-        lines.append(f"- [the site of all lessons]({addresses.site}/index.html)")
+    of_place: dict[str, list[str]] = {}
+    for path in lessons:
+        for place, address in addresses.of_lesson(path):
+            of_place.setdefault(place, []).append(f"[{number_of(path)}]({address})")
+    lines = [f"- {place}: {', '.join(links)}" for place, links in of_place.items()]
     if addresses.name:
         codespaces = f"https://codespaces.new/{addresses.name}"
         lines.append(f"- [Codespaces]({codespaces}), or any editor that knows a devcontainer")
-    for path in lessons:
-        found = addresses.of_lesson(path)
-        where = ", ".join(f"[{name}]({address})" for name, address in found)
-        lines += [f"- lesson {number_of(path)}: {where}"] if found else []
-    return "\n".join(["With one click:", "", *lines]) if lines else ""
+    if addresses.site:
+        lines.append(f"- [all of them as pages]({addresses.site}/index.html)")
+    return "\n".join(["The lessons with one click:", "", *lines]) if lines else ""
 
 
 def colab(notebook: NotebookNode, addresses: Addresses) -> NotebookNode:

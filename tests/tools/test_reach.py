@@ -65,7 +65,12 @@ def test_each_lesson_is_offered_where_it_runs():
 def test_the_readme_lists_them():
     text = readme(PUBLIC, LESSONS)
     assert "codespaces.new/somebody/plamo-ref" in text
-    assert text.count("- lesson ") == len(LESSONS)
+    places = dict(line[2:].split(": ", 1) for line in text.splitlines() if ": [" in line)
+    assert {place: links.count("](") for place, links in places.items()} == {
+        "Binder": len(LESSONS),
+        "Colab, with a GPU": len(GPU_LANE),
+        "in this browser": 5,
+    }
 
 
 def test_what_is_committed_follows_from_the_committed_addresses():
