@@ -16,7 +16,7 @@ unexport PYTHONDONTWRITEBYTECODE
 # Small products, as in Triton's interpreter, are slowed down by BLAS threads, not sped up.
 export OPENBLAS_NUM_THREADS ?= 1
 
-.PHONY: help demo test lab student slides site newest lint format clean
+.PHONY: help demo test lab student slides site badges lite lite-check newest lint format clean
 
 help:
 	@echo "make demo    generate from the embedded model, in Japanese and in English"
@@ -24,6 +24,9 @@ help:
 	@echo "make student the lessons without their solutions, restart points and quizzes, in build/student"
 	@echo "make slides  the workshop's slides, one HTML file a lesson, in build/slides"
 	@echo "make site    lessons, pages and code as a site that opens without a network, in build/site"
+	@echo "make lite    lessons 05 to 09 as a site that runs them in the browser, in build/lite"
+	@echo "make lite-check  does that site start, and do these lessons run in WebAssembly?"
+	@echo "make badges  links to Colab, Binder and others, once pyproject.toml has an address"
 	@echo "make test    lint, then all tests, notebooks included"
 	@echo "make newest  the tests with the newest versions of everything, pins or not; build/newest/report.md"
 	@echo "make lint    ruff and mypy"
@@ -47,6 +50,16 @@ slides: $(VENV)/.installed-notebooks
 
 site: $(VENV)/.installed-site
 	$(RUN) tools.course.site build/site
+
+# PYODIDE=folder: a full distribution of Pyodide, so that a reader's browser asks nobody else.
+lite: $(VENV)/.installed-lite
+	$(RUN) tools.course.lite $(if $(PYODIDE),--pyodide $(PYODIDE)) build/lite
+
+lite-check: $(VENV)/.installed-test $(VENV)/.installed-lite
+	PYODIDE="$(PYODIDE)" $(RUN) pytest tests/lite/check_lite.py
+
+badges: $(VENV)/.installed-test
+	$(RUN) tools.reach
 
 # Both parts run, side by side, and either can fail; what lint said comes last, on stderr. Without
 # Chromium the browser tests are left out, and tools/chromium.sh has said why.

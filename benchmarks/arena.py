@@ -25,7 +25,7 @@ import torch
 from plamo_ref.bench.prefix import ids
 from plamo_ref.bench.report import report, write
 from plamo_ref.bench.shapes import SHAPES
-from plamo_ref.bench.simulator import StubRunner
+from plamo_ref.bench.stub_runner import StubRunner
 from plamo_ref.engine.config import EngineConfig
 from plamo_ref.engine.core import EngineCore
 from plamo_ref.engine.memory.planner import plan_memory

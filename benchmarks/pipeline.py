@@ -30,12 +30,12 @@ from torch import Tensor
 
 from plamo_ref.batch import ForwardBatch, Room
 from plamo_ref.bench.report import report, write
-from plamo_ref.bench.simulator import StubRunner, Trace
+from plamo_ref.bench.simulator import Trace
+from plamo_ref.bench.stub_runner import StubRunner
 from plamo_ref.engine.batching import BatchPlan
 from plamo_ref.engine.config import EngineConfig
-from plamo_ref.engine.copies import Copy
 from plamo_ref.engine.core import EngineCore
-from plamo_ref.engine.memory.holding import AttentionGroup
+from plamo_ref.engine.memory.holding import AttentionGroup, Copy
 from plamo_ref.engine.memory.planner import MemoryPlan
 from plamo_ref.parallel.driver import SharedRunner
 from plamo_ref.parallel.pipeline import PipelinedCore

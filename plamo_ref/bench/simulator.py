@@ -1,38 +1,38 @@
 """Traces of requests, and a scheduling simulator that replays them.
 
-`replay` drives the real `EngineCore` with a runner that computes nothing: its logits choose token
-0, and a step takes the time that a cost model says. So it tells who computes what in which step, as
-the engine would, and nothing about texts.
+`replay` has the engine's queues, schedulers and cache, and no model: every token is token 0, and a
+step takes the time that a cost model says. So it tells who computes what in which step, as the
+engine would, and nothing about texts. No tensor is needed for that, nor torch.
 
-Invariant: the records are the core's own; only their times are those of a simulated clock.
+Invariant: the records are those of the engine with a real model (tests/bench/test_traces.py);
+only their times are those of a simulated clock.
 Built in notebooks/07_continuous_batching.ipynb.
 """
 
 import json
 import math
 import random
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-import torch
-from torch import Tensor
-
-from plamo_ref.batch import ForwardBatch
 from plamo_ref.config import Plamo2Config
-from plamo_ref.engine.batching import Rows
 from plamo_ref.engine.config import EngineConfig, EngineError
-from plamo_ref.engine.copies import Copy
-from plamo_ref.engine.core import EngineCore
+from plamo_ref.engine.endings import finish_reason, is_leaving, most_outputs
 from plamo_ref.engine.memory.holding import AttentionGroup
 from plamo_ref.engine.memory.planner import MemoryPlan
-from plamo_ref.engine.record import StepRecord
-from plamo_ref.engine.runner import ModelRunner
+from plamo_ref.engine.record import StepRecord, begun, landed
+from plamo_ref.engine.request import Request
+from plamo_ref.engine.scheduling.limits import Limits, longest_request
+from plamo_ref.engine.scheduling.scheduler import Queues
+from plamo_ref.engine.scheduling.scheduler_v0 import V0Scheduler
+from plamo_ref.engine.scheduling.scheduler_v1 import V1Scheduler
+from plamo_ref.engine.settled import apart, batch_order, count, settle
 from plamo_ref.intake.json_files import read_object
-from plamo_ref.kernels.choice import TORCH
-from plamo_ref.linear import Linear
-from plamo_ref.model import Plamo2Model
 from plamo_ref.sampling import SamplingParams
+
+StepTime = Callable[[int, int], float]  # tokens and requests of a step → how long it takes
 
 
 @dataclass(frozen=True)
@@ -85,35 +85,62 @@ class Trace:
         Path(path).write_text(json.dumps(asdict(self), indent=1) + "\n", encoding="utf-8")
 
 
-class StubRunner(ModelRunner):
-    """Answers as a model would that always says token 0, and only keeps the time."""
+class Simulator:
+    """The loop of engine/core.py for requests that are plain, with nothing to launch: every token
+    is token 0, and is read at once."""
 
-    def __init__(self, vocab_size: int, step_time: Callable[[int, int], float]) -> None:
-        nothing = torch.empty(vocab_size, 0)
-        head = Linear(nothing, TORCH)
-        config = Plamo2Config(vocab_size=vocab_size, bos_token_id=None, eos_token_id=None)
-        self.model = Plamo2Model(config, nothing, (), nothing, head, TORCH)
-        self.caches, self.recordings = (), None
+    def __init__(self, config: EngineConfig, plan: MemoryPlan, vocab_size: int) -> None:
+        self.cache = plan.new_cache()
+        self.queues = Queues(config, self.cache, plan.max_num_seqs)
+        self.scheduler = (V0Scheduler if config.scheduler == "v0" else V1Scheduler)(self.queues)
+        model = Plamo2Config(vocab_size=vocab_size, bos_token_id=None, eos_token_id=None)
+        self.max_model_len = longest_request(config, self.cache, model)
+        self._limits = Limits(config, vocab_size, self.max_model_len)
         self.clock = 0.0
-        self.times: list[tuple[float, float]] = []  # of each step: when it began, how long it took
-        self._step_time = step_time
-        self._logits = torch.zeros(1, vocab_size)
+        self.records: list[StepRecord] = []
 
-    def copy(self, copies: list[Copy]) -> None:
-        copies.clear()
+    def add(self, request_id: str, prompt: Sequence[int], output_len: int) -> None:
+        """Queue a request. Raises EngineError: it could never run."""
+        params = SamplingParams(temperature=0, max_tokens=output_len, ignore_eos=True)
+        ids, arrival = self._limits.check(request_id, prompt, params), int(request_id)
+        request = Request(request_id, ids, params, frozenset(), 0, arrival)
+        request.max_output_tokens = most_outputs(len(ids), params, self.max_model_len)
+        self.queues.add(request)
 
-    def run(self, batch: ForwardBatch, rows: Rows) -> Tensor:
-        duration = self._step_time(batch.room.num_tokens, batch.room.num_requests)
-        self.times.append((self.clock, duration))
+    @property
+    def has_work(self) -> bool:
+        return bool(self.queues.waiting or self.queues.running)
+
+    def step(self, step_time: StepTime) -> None:
+        """Decide one step, let its time pass, and hand out its tokens."""
+        schedule = self.queues.with_photographs(self.scheduler.schedule())
+        requests, started = batch_order(schedule.tokens), self.clock
+        sampled = [r for r in requests if r.num_uncomputed_tokens == schedule.tokens[r]]
+        self.cache.copies.clear()
+        self.queues.prefix.develop(schedule.photographs)
+        record = begun(requests, sampled, schedule, self.cache, started, started)
+        duration = step_time(schedule.num_tokens, len(requests))
+        count(schedule.tokens)
+        for request in filter(is_leaving, settle(sampled, self.cache)):
+            self.queues.remove(request)
         self.clock += duration
-        return self._logits.expand(len(batch.token_ids[rows]), -1)
+        self.queues.landed()
+        for request in sampled:
+            request.num_unread_tokens -= 1
+            request.append(0)
+        for request in apart(sampled)[1]:
+            if (reason := finish_reason(request)) is not None:
+                request.finish(reason)
+                self.queues.remove(request)
+        record = landed(record, len(self.records), sampled, self.queues)
+        self.records.append(replace(record, total_seconds=duration))
 
 
 def replay(
     trace: Trace,
     engine: EngineConfig,
     plan: MemoryPlan | None = None,
-    step_time: Callable[[int, int], float] = lambda tokens, requests: 1.0,
+    step_time: StepTime = lambda tokens, requests: 1.0,
 ) -> list[StepRecord]:
     """Schedule the trace to its end; the records say who computed what, and when.
 
@@ -125,32 +152,25 @@ def replay(
     Raises:
         EngineError: a request that the engine would refuse, or cut short.
     """
-    runner = StubRunner(len(trace.requests), step_time)
-    core = EngineCore(runner, _ample(trace, engine) if plan is None else plan, engine)
+    plan = _ample(trace, engine) if plan is None else plan
+    simulator = Simulator(engine, plan, len(trace.requests))
     for i, r in enumerate(trace.requests):
-        if r.prompt_len + r.output_len > core.max_model_len:
+        if r.prompt_len + r.output_len > simulator.max_model_len:
             raise EngineError(
-                f"trace: request {i} ({r}) is longer than {core.max_model_len} tokens"
+                f"trace: request {i} ({r}) is longer than {simulator.max_model_len} tokens"
             )
-    if core.queues.pace is not None:
-        core.queues.pace.clock = lambda: runner.clock / 1000
-    records: list[StepRecord] = []
-    core.observers.append(lambda record, *_: records.append(record))
-    coming = list(enumerate(trace.requests))
-    while coming or core.has_work:
-        while coming and coming[0][1].arrival <= runner.clock:
-            i, r = coming.pop(0)
-            # Its own token, so that no two prompts begin alike.
-            params = SamplingParams(temperature=0, max_tokens=r.output_len, ignore_eos=True)
-            core.add([i] * r.prompt_len, params, request_id=str(i))
-        if core.has_work:
-            core.step()
+    if simulator.queues.pace is not None:
+        simulator.queues.pace.clock = lambda: simulator.clock / 1000
+    coming = deque(enumerate(trace.requests))
+    while coming or simulator.has_work:
+        while coming and coming[0][1].arrival <= simulator.clock:
+            i, r = coming.popleft()
+            simulator.add(str(i), [i] * r.prompt_len, r.output_len)  # no two prompts begin alike
+        if simulator.has_work:
+            simulator.step(step_time)
         else:
-            runner.clock = coming[0][1].arrival  # idle until somebody comes
-    return [
-        replace(record, started=started, schedule_seconds=0.0, total_seconds=duration)
-        for record, (started, duration) in zip(records, runner.times, strict=True)
-    ]
+            simulator.clock = coming[0][1].arrival  # idle until somebody comes
+    return simulator.records
 
 
 def _ample(trace: Trace, engine: EngineConfig) -> MemoryPlan:

@@ -20,7 +20,7 @@ from plamo_ref.engine.memory.cache import HybridCache
 from plamo_ref.engine.memory.table_rows import GroupRows, Ints, TableRows
 from plamo_ref.engine.request import Request
 from plamo_ref.engine.scheduling.scheduler import Schedule
-from plamo_ref.engine.settled import newest, places_of, those_at
+from plamo_ref.engine.settled import batch_order, newest, places_of, those_at
 
 Place = Callable[[Room], ForwardBatch]  # a batch on the device with at least so much room
 Rows = slice | Tensor  # of the step's tokens
@@ -55,7 +55,7 @@ def build_batch(
         place: where the step is laid out; `ForwardBatch.empty` makes exactly the room needed.
         unread: has the last token of every request that has `num_unread_tokens`.
     """
-    requests = _in_order(schedule)
+    requests = batch_order(schedule.tokens)
     told = _tell(requests, schedule)
     holdings = [r.settled or cache.holdings[r.request_id] for r in requests]
     rows = cache.rows.find(holdings, told.pasts, told.counts)
@@ -229,15 +229,3 @@ def _write_group(
     block = group.blocks[rows[layout.owner], logical]
     mapping = block * block_size + layout.positions % block_size
     put[f"{kind}/slot_mapping"][layout.tokens] = mapping
-
-
-def _in_order(schedule: Schedule) -> list[Request]:
-    """Decodes, those who are settled first; then prompts. A decode is one token with a past: also
-    the last token of a prompt that was cut just before it."""
-    tokens = schedule.tokens
-    settled = [request for request in tokens if request.settled is not None]
-    if len(settled) == len(tokens):
-        return settled
-    others = [request for request in tokens if request.settled is None]
-    decodes = [r for r in others if tokens[r] == 1 and r.num_computed_tokens > 0]
-    return settled + decodes + [r for r in others if tokens[r] > 1 or r.num_computed_tokens == 0]

@@ -9,23 +9,14 @@ Invariant: after `copy_places` everything is as if newcomers had made their copi
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from plamo_ref.batch import LayerCache
 from plamo_ref.config import LayerKind
+from plamo_ref.engine.memory.holding import Copy
 from plamo_ref.engine.page_copies import apart
-
-
-class Copy(NamedTuple):
-    """One place of all layers of a kind (a state slot of "mamba") into another."""
-
-    kind: LayerKind
-    source: int
-    target: int
-
 
 Places = tuple[int, int] | tuple[Tensor, Tensor]
 Move = tuple[Tensor, int | Tensor, Tensor]  # into which places of a tensor goes what

@@ -18,8 +18,10 @@ from torch import Tensor
 from plamo_ref.engine.batching import BatchPlan, Unread, build_batch
 from plamo_ref.engine.blame import Work, is_nobodys, together_or_alone
 from plamo_ref.engine.config import EngineConfig, EngineError
-from plamo_ref.engine.flight import Flight, Observer, Told, begun, landed
+from plamo_ref.engine.endings import awaits_guide, finish_reason, is_leaving, most_outputs
+from plamo_ref.engine.flight import Flight, Observer, Told
 from plamo_ref.engine.memory.planner import MemoryPlan
+from plamo_ref.engine.record import begun, landed
 from plamo_ref.engine.recovery import rebuild
 from plamo_ref.engine.request import FinishReason, Request
 from plamo_ref.engine.runner import ModelRunner, RecordsAhead
@@ -28,15 +30,7 @@ from plamo_ref.engine.scheduling.scheduler import Queues, Scheduler
 from plamo_ref.engine.scheduling.scheduler_v0 import V0Scheduler
 from plamo_ref.engine.scheduling.scheduler_v1 import V1Scheduler
 from plamo_ref.engine.settled import apart, count, settle
-from plamo_ref.engine.tokens import (
-    awaits_guide,
-    choose_on_device,
-    finish_reason,
-    is_leaving,
-    most_outputs,
-    read_tokens,
-    score_prompt,
-)
+from plamo_ref.engine.tokens import choose_on_device, read_tokens, score_prompt
 from plamo_ref.sampling import Guide, SamplingParams
 from plamo_ref.sampling.adjust import Tables
 
@@ -199,7 +193,8 @@ class EngineCore:
         self.queues.prefix.develop(schedule.photographs)
         if self.observers and self._overlap:
             logits = logits.clone()  # a recorded step writes where the last one wrote
-        record = begun(plan, schedule, self.cache, *times) if self.observers else None
+        told = (plan.requests, plan.sampled, schedule, self.cache, *times)
+        record = begun(*told) if self.observers else None
         flight = Flight.of(plan, logits, tokens, record)
         count(schedule.tokens)
         for request in filter(is_leaving, settle(plan.sampled, self.cache)):

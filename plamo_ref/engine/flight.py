@@ -1,22 +1,18 @@
-"""A step between its launch and its landing, and the record that it leaves.
+"""A step between its launch and its landing.
 
-Invariant: what a record says of a step was read when the step was launched, before the counters
-moved on; only who finished and who is left, and the clock, are read when it lands.
+Invariant: its tokens are on their way to the host from its launch on, behind nothing but the step.
 """
 
-import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from plamo_ref.engine.batching import BatchPlan
-from plamo_ref.engine.memory.cache import HybridCache
-from plamo_ref.engine.record import ScheduledTokens, StepRecord, memory_in_use
+from plamo_ref.engine.endings import needs_host
+from plamo_ref.engine.record import StepRecord
 from plamo_ref.engine.request import Request
-from plamo_ref.engine.scheduling.scheduler import Queues, Schedule
-from plamo_ref.engine.tokens import needs_host
 
 # Called after a step with its record, the requests that got a token, and their logits [n, V]. The
 # step is done by then: what an observer raises is raised to whoever made it, and changes nothing.
@@ -58,52 +54,3 @@ class Flight:
         """Until the tokens are on the host."""
         if self.copied is not None:
             self.copied.synchronize()
-
-
-def begun(
-    plan: BatchPlan, schedule: Schedule, cache: HybridCache, started: float, scheduled: float
-) -> StepRecord:
-    """The record of a step that is being launched: its schedule was begun when it `started`, and
-    was there when it was `scheduled`. What the record does not know yet is 0."""
-    sampled = set(plan.sampled)
-    shares = tuple(
-        ScheduledTokens(
-            request_id=request.request_id,
-            start=request.num_computed_tokens,
-            num_tokens=schedule.tokens[request],
-            kind="decode"
-            if request.is_decoding and request not in schedule.admitted
-            else ("recompute" if request.num_preemptions else "prefill"),
-            sampled=request in sampled,
-        )
-        for request in plan.requests
-    )
-    blocks_used, slots_used = memory_in_use(cache)
-    return StepRecord(
-        step=0,
-        scheduled=shares,
-        admitted=tuple(r.request_id for r in schedule.admitted),
-        preempted=tuple(r.request_id for r in schedule.preempted),
-        found=tuple((r.request_id, *found) for r, found in schedule.found.items()),
-        finished=(),
-        num_waiting=0,
-        num_running=0,
-        blocks_used=blocks_used,
-        slots_used=slots_used,
-        started=started,
-        schedule_seconds=scheduled - started,
-        total_seconds=0,
-        seen=None if cache.witness is None else cache.witness(),
-    )
-
-
-def landed(record: StepRecord, number: int, moved: Sequence[Request], queues: Queues) -> StepRecord:
-    """The record of a step that has landed as number `number`; `moved` are who got a token."""
-    return replace(
-        record,
-        step=number,
-        finished=tuple(r.request_id for r in moved if r.finish_reason is not None),
-        num_waiting=len(queues.waiting),
-        num_running=len(queues.running),
-        total_seconds=time.perf_counter() - record.started,
-    )

@@ -8,20 +8,17 @@ Invariant: in a part that is not tangled, each page is of one kind.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING
 
 from plamo_ref.config import LayerKind
-
-if TYPE_CHECKING:
-    from plamo_ref.engine.copies import Copy
+from plamo_ref.engine.memory.holding import Copy
 
 
 def apart(
-    copies: Sequence["Copy"], pitch: Mapping[LayerKind, int]
-) -> Iterator[tuple[list["Copy"], bool]]:
+    copies: Sequence[Copy], pitch: Mapping[LayerKind, int]
+) -> Iterator[tuple[list[Copy], bool]]:
     """Cut a list where a page is touched as another kind than before; whether a part is that of one
     newcomer in which even that happens."""
-    part, touched = list["Copy"](), dict[int, LayerKind]()
+    part, touched = list[Copy](), dict[int, LayerKind]()
     for branch in _branches(copies):
         pages = [(c.kind, place // pitch[c.kind]) for c in branch for place in c[1:]]
         as_what = {page: kind for kind, page in pages}
@@ -38,9 +35,9 @@ def apart(
         yield part, False
 
 
-def _branches(copies: Sequence["Copy"]) -> Iterator[list["Copy"]]:
+def _branches(copies: Sequence[Copy]) -> Iterator[list[Copy]]:
     """What was noted at once: one of each kind at most, always in the same order of kinds."""
-    branch = list["Copy"]()
+    branch = list[Copy]()
     for copy in copies:
         if branch and any(copy.kind == other.kind for other in branch):
             yield branch

@@ -1,15 +1,20 @@
 """What happened in each step, for people and tests.
 
-Invariant: a record is plain numbers and strings, taken after the step; nobody who reads it can
-change the engine. Built in notebooks/07_continuous_batching.ipynb.
+Invariant: a record is plain numbers and strings; nobody who reads it can change the engine. What it
+says of a step was read when the step was launched, before the counters moved on; only who finished
+and who is left, and the clock, are read when it lands.
+Built in notebooks/07_continuous_batching.ipynb.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import time
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from plamo_ref.config import LayerKind
 from plamo_ref.engine.memory.cache import HybridCache
+from plamo_ref.engine.request import Request
+from plamo_ref.engine.scheduling.scheduler import Queues, Schedule
 
 
 @dataclass(frozen=True)
@@ -52,3 +57,59 @@ def memory_in_use(cache: HybridCache) -> tuple[dict[LayerKind, int], int]:
     """Blocks of each group and slots that requests hold; what is only kept counts as free."""
     blocks = {kind: pool.num_held for kind, pool in cache.blocks.items()}
     return blocks, 0 if cache.slots is None else cache.slots.num_held
+
+
+def begun(
+    requests: Sequence[Request],
+    sampled: Collection[Request],
+    schedule: Schedule,
+    cache: HybridCache,
+    started: float,
+    scheduled: float,
+) -> StepRecord:
+    """The record of a step that is being launched: its schedule was begun when it `started`, and
+    was there when it was `scheduled`. What the record does not know yet is 0.
+
+    requests: of the step, in their order; sampled: those of them who get a token."""
+    sampled = set(sampled)
+    shares = tuple(
+        ScheduledTokens(
+            request_id=request.request_id,
+            start=request.num_computed_tokens,
+            num_tokens=schedule.tokens[request],
+            kind="decode"
+            if request.is_decoding and request not in schedule.admitted
+            else ("recompute" if request.num_preemptions else "prefill"),
+            sampled=request in sampled,
+        )
+        for request in requests
+    )
+    blocks_used, slots_used = memory_in_use(cache)
+    return StepRecord(
+        step=0,
+        scheduled=shares,
+        admitted=tuple(r.request_id for r in schedule.admitted),
+        preempted=tuple(r.request_id for r in schedule.preempted),
+        found=tuple((r.request_id, *found) for r, found in schedule.found.items()),
+        finished=(),
+        num_waiting=0,
+        num_running=0,
+        blocks_used=blocks_used,
+        slots_used=slots_used,
+        started=started,
+        schedule_seconds=scheduled - started,
+        total_seconds=0,
+        seen=None if cache.witness is None else cache.witness(),
+    )
+
+
+def landed(record: StepRecord, number: int, moved: Sequence[Request], queues: Queues) -> StepRecord:
+    """The record of a step that has landed as number `number`; `moved` are who got a token."""
+    return replace(
+        record,
+        step=number,
+        finished=tuple(r.request_id for r in moved if r.finish_reason is not None),
+        num_waiting=len(queues.waiting),
+        num_running=len(queues.running),
+        total_seconds=time.perf_counter() - record.started,
+    )

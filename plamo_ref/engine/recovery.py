@@ -18,9 +18,9 @@ would have been.
 Invariant: needs nothing but the requests; may be interrupted anywhere itself, and done again.
 """
 
+from plamo_ref.engine.endings import finish_reason
 from plamo_ref.engine.request import Request
 from plamo_ref.engine.scheduling.scheduler import Queues
-from plamo_ref.engine.tokens import finish_reason
 
 
 def rebuild(requests: dict[str, Request], queues: Queues) -> list[Request]:

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from plamo_ref.batch import AttentionCache, ForwardBatch, LayerCache, Room
 from plamo_ref.engine.batching import Rows
-from plamo_ref.engine.copies import Copy, copy_places
+from plamo_ref.engine.copies import copy_places
+from plamo_ref.engine.memory.holding import Copy
 from plamo_ref.engine.memory.planner import MemoryPlan
 from plamo_ref.engine.page_views import paged_caches
 from plamo_ref.kernels.ssm.narrow import mamba_cache

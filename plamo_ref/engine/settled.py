@@ -59,6 +59,18 @@ def apart(requests: Sequence[Request]) -> tuple[Sequence[Request], list[Request]
     return [r for r in requests if r not in others], asked
 
 
+def batch_order(tokens: Mapping[Request, int]) -> list[Request]:
+    """Those of a step as they stand in its batch: decodes, those who are settled first; then
+    prompts. A decode is one token with a past: also the last token of a prompt that was cut just
+    before it."""
+    settled = [request for request in tokens if request.settled is not None]
+    if len(settled) == len(tokens):
+        return settled
+    others = [request for request in tokens if request.settled is None]
+    decodes = [r for r in others if tokens[r] == 1 and r.num_computed_tokens > 0]
+    return settled + decodes + [r for r in others if tokens[r] > 1 or r.num_computed_tokens == 0]
+
+
 def newest(requests: Sequence[Request]) -> tuple[Sequence[int] | Ints, Ints]:
     """The token that each settled request computes, 0 for one that only the device knows yet; and
     whose those are, by place."""

@@ -21,8 +21,8 @@ from plamo_ref.batch import ForwardBatch, Room
 from plamo_ref.config import Plamo2Config
 from plamo_ref.engine.batching import BatchPlan, Rows
 from plamo_ref.engine.config import EngineConfig, EngineError
-from plamo_ref.engine.copies import Copy
 from plamo_ref.engine.fast.graphs import DECODES, TOKENS
+from plamo_ref.engine.memory.holding import Copy
 from plamo_ref.engine.memory.planner import MemoryPlan
 from plamo_ref.engine.runner import ModelRunner
 from plamo_ref.kernels.choice import can_overlap

@@ -33,13 +33,13 @@ from torch import Tensor
 from plamo_ref.engine.batching import BatchPlan, Unread, build_batch
 from plamo_ref.engine.config import EngineConfig
 from plamo_ref.engine.core import GRAMMAR_SECONDS, EngineCore
-from plamo_ref.engine.flight import Flight, Told, begun
+from plamo_ref.engine.endings import is_leaving, needs_host
+from plamo_ref.engine.flight import Flight, Told
 from plamo_ref.engine.memory.planner import MemoryPlan
-from plamo_ref.engine.record import StepRecord
+from plamo_ref.engine.record import StepRecord, begun
 from plamo_ref.engine.request import Request
 from plamo_ref.engine.runner import ModelRunner
 from plamo_ref.engine.settled import count, settle
-from plamo_ref.engine.tokens import is_leaving, needs_host
 from plamo_ref.parallel.driver import SharedRunner
 
 LEAST_TOKENS = 512  # of a step's share: with less, reading the weights takes longer than computing
@@ -133,7 +133,8 @@ class PipelinedCore(EngineCore):
             unread = Unread(nothing, sampled)
         plan = build_batch(schedule, self.cache, self.runner.place, unread)
         self.queues.prefix.develop(schedule.photographs)
-        record = begun(plan, schedule, self.cache, *times) if self.observers else None
+        told = (plan.requests, plan.sampled, schedule, self.cache, *times)
+        record = begun(*told) if self.observers else None
         count(schedule.tokens)
         _set_under_way(plan.requests, True)
         return Begun(plan, schedule.num_tokens, record)

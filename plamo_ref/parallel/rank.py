@@ -19,7 +19,7 @@ from typing import Any
 from torch import Tensor
 
 from plamo_ref.batch import ForwardBatch, Room
-from plamo_ref.engine.copies import Copy
+from plamo_ref.engine.memory.holding import Copy
 from plamo_ref.engine.runner import ModelRunner
 from plamo_ref.parallel.group import Group
 from plamo_ref.parallel.stage import StageModel

@@ -22,8 +22,7 @@ from torch import Tensor
 from plamo_ref.engine.build import new_core
 from plamo_ref.engine.copies import tensors_of
 from plamo_ref.engine.core import EngineCore
-from plamo_ref.engine.flight import landed
-from plamo_ref.engine.record import StepRecord
+from plamo_ref.engine.record import StepRecord, landed
 from plamo_ref.engine.request import Request
 from plamo_ref.engine.runner import ModelRunner
 from plamo_ref.engine.scheduling.scheduler import Schedule

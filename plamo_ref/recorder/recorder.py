@@ -17,13 +17,16 @@ import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from plamo_ref.engine.config import EngineError
-from plamo_ref.engine.core import EngineCore
 from plamo_ref.engine.record import StepRecord
 from plamo_ref.recorder.sighting import Witness
+
+if TYPE_CHECKING:
+    from plamo_ref.engine.core import EngineCore
 
 FORMAT, VERSION = "plamo-ref run", 1
 
@@ -42,7 +45,7 @@ class Header(msgspec.Struct, frozen=True):
     overlap: bool
 
     @classmethod
-    def of(cls, core: EngineCore) -> "Header":
+    def of(cls, core: "EngineCore") -> "Header":
         config, cache = core.config, core.cache
         return cls(
             FORMAT,
@@ -60,7 +63,7 @@ class Header(msgspec.Struct, frozen=True):
 class Recorder:
     """Writes the steps of one engine to a file, until it is closed or the engine is gone."""
 
-    def __init__(self, core: EngineCore, path: str | Path) -> None:
+    def __init__(self, core: "EngineCore", path: str | Path) -> None:
         """Begins a run at the end of the file.
 
         Raises:
@@ -103,7 +106,7 @@ class Recorder:
 
 
 @contextmanager
-def recording(core: EngineCore, path: str | Path) -> Iterator[None]:
+def recording(core: "EngineCore", path: str | Path) -> Iterator[None]:
     """Record what the engine does inside the `with`. Raises EngineError as `Recorder` does."""
     recorder = Recorder(core, path)
     try:

@@ -5,13 +5,16 @@ is not said again, so a look costs a comparison for each request of the step.
 """
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import msgspec
 
-from plamo_ref.engine.core import EngineCore
 from plamo_ref.engine.memory.eviction import Checkpoint
 from plamo_ref.engine.memory.holding import Holding
 from plamo_ref.engine.memory.radix import Node
+
+if TYPE_CHECKING:
+    from plamo_ref.engine.core import EngineCore
 
 MOST_NODES = 200  # of the tree of texts; a larger one is cut off, from the deepest
 
@@ -48,7 +51,7 @@ class Sighting(msgspec.Struct, frozen=True, omit_defaults=True):
 class Witness:
     """Looks at one engine, again and again."""
 
-    def __init__(self, core: EngineCore) -> None:
+    def __init__(self, core: "EngineCore") -> None:
         self._queues, self._cache = core.queues, core.cache
         self._known: dict[str, tuple[Holding, dict[str, tuple[int, int]]]] = {}
         self._tree: tuple[Kept, ...] | None = ()

@@ -1,4 +1,8 @@
-"""What the notebooks share: check(), figures, sliders, recorded results, the layer microscope."""
+"""What all notebooks share, without torch: check(), figures, sliders, recorded results.
+
+The layer microscope, which looks into tensors, is imported by its own names (recording.py,
+divergence.py), and so is what single lessons show.
+"""
 
 from plamo_ref.teaching.checks import CheckFailed, check, check_exercise, check_that
 from plamo_ref.teaching.diagrams import (
@@ -10,7 +14,6 @@ from plamo_ref.teaching.diagrams import (
     mask_heatmap,
     thermometer,
 )
-from plamo_ref.teaching.divergence import Divergence, DivergenceError, first_divergence
 from plamo_ref.teaching.figures import (
     drawable,
     figure,
@@ -20,16 +23,12 @@ from plamo_ref.teaching.figures import (
     style_of,
 )
 from plamo_ref.teaching.recorded import Recorded, RecordedError, recorded, write_recorded
-from plamo_ref.teaching.recording import Run, record
 from plamo_ref.teaching.widgets import interactive
 
 __all__ = [
     "CheckFailed",
-    "Divergence",
-    "DivergenceError",
     "Recorded",
     "RecordedError",
-    "Run",
     "bars",
     "check",
     "check_exercise",
@@ -37,7 +36,6 @@ __all__ = [
     "drawable",
     "figure",
     "figures",
-    "first_divergence",
     "frames",
     "gantt",
     "interactive",
@@ -45,7 +43,6 @@ __all__ = [
     "layer_strip",
     "lines",
     "mask_heatmap",
-    "record",
     "recorded",
     "show",
     "style_of",

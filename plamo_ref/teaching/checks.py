@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Concatenate, ParamSpec
 
 import numpy as np
-import torch
 
 from plamo_ref.errors import PlamoRefError
 from plamo_ref.teaching.diagnosis import diagnose
@@ -198,12 +197,12 @@ def _compare_nested(
 
 
 def _array(value: Any) -> np.ndarray | None:
-    """As a numpy array (16-bit floats widened to float32), or None when it is no number."""
-    if isinstance(value, torch.Tensor):
+    """As a numpy array (bfloat16 widened to float32), or None when it is no number."""
+    if _is_tensor(value):
         value = value.detach().cpu()
-        return (value.float() if value.dtype == torch.bfloat16 else value).numpy()
+        return (value.float() if _dtype(value) == "bfloat16" else value).numpy()
     if isinstance(value, list | tuple):
-        if any(isinstance(v, torch.Tensor | np.ndarray | str | bytes) for v in value):
+        if any(_is_tensor(v) or isinstance(v, np.ndarray | str | bytes) for v in value):
             return None
         try:
             array = np.asarray(value)
@@ -214,6 +213,11 @@ def _array(value: Any) -> np.ndarray | None:
         array = np.asarray(value)
         return array if array.dtype.kind in _KINDS else None
     return None
+
+
+def _is_tensor(value: Any) -> bool:
+    """Of torch, which is not imported for that: some lessons run where there is none."""
+    return hasattr(value, "detach") and hasattr(value, "dtype")
 
 
 def _dtype(value: Any) -> str:

@@ -8,8 +8,8 @@ import pytest
 from engines import CONFIGS, new_core
 
 from plamo_ref import LLM, SamplingParams
+from plamo_ref.engine.endings import needs_host
 from plamo_ref.engine.request import Request
-from plamo_ref.engine.tokens import needs_host
 from plamo_ref.proof.lab import LabGuide
 
 PROMPTS = ["吾輩は", "To be, or", "三四郎は" * 9, "x"]

@@ -13,7 +13,21 @@ import pytest
 from packaging.specifiers import SpecifierSet
 
 ROOT = Path(__file__).parents[2]
-TARGETS = {"demo", "test", "lab", "student", "slides", "site", "newest", "lint", "format", "clean"}
+TARGETS = {
+    "demo",
+    "test",
+    "lab",
+    "student",
+    "slides",
+    "site",
+    "badges",
+    "lite",
+    "lite-check",
+    "newest",
+    "lint",
+    "format",
+    "clean",
+}
 PYTEST = "pytest -n 3 --dist loadfile --no-loadscope-reorder -m "  # … and the marks
 
 needs_make = pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")

@@ -19,8 +19,8 @@ from plamo_ref.config import Plamo2Config
 from plamo_ref.engine.batching import Rows
 from plamo_ref.engine.build import new_core
 from plamo_ref.engine.config import EngineConfig, EngineError
-from plamo_ref.engine.copies import Copy
 from plamo_ref.engine.fast.graphs import Ladders
+from plamo_ref.engine.memory.holding import Copy
 from plamo_ref.engine.memory.planner import MemoryPlan
 from plamo_ref.engine.runner import ModelRunner
 from plamo_ref.errors import PlamoRefError

@@ -16,9 +16,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_adjust import CONTEXTS, TOKENS, V
 
+from plamo_ref.engine.endings import needs_host
 from plamo_ref.engine.fast.adjust_tables import AdjustTables, penalise_all, penalise_occurring
 from plamo_ref.engine.scheduling.scheduler import Schedule
-from plamo_ref.engine.tokens import needs_host
 from plamo_ref.sampling import SamplingParams
 from plamo_ref.sampling.adjust import RowContext, adjust, unpacked
 

@@ -16,8 +16,8 @@ from safetensors.torch import load_file
 
 from plamo_ref.config import Plamo2Config
 from plamo_ref.reference import Plamo2Reference, attention, mamba
-from plamo_ref.teaching import Divergence, DivergenceError, first_divergence, record
-from plamo_ref.teaching.recording import FINAL, Quantity, Run
+from plamo_ref.teaching.divergence import Divergence, DivergenceError, first_divergence
+from plamo_ref.teaching.recording import FINAL, Quantity, Run, record
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 WINDOW, TOKENS = 5, 13

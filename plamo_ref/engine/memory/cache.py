@@ -21,9 +21,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from plamo_ref.config import LayerKind
 from plamo_ref.engine.config import EngineError
-from plamo_ref.engine.copies import Copy
 from plamo_ref.engine.memory.arena import Arena, Claim
-from plamo_ref.engine.memory.holding import FAR, AttentionGroup, BlockTable, Holding
+from plamo_ref.engine.memory.holding import FAR, AttentionGroup, BlockTable, Copy, Holding
 from plamo_ref.engine.memory.pool import Pool, Rooms
 from plamo_ref.engine.memory.table_rows import TableRows
 

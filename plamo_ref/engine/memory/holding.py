@@ -4,6 +4,7 @@ Invariant: plain numbers of places; who owns how much of a place is for the pool
 """
 
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from plamo_ref.config import LayerKind, Plamo2Config
 
@@ -56,3 +57,11 @@ class Holding:
     slot: int | None
     calm_until: int = 0  # tokens before this position change no table
     row: int = -1  # see table_rows.py, which says it
+
+
+class Copy(NamedTuple):
+    """One place of all layers of a kind (a state slot of "mamba") into another: see copies.py."""
+
+    kind: LayerKind
+    source: int
+    target: int

@@ -7,14 +7,14 @@ never gives less. If there can be no arena the two rooms stay, and the plan says
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-import torch
-
 from plamo_ref.config import LayerKind, Plamo2Config
 from plamo_ref.engine.config import EngineConfig
 from plamo_ref.engine.memory.pages import Pages, page_shape
 from plamo_ref.engine.memory.plan_text import narrow_reasons, paged_reasons
 
 if TYPE_CHECKING:
+    import torch
+
     from plamo_ref.engine.memory.planner import MemoryPlan, Needs
 
 
@@ -23,7 +23,7 @@ def as_pages(
     config: Plamo2Config,
     engine: EngineConfig,
     needs: "Needs",
-    dtypes: tuple[torch.dtype, ...],
+    dtypes: "tuple[torch.dtype, ...]",
 ) -> "MemoryPlan":
     """One arena of the same bytes; the plan as it is, if there cannot be one, and why.
 

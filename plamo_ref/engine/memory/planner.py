@@ -9,8 +9,7 @@ Built in notebooks/06_hybrid_cache_manager.ipynb.
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-
-import torch
+from typing import TYPE_CHECKING
 
 from plamo_ref.config import LayerKind, Plamo2Config
 from plamo_ref.engine.config import EngineConfig, EngineError
@@ -22,6 +21,9 @@ from plamo_ref.engine.memory.paged_plan import as_pages
 from plamo_ref.engine.memory.pages import Pages
 from plamo_ref.engine.memory.plan_text import reasons, refusal
 from plamo_ref.engine.memory.pool import Pool
+
+if TYPE_CHECKING:
+    import torch
 
 Blocks = dict[LayerKind, int]
 
@@ -42,7 +44,7 @@ class MemoryPlan:
     # One arena, instead of two rooms: then the numbers above are the most there can be of each.
     pages: Pages | None = None
     stochastic: bool = False  # states are rounded by chance
-    kv_dtype: torch.dtype | None = None  # of keys and values; None: the model's
+    kv_dtype: "torch.dtype | None" = None  # of keys and values; None: the model's
     replay: int = 1  # tokens until a state is written
 
     @property
@@ -82,7 +84,7 @@ class Needs:
         config: Plamo2Config,
         size: int,
         longest: int | None,
-        dtypes: tuple[torch.dtype, ...],
+        dtypes: "tuple[torch.dtype, ...]",
         replay: int,
     ) -> "Needs":
         """Of a request of `longest` tokens; None: of as many as there is room for. dtypes: of
@@ -133,8 +135,8 @@ def plan_memory(
     engine: EngineConfig,
     budget: int,
     *,
-    dtype: torch.dtype,
-    state_dtype: torch.dtype,
+    dtype: "torch.dtype",
+    state_dtype: "torch.dtype",
 ) -> MemoryPlan:
     """Divide `budget` bytes.
 

@@ -6,19 +6,20 @@ time, its memory or its rooms; requests that come while an engine records are se
 
 import random
 from dataclasses import replace
-from itertools import count
+from itertools import accumulate, count
 
 import pytest
 import torch
 
 from plamo_ref.batch import ForwardBatch, Room
-from plamo_ref.bench import simulator
 from plamo_ref.bench.shapes import SHAPES
-from plamo_ref.bench.simulator import StubRunner, Trace, TraceRequest
+from plamo_ref.bench.stub_runner import StubRunner
 from plamo_ref.engine.config import EngineConfig, EngineError
+from plamo_ref.engine.core import EngineCore
 from plamo_ref.engine.fast.graphs import Ladders
 from plamo_ref.engine.fast.warm_up import WarmUp, likely_rooms
 from plamo_ref.engine.memory.planner import MemoryPlan, plan_memory
+from plamo_ref.sampling import SamplingParams
 
 ENGINE = EngineConfig(max_num_seqs=64, enable_prefix_caching=True, device="cpu")
 
@@ -63,28 +64,37 @@ def test_without_recorded_prompts_only_decodes_are_recorded_ahead():
     assert not any(room.prompts for room in likely_rooms(plan_of(engine), engine))
 
 
+class Noting(StubRunner):
+    """Notes the room of each step."""
+
+    def __init__(self, vocab_size: int) -> None:
+        super().__init__(vocab_size, lambda tokens, _: 0.006 + 3e-5 * tokens)
+        self.asked: list[Room] = []
+
+    def place(self, room: Room) -> ForwardBatch:
+        self.asked.append(room)
+        return super().place(room)
+
+
 @pytest.mark.parametrize("rate", [4, 16, 64])
-def test_what_a_servers_traffic_asks_for_is_recorded_ahead(monkeypatch, rate):
+def test_what_a_servers_traffic_asks_for_is_recorded_ahead(rate):
     """Requests at random, each with a prompt of its own, against a stand-in for the model."""
-    asked: list[Room] = []
-    monkeypatch.setattr(StubRunner, "place", lambda _, room: asked.append(room) or _place(room))
-    draw, at = random.Random(0), 0.0
-    jobs = []
-    for _ in range(200):
-        at += draw.expovariate(rate)
-        jobs.append(TraceRequest(draw.randint(20, 400), draw.randint(2, 128), at))
-    plan = plan_of(ENGINE)
-    simulator.replay(Trace(tuple(jobs)), ENGINE, plan, lambda tokens, _: 0.006 + 3e-5 * tokens)
+    draw, plan, runner = random.Random(0), plan_of(ENGINE), Noting(200)
+    core, arrivals = EngineCore(runner, plan, ENGINE), [draw.expovariate(rate) for _ in range(200)]
+    for token, comes in enumerate(accumulate(arrivals)):
+        while core.has_work and runner.clock < comes:
+            core.step()
+        runner.clock = max(runner.clock, comes)
+        params = SamplingParams(temperature=0, max_tokens=draw.randint(2, 128), ignore_eos=True)
+        core.add([token] * draw.randint(20, 400), params)
+    while core.has_work:
+        core.step()
     ladders = Ladders(plan, ENGINE.graph_tokens)
     ahead = {ladders.room(room) for room in likely_rooms(plan, ENGINE)}
-    recorded = [room for room in map(ladders.room, asked) if room is not None]
+    recorded = [room for room in map(ladders.room, runner.asked) if room is not None]
     met = sum(room in ahead for room in recorded)
     assert met >= 0.98 * len(recorded)
-    assert len(recorded) >= 0.9 * len(asked)
-
-
-def _place(room: Room) -> ForwardBatch:
-    return ForwardBatch.empty(room, torch.device("cpu"))
+    assert len(recorded) >= 0.9 * len(runner.asked)
 
 
 def test_each_room_is_placed_until_it_is_recorded_then_nothing_is_left():

@@ -23,8 +23,9 @@ from plamo_ref.bench.shapes import SHAPES
 from plamo_ref.bench.simulator import Trace, replay
 from plamo_ref.config import Plamo2Config
 from plamo_ref.engine.config import EngineConfig, EngineError
-from plamo_ref.engine.copies import Copy, copy_places
+from plamo_ref.engine.copies import copy_places
 from plamo_ref.engine.memory.arena import Arena, Claim, PagedPool
+from plamo_ref.engine.memory.holding import Copy
 from plamo_ref.engine.memory.pages import Pages, PageShape, PageUse, page_shape
 from plamo_ref.engine.memory.planner import MemoryPlan, plan_memory
 from plamo_ref.engine.memory.pool import PoolError

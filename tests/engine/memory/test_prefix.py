@@ -19,7 +19,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from plamo_ref import LLM, SamplingParams
 from plamo_ref.batch import AttentionCache
 from plamo_ref.engine import core as core_module
-from plamo_ref.engine.copies import Copy, at_once, copy_places
+from plamo_ref.engine.copies import at_once, copy_places
 from plamo_ref.engine.core import EngineCore
 from plamo_ref.engine.memory.arena import Arena, PagedPool
 from plamo_ref.engine.memory.cache import HybridCache
@@ -30,7 +30,7 @@ from plamo_ref.engine.memory.eviction import (
     SupersededFirst,
     is_superseded,
 )
-from plamo_ref.engine.memory.holding import AttentionGroup
+from plamo_ref.engine.memory.holding import AttentionGroup, Copy
 from plamo_ref.engine.memory.pages import PageUse
 from plamo_ref.engine.memory.pool import Pool
 from plamo_ref.engine.memory.prefix import PrefixCache

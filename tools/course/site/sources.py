@@ -11,8 +11,10 @@ from posixpath import normpath, relpath
 from shutil import copyfile
 
 import nbformat
+from nbformat.v4 import new_markdown_cell
 
 from tools.course.course_map import PARTS
+from tools.reach import Addresses
 
 ROOT = Path(__file__).parents[3]
 TEXTS = (
@@ -39,23 +41,26 @@ class SiteError(Exception):
     """A link leads to nothing; the message names the page and the link."""
 
 
-def gather(target: Path, lessons: Collection[str] = ()) -> None:
+def gather(target: Path, lessons: Collection[str] = (), addresses: Addresses | None = None) -> None:
     """Write all pages below `target`, an empty folder.
 
     Args:
         lessons: numbers; the others get no page, nor does what only teachers read. Empty: all.
+        addresses: where the project is public; None: as pyproject.toml says.
 
     Raises:
         SiteError: a page links to what the repository does not have.
     """
-    Pages(target, lessons).write()
+    Pages(target, lessons, Addresses.read() if addresses is None else addresses).write()
 
 
 class Pages:
     """The pages, and the files of code that they name."""
 
-    def __init__(self, target: Path, lessons: Collection[str] = ()) -> None:
-        self._target = target
+    def __init__(
+        self, target: Path, lessons: Collection[str] = (), addresses: Addresses | None = None
+    ) -> None:
+        self._target, self._addresses = target, addresses or Addresses()
         every = sorted(path.name for path in (ROOT / "notebooks").glob("[0-9]*.ipynb"))
         self._lessons = [n for n in every if not lessons or n.split("_")[0] in lessons]
         texts = TEXTS[:2] if lessons else TEXTS
@@ -69,6 +74,9 @@ class Pages:
             for cell in notebook.cells:
                 if cell.cell_type == "markdown":
                     cell.source = self._linked(cell.source, f"notebooks/{name}")
+            if links := self._addresses.of_lesson(name):
+                where = " · ".join(f"[{label}]({address})" for label, address in links)
+                notebook.cells.insert(1, new_markdown_cell(f"Run it: {where}", id="run-it"))
             self._put(f"notebooks/{name}", nbformat.writes(notebook))
         for name in self._texts:
             self._put(name, self._linked(_read(name), name))

@@ -1,0 +1,55 @@
+"""What a reader's browser is given: the lessons, each with a first cell that needs no torch.
+
+Whether the site starts, and the lessons run in WebAssembly, is for `make lite-check` to see.
+"""
+
+import ast
+import tomllib
+
+import nbformat
+import pytest
+
+from tools.course.lite.__main__ import INSTALL, lessons
+from tools.course.lite.edition import NUMBERS, browser
+from tools.reach import ROOT
+
+
+@pytest.fixture(scope="module")
+def given(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("lite") / "files"
+    lessons(folder)
+    return folder
+
+
+def test_each_lesson_first_installs_the_package_without_what_it_depends_on(given):
+    paths = sorted(given.glob("*.ipynb"))
+    assert [path.name[:2] for path in paths] == list(NUMBERS)
+    for path in paths:
+        notebook = nbformat.read(path, as_version=4)
+        nbformat.validate(notebook)
+        code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+        assert code[0].source == INSTALL
+        assert not any(cell.outputs for cell in code)
+    assert 'install("plamo-ref", deps=False)' in INSTALL
+    ast.parse(INSTALL.replace("await ", ""))
+
+
+def test_what_was_recorded_lies_beside_them(given):
+    assert {p.name for p in given.glob("recorded/*.json")} == {
+        p.name for p in (ROOT / "notebooks" / "recorded").glob("*.json")
+    }
+
+
+def test_links_to_files_lead_to_the_repository_or_nowhere():
+    cell = nbformat.v4.new_markdown_cell("[`a.py`](../plamo_ref/a.py), [next](06_x.ipynb)")
+    notebook = nbformat.v4.new_notebook(cells=[cell])
+    assert browser(notebook).cells[0].source == "`a.py`, [next](06_x.ipynb)"
+    there = browser(notebook, "https://example.org/it").cells[0].source
+    assert there.startswith("[`a.py`](https://example.org/it/blob/main/plamo_ref/a.py), [next]")
+
+
+def test_its_tools_are_an_extra_that_the_suite_does_not_install():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = project["optional-dependencies"]
+    assert any(line.startswith("jupyterlite-core>=") for line in extras["lite"])
+    assert not any("lite" in line for line in extras["test"])
