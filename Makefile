@@ -22,7 +22,7 @@ help:
 	@echo "make demo    generate from the embedded model, in Japanese and in English"
 	@echo "make lab     open the lessons in JupyterLab"
 	@echo "make student the lessons without their solutions, restart points and quizzes, in build/student"
-	@echo "make slides  the workshop's slides, one HTML file a lesson, in build/slides"
+	@echo "make slides  a deck a lesson and a deck a cut, with clocks and notes, in build/slides"
 	@echo "make site    lessons, pages and code as a site that opens without a network, in build/site"
 	@echo "make lite    lessons 05 to 09 as a site that runs them in the browser, in build/lite"
 	@echo "make lite-check  does that site start, and do these lessons run in WebAssembly?"
@@ -45,7 +45,7 @@ student: $(VENV)/.installed-notebooks
 	$(RUN) tools.course.restart build/student
 	$(RUN) tools.course.quiz build/student
 
-slides: $(VENV)/.installed-notebooks
+slides: $(VENV)/.installed-slides
 	$(RUN) tools.course.slides build/slides
 
 site: $(VENV)/.installed-site
