@@ -1,9 +1,12 @@
-"""How thorough property tests are: HYPOTHESIS_PROFILE=ci (the default) or nightly; and which first.
+"""How thorough property tests are: HYPOTHESIS_PROFILE=ci (the default) or nightly; the order;
+and what the collector of garbage need not look at.
 
 Invariant tested: a test without settings of its own follows the profile.
 """
 
+import gc
 import os
+from collections.abc import Iterator
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -45,3 +48,16 @@ _LONGEST_FIRST = (
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     order = {f"{name}.py": place for place, name in enumerate(_LONGEST_FIRST)}
     items.sort(key=lambda item: order.get(item.path.name, len(order)))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Iterator[None]:
+    """Thousands of tests and what they import live to the end: to look for garbage among them while
+    they are made is a sixth of each process's collection. Nor is it looked for there later, until
+    an engine that ends gives back what was set aside."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.enable()
+        gc.freeze()
