@@ -1,7 +1,7 @@
 """Randomness as a counter: the number for token t of a request is a function of its seed and t.
 
 Invariant: nothing is remembered between calls, so company, order and preemption cannot matter.
-Built in notebooks/04_reference_generation.ipynb.
+Built in notebooks/04b_logits_to_text.ipynb.
 """
 
 from typing import Any

@@ -2,7 +2,7 @@
 
 Invariant: a row's token depends on that row, its parameters and its uniform number alone; greedy
 rows cost an argmax; the host never waits for the device.
-Built in notebooks/04_reference_generation.ipynb.
+Built in notebooks/04b_logits_to_text.ipynb.
 """
 
 from collections.abc import Callable, Sequence

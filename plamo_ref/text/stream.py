@@ -3,7 +3,7 @@
 Invariant: the pieces that came out, joined, are the final text: nothing is ever taken back. Where
 it ends depends on its characters, not on how they were cut into tokens: at the stop string that is
 complete first, and of several that are complete at once, at the one that begins first.
-Built in notebooks/04_reference_generation.ipynb.
+Built in notebooks/04b_logits_to_text.ipynb.
 """
 
 from collections.abc import Sequence

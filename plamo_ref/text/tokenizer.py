@@ -2,7 +2,7 @@
 
 Invariant: `decode(encode(text)) == text` for every Unicode text, and the ids are those of the
 cheapest segmentation: no normalisation, no added spaces, no pre-tokenisation.
-Used from notebooks/04_reference_generation.ipynb on.
+Built in notebooks/04b_logits_to_text.ipynb.
 
 How a text is cut. Row i of the file is `[text, score, type]` and describes token i. A piece costs
 `-round(score * 10_000)`; a code point may also be spelled as its UTF-8 bytes (the BYTE rows

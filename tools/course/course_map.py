@@ -33,8 +33,8 @@ class Part:
 
 
 PARTS = (
-    Part("The model", ("00", "01", "02", "03", "04"), "you can read a config as a bill, write both "
-         "kinds of layers, and prove a model right or find where it is wrong", SKY),
+    Part("The model", ("00", "01", "02", "03", "04", "04b"), "you can read a config as a bill, "
+         "write both kinds of layers, and prove a model right or find where it is wrong", SKY),
     Part("The engine", ("05", "06", "07", "08", "08b", "09"), "you have an engine of your own, and "
          "can say of any step who is in it, in whose memory, and why", BLUE),
     Part("The GPU", ("10", "11", "12", "13", "14", "15"), "you can count a kernel's bytes, write "

@@ -46,7 +46,7 @@ PIECES = (
     Piece("forward", "04", Plamo2Model.through_layers, "compiled layers", (1, 1)),
     Piece("attention", "02, 05", Attention.__call__, "kernels for all requests at once", (2, 1.4)),
     Piece("mamba", "03, 06", Mamba.__call__, "the state stays where it is", (2, 0.6)),
-    Piece("sample", "04", kept_weights, "top-k, top-p, min-p, all rows at once", (1, 0)),
+    Piece("sample", "04b", kept_weights, "top-k, top-p, min-p, all rows at once", (1, 0)),
 )
 CALLS = (
     *(("step", name) for name in ("schedule", "flat_batch", "forward", "sample")),
