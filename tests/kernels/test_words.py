@@ -57,9 +57,7 @@ def carried_out(bits: int, word: int) -> list[tuple[Fraction, Fraction]]:
         else:
             assert name == "fma.rn.bf16x2"
             parts = [(value(word) & 0xFFFF, value(word) >> 16) for word in words]
-            made = [
-                bfloat16(x) * bfloat16(y) + bfloat16(z) for x, y, z in zip(*parts, strict=True)
-            ]
+            made = [bfloat16(x) * bfloat16(y) + bfloat16(z) for x, y, z in zip(*parts, strict=True)]
             assert all(map(is_bfloat16, made))
             results[int(target[1:])] = made[0], made[1]
     return [results[place] for place in range(16 // bits)]

@@ -55,7 +55,7 @@ CONFIGS = {
         Config(up_to=128, block=128, warps=8, stages=3, tile=128),
     ),
     "int4": (
-        Config(up_to=16, block=128, warps=4, stages=4, tile=128),
+        Config(up_to=16, block=128, warps=4, stages=4, tile=128, programs=512),
         Config(up_to=32, block=256, warps=8, stages=4, tile=128),
         Config(up_to=128, block=128, warps=8, stages=4, tile=128),
     ),
@@ -88,8 +88,8 @@ def quantized_linear_parts(x: Activations, weight: QuantizedWeight, *, pdl: bool
     """x [T, in], weight [out, in] → [parts, T, out]; float32 if there are several."""
     if _many(x, weight):
         return _library(x, weight)[None]
-    tokens, block = x.shape[0], pick(CONFIGS[_kind(x, weight)], x.shape[0]).block
-    parts = parts_of(*weight.shape, block, tokens) if tokens <= BLOCK_T else 1
+    tokens, config = x.shape[0], pick(CONFIGS[_kind(x, weight)], x.shape[0])
+    parts = parts_of(*weight.shape, config, tokens) if tokens <= BLOCK_T else 1
     return _few_tokens(x, weight, parts, pdl=pdl)
 
 

@@ -109,7 +109,7 @@ def numbers_of(
     return tl.reshape(ns, (ROWS, COLUMNS))
 
 
-@triton.jit(do_not_specialize=["T"])
+@triton.jit(do_not_specialize=["T", "steps", "part_steps"])
 def words_linear_kernel(
     x_ptr,
     w_ptr,
