@@ -192,7 +192,7 @@ def _few_tokens(
             given.stride(0),
             rows,
             words.stride(0),
-            weight.scale.stride(-1),
+            weight.scale.stride(1) if weight.group else 0,
             columns // config.tile,
             part // config.tile,
             config=config,

@@ -119,7 +119,7 @@ def words_linear_kernel(
     x_stride,
     N,
     w_stride,
-    scale_stride,  # of a group
+    scale_stride,  # of a group; 0: there are none
     steps,  # of a row: iterations of the loop
     part_steps,  # of a part
     BITS: tl.constexpr,
