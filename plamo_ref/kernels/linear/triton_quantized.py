@@ -177,7 +177,8 @@ def _few_tokens(
     dtype = x.dtype if parts == 1 else torch.float32
     out = torch.empty((parts, tokens, rows), dtype=dtype, device=given.device)
     block_t = min(power_of_two(tokens, LEAST_TOKENS), BLOCK_T)
-    grid = (triton.cdiv(rows, config.block) * triton.cdiv(tokens, block_t), parts)
+    read = weight.shape[0] if weight.unit else rows  # a block's, or half of them: see the kernels
+    grid = (triton.cdiv(read, config.block) * triton.cdiv(tokens, block_t), parts)
     tiles = {"BLOCK_N": config.block, "BLOCK_T": block_t, "PDL": pdl}
     if weight.unit:
         words = weight.values.view(torch.int32)
