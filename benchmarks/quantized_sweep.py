@@ -55,9 +55,16 @@ BYTES = [
     (64, 128, 4, 5), (64, 128, 4, 8), (64, 256, 4, 4), (64, 256, 4, 6), (64, 512, 4, 3),
     (128, 128, 4, 4), (128, 128, 8, 5), (128, 256, 8, 3), (32, 256, 4, 6), (32, 512, 4, 3),
 ]  # fmt: skip
-INT8 = [(128, 128, 4, 4), (128, 128, 4, 3), (128, 128, 8, 4), (64, 128, 4, 6), (64, 256, 4, 4)]
-INT4 = [(128, 128, 4, 4), (128, 128, 4, 6), (128, 128, 8, 4), (256, 128, 8, 4), (64, 128, 4, 6)]
-PROGRAMS = (128, 256, 512, 1024)  # wanted in all, by turns
+#       … and words of a row that are asked for at once
+INT8 = [
+    (128, 128, 8, 4, 64), (128, 128, 8, 4, 256), (64, 256, 4, 4, 64), (64, 256, 4, 4, 256),
+    (64, 128, 4, 6, 64), (64, 128, 4, 6, 256),
+]  # fmt: skip
+INT4 = [
+    (128, 128, 4, 4, 64), (128, 128, 4, 4, 128), (128, 128, 4, 4, 256), (128, 128, 8, 4, 64),
+    (128, 128, 8, 4, 256), (64, 128, 4, 6, 128),
+]  # fmt: skip
+PROGRAMS = (128, 256, 512)  # wanted in all, by turns
 CANDIDATES = {"fp8": BYTES, "int8": INT8, "int4": INT4}
 
 
@@ -67,7 +74,7 @@ class Job(NamedTuple):
     scheme: str
     shape: str
     tokens: int
-    candidate: tuple[int, int, int, int]
+    candidate: tuple[int, ...]
     programs: int
     fused: bool  # SwiGLU is a part of the kernel
 
@@ -115,7 +122,8 @@ def operands(job: Job, device: str, copies: int = 1) -> tuple[Activations, list[
 
 
 def multiply(job: Job, x: Activations, weight: QuantizedWeight) -> torch.Tensor:
-    block, tile, warps, stages = job.candidate
+    block, tile, warps, stages, *words = job.candidate
+    table.PREFETCH_WORDS = words[0] if words else table.PREFETCH_WORDS
     config = Config(up_to=1 << 30, block=block, warps=warps, stages=stages, tile=tile)
     configs = table.SWIGLU_CONFIGS if job.fused else table.CONFIGS
     configs[table._kind(x, weight)] = (config,)  # type: ignore[assignment]

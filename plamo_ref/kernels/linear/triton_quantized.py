@@ -37,7 +37,7 @@ from plamo_ref.kernels.linear.triton_words import words_linear_kernel
 from plamo_ref.quantization.weight import Activations, QuantizedTokens, QuantizedWeight
 from plamo_ref.quantization.words import BITS
 
-# fp8 was measured on an H200 by benchmarks/quantized_sweep.py; int8's and int4's rows are reasoned.
+# Measured on an H200 by benchmarks/quantized_sweep.py, but for int8 and int4 with SwiGLU.
 # Size: tokens. A block is rows of W, a tile columns of one loop iteration, of int4 at most a unit.
 CONFIGS = {
     "fp8": (
@@ -50,13 +50,12 @@ CONFIGS = {
         Config(up_to=128, block=64, warps=4, stages=4, tile=128),
     ),
     "int8": (
-        Config(up_to=32, block=128, warps=4, stages=4, tile=128),
-        Config(up_to=64, block=128, warps=8, stages=4, tile=128),
-        Config(up_to=128, block=128, warps=8, stages=3, tile=128),
+        Config(up_to=16, block=128, warps=8, stages=4, tile=128),
+        Config(up_to=32, block=64, warps=4, stages=6, tile=128),
+        Config(up_to=128, block=128, warps=8, stages=4, tile=128),
     ),
     "int4": (
         Config(up_to=16, block=128, warps=4, stages=4, tile=128, programs=512),
-        Config(up_to=32, block=256, warps=8, stages=4, tile=128),
         Config(up_to=128, block=128, warps=8, stages=4, tile=128),
     ),
 }
@@ -70,10 +69,11 @@ SWIGLU_CONFIGS = {  # two accumulators, or half a block's rows; beyond the last 
         Config(up_to=64, block=64, warps=8, stages=4, tile=128),
         Config(up_to=128, block=64, warps=8, stages=3, tile=128),
     ),
-    "int8": CONFIGS["int8"],
-    "int4": CONFIGS["int4"],
+    "int8": (Config(up_to=64, block=128, warps=8, stages=4, tile=128),),
+    "int4": (Config(up_to=64, block=128, warps=8, stages=4, tile=128),),
 }
 BLOCK_T = 128  # tokens of a tile, at most
+PREFETCH_WORDS = 64  # of a row, asked for while earlier kernels still run
 MANY = 256  # tokens from which on the library multiplies
 
 
@@ -202,7 +202,7 @@ def _few_tokens(
             ASM=given.device.type != "cpu" and x.dtype == torch.bfloat16,
             SWIGLU=swiglu,
             PRECISION=precision(x.dtype),
-            PREFETCH=64,
+            PREFETCH=PREFETCH_WORDS,
             BLOCK_K=config.tile,
             **tiles,
         )
