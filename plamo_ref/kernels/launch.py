@@ -25,6 +25,7 @@ class Config:
     warps: int
     stages: int = 1  # loop iterations whose loads are in flight at once
     tile: int = 0  # tokens of one loop iteration, where there is a loop
+    programs: int = 256  # wanted in all, where several share a row: two for each multiprocessor
 
 
 def pick(table: tuple[Config, ...], size: int) -> Config:

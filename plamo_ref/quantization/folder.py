@@ -5,8 +5,8 @@
     int4    weight_packed [out, in / 8] int32, of v + 8      weight_scale [out, in / group]
 
 An int32 has neighbouring columns, the first one in its lowest bits; weight_shape [2] beside it says
-[out, in]. int8 is also found as `weight` itself. On the device a word of int4 has other columns
-(weight.py), so that it is packed anew when it comes and when it goes.
+[out, in]. int8 is also found as `weight` itself. On the device a word has other columns (words.py),
+so that it is packed anew when it comes and when it goes.
 
 Invariant: what was written is read back bit by bit.
 """
@@ -14,12 +14,11 @@ Invariant: what was written is read back bit by bit.
 import torch
 from torch import Tensor
 
-from plamo_ref.quantization.quantize import pack, unpack
 from plamo_ref.quantization.schemes import Scheme
-from plamo_ref.quantization.weight import FP8, QuantizedWeight, by_column, unit_of
+from plamo_ref.quantization.weight import FP8, QuantizedWeight, by_column
+from plamo_ref.quantization.words import BITS, pack, unit_of
 
 GROUPS = (32, 64, 128)  # columns that may share a scale of int4
-BITS = {"int8": 8, "int4": 4}
 
 
 def to_tensors(name: str, weight: QuantizedWeight, scheme: Scheme) -> dict[str, Tensor]:
@@ -31,9 +30,8 @@ def to_tensors(name: str, weight: QuantizedWeight, scheme: Scheme) -> dict[str, 
     scale = scale.contiguous()
     if weight.format == "fp8":
         return {name: weight.values, f"{name}_scale": scale}
-    numbers = unpack(weight.values, weight.unit) if weight.format == "int4" else weight.values
     shape = torch.tensor(weight.shape)
-    packed = to_words(numbers, BITS[weight.format])
+    packed = to_words(weight.numbers, BITS[weight.format])
     return {f"{name}_packed": packed, f"{name}_scale": scale, f"{name}_shape": shape}
 
 
@@ -43,13 +41,14 @@ def from_tensors(values: Tensor, scale: Tensor, columns: int, scheme: Scheme) ->
     rows, numbers = values.shape[0], values
     if values.dtype == torch.int32:
         numbers = from_words(values, BITS[scheme.format])[:, :columns]
-    if scheme.format != "int4":
-        scale = scale.float().reshape(-1).expand(rows).contiguous()
-        values = numbers.contiguous()
-        return QuantizedWeight(values, scale, scheme.format, 0, scheme.quantized_activations)
-    group = columns // scale.shape[1]
-    packed = pack(numbers, unit_of(columns, group))
-    return QuantizedWeight(packed, by_column(scale.bfloat16()), "int4", group)
+    if scheme.format == "int4":
+        group = columns // scale.shape[1]
+        return QuantizedWeight(pack(numbers, 4, group), by_column(scale.bfloat16()), "int4", group)
+    scale = scale.float().reshape(-1).expand(rows).contiguous()
+    if scheme.format == "int8":
+        numbers = pack(numbers, 8, unit_of("int8", columns, 0))
+    values = numbers.contiguous()
+    return QuantizedWeight(values, scale, scheme.format, 0, scheme.quantized_activations)
 
 
 def obstacle(values: Tensor, scale: Tensor, rows: int, columns: int, scheme: Scheme) -> str:

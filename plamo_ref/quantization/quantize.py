@@ -22,8 +22,8 @@ from plamo_ref.quantization.weight import (
     QuantizedWeight,
     Weight,
     by_column,
-    unit_of,
 )
+from plamo_ref.quantization.words import pack, unit_of
 
 AT_ONCE = 1 << 22  # weights of a slice
 CLIPS = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7)
@@ -39,7 +39,8 @@ def quantize(weight: Tensor, scheme: Scheme) -> QuantizedWeight:
         values = weight.new_empty((rows, columns // 2), dtype=torch.uint8)
         scale = by_column(weight.new_empty((rows, columns // group), dtype=torch.bfloat16))
     else:
-        kind = FP8 if scheme.format == "fp8" else torch.int8
+        unit = unit_of(scheme.format, columns, 0)
+        kind = FP8 if scheme.format == "fp8" else torch.uint8 if unit else torch.int8
         values = weight.new_empty((rows, columns), dtype=kind)
         scale = weight.new_empty(rows, dtype=torch.float32)
     step = max(1, AT_ONCE // max(columns, 1))
@@ -55,24 +56,11 @@ def quantize(weight: Tensor, scheme: Scheme) -> QuantizedWeight:
 def dequantize(weight: QuantizedWeight, dtype: torch.dtype) -> Tensor:
     """The weight [out, in] that this stands for."""
     wide = torch.promote_types(dtype, torch.float32)
-    if weight.format != "int4":
-        return (weight.values.to(wide) * weight.scale.to(wide)[:, None]).to(dtype)
-    numbers = unpack(weight.values, weight.unit).unflatten(1, (-1, weight.group))
+    if not weight.group:
+        numbers = weight.values if weight.format == "fp8" else weight.numbers
+        return (numbers.to(wide) * weight.scale.to(wide)[:, None]).to(dtype)
+    numbers = weight.numbers.unflatten(1, (-1, weight.group))
     return (numbers.to(wide) * weight.scale.to(wide)[:, :, None]).flatten(1).to(dtype)
-
-
-def pack(numbers: Tensor, unit: int) -> Tensor:
-    """Whole numbers from -8 to 7 [out, in] → words as bytes [out, in / 2]."""
-    slices = (numbers + 8).to(torch.uint8).unflatten(1, (-1, 4, 2, unit // 8))  # byte, half, word
-    low, high = slices.unbind(3)
-    return (low | high << 4).transpose(2, 3).flatten(1)
-
-
-def unpack(values: Tensor, unit: int) -> Tensor:
-    """Words as bytes [out, in / 2] → whole numbers from -8 to 7, int8 [out, in]."""
-    words = values.unflatten(1, (-1, unit // 8, 4)).transpose(2, 3)  # [out, units, byte, word]
-    numbers = torch.stack((words & 15, words >> 4), dim=3).to(torch.int8) - 8
-    return numbers.flatten(1)
 
 
 def stored(weight: Tensor, name: str, scheme: Scheme | None) -> Weight:
@@ -94,7 +82,9 @@ def _rows(weight: Tensor, scheme: Scheme, most: Tensor | None) -> tuple[Tensor, 
     most = weight.abs().amax(1) if most is None else most.expand(weight.shape[0])
     scale = (most.clamp_min(TINY) / largest).float()
     values = (weight / scale.to(weight.dtype)[:, None]).clamp_(-largest, largest)
-    return (values if scheme.format == "fp8" else values.round_()), scale
+    if scheme.format == "fp8":
+        return values, scale
+    return pack(values.round_(), 8, unit_of("int8", weight.shape[1], 0)), scale
 
 
 def _int4(weight: Tensor, group: int) -> tuple[Tensor, Tensor]:
@@ -115,8 +105,7 @@ def _int4(weight: Tensor, group: int) -> tuple[Tensor, Tensor]:
         better = error < least
         best, least = torch.where(better, scale, best), torch.where(better, error, least)
     assert best is not None
-    unit = unit_of(grouped.shape[1] * group, group)
-    return pack(_rounded(grouped, best).flatten(1), unit), best
+    return pack(_rounded(grouped, best).flatten(1), 4, group), best
 
 
 def _rounded(grouped: Tensor, scale: Tensor) -> Tensor:

@@ -1,14 +1,5 @@
 """A quantized weight, and activations quantized for one product.
 
-int4: eight weights v + 8 are a word of 32 bits, the lowest bits first. 128 columns are a unit of 16
-words, and a word has every sixteenth of them:
-
-    word 0: columns 0, 16, 32 … 112      word 1: columns 1, 17 … 113      …      word 15: 15 … 127
-
-so that whoever spreads 16 words has eight times 16 neighbours, the depth of one product of a GPU's
-matrix unit, and each number where it is wanted. A row that is no whole number of such units has
-units of a group.
-
 Invariant: what is stored is exactly this; nothing keeps the tensor that it was made from.
 """
 
@@ -19,15 +10,10 @@ import torch
 from torch import Tensor
 
 from plamo_ref.quantization.schemes import Format
+from plamo_ref.quantization.words import BITS, pack, unit_of, unpack
 
 FP8 = torch.float8_e4m3fn  # no infinities; 448 is the largest number
 LARGEST = {"fp8": 448.0, "int8": 127.0, "int4": 7.0}
-UNIT = 128  # columns of int4 that are packed together
-
-
-def unit_of(columns: int, group: int) -> int:
-    """Columns of a unit in a row of so many."""
-    return group if columns % UNIT else UNIT
 
 
 @dataclass(frozen=True)
@@ -35,7 +21,8 @@ class QuantizedWeight:
     """values · scale ≈ a weight [out, in].
 
     Attributes:
-        values: e4m3 or int8 [out, in]; of int4 uint8 [out, in / 2].
+        values: e4m3 [out, in]; of int8 and int4 words as bytes, uint8 [out, in · bits / 8], or
+            int8 [out, in] where there is no unit (words.py).
         scale: float32 [out]; of int4 bfloat16 [out, in / group], where those of neighbouring rows
             are neighbours in memory: that is how a kernel asks for them.
         group: columns that share a scale; 0: all of a row.
@@ -56,8 +43,13 @@ class QuantizedWeight:
 
     @property
     def unit(self) -> int:
-        """Columns that are packed together, of int4."""
-        return unit_of(self.shape[1], self.group)
+        """Columns that are packed together; 0: none are."""
+        return unit_of(self.format, self.shape[1], self.group)
+
+    @property
+    def numbers(self) -> Tensor:
+        """Of int8 and int4 what is stored, int8 [out, in]."""
+        return unpack(self.values, BITS[self.format], self.unit)
 
     @property
     def nbytes(self) -> int:
@@ -69,12 +61,17 @@ class QuantizedWeight:
         if len(index) == 1:
             return replace(self, values=self.values[index], scale=self.scale[index])
         start, stop, _ = index[1].indices(self.shape[1])
-        if not self.group:
-            return replace(self, values=self.values[:, start:stop])
-        if start % self.unit or stop % self.unit:
-            return None
-        values = self.values[:, start // 2 : stop // 2]
-        scale = self.scale[:, start // self.group : stop // self.group]
+        scale, unit, columns = self.scale, self.unit, self.shape[1]
+        if self.group:
+            if start % self.group or stop % self.group:
+                return None
+            scale = scale[:, start // self.group : stop // self.group]
+        its_unit = unit_of(self.format, stop - start, self.group)
+        if its_unit == unit and not (unit and (start % unit or stop % unit)):
+            size = self.values.shape[1]  # bytes
+            values = self.values[:, start * size // columns : stop * size // columns]
+        else:
+            values = pack(self.numbers[:, start:stop], BITS[self.format], its_unit)
         return replace(self, values=values, scale=scale)
 
     @staticmethod

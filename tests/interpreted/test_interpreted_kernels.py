@@ -89,6 +89,7 @@ def test_quantized_products_of_several_tiles_and_parts(name, tokens):
     for operation in ("quantized_linear", "quantized_linear_parts"):
         agrees(Case(f"{tokens}, {name}", operation, (given, weight)))
     assert len(KERNELS.quantized_linear_parts(given, weight)) == columns // 256
+    weight = quantize(make.noise(2 * 70, columns) / 32, SCHEMES[name])  # two blocks of them
     agrees(Case(f"{tokens}, {name}", "quantized_linear_swiglu", (given, weight)))
 
 

@@ -370,8 +370,8 @@ REGISTERS = {
     "peer_sum_kernel": 64,
     "linear_kernel": 200,
     "quantized_linear_kernel": 255,
-    "int4_linear_kernel": 255,
-    "int4_dequantize_kernel": 128,
+    "words_linear_kernel": 255,
+    "words_dequantize_kernel": 128,
     "quantize_tokens_kernel": 48,
     "dequantize_kernel": 64,
     "selection_row_kernel": 96,
@@ -419,6 +419,8 @@ def test_published_shapes_compile_without_spills(shape, capability, compiler):
             assert used.spills <= 8, where  # e4m3 made of integers, in registers
         elif (name, capability) == ("quantized_linear_kernel", 80) and launch.constants["SWIGLU"]:
             assert used.spills <= 64, where  # two accumulators and a weight in registers
+        elif (name, capability) == ("words_linear_kernel", 80) and launch.constants["BITS"] == 4:
+            assert used.spills <= 64, where  # a sum, that of a group, and a weight in registers
         elif name == "replay_update_kernel" and launch.constants["STOCHASTIC"]:
             assert used.spills <= 8, where  # a whole head of numbers, and their dice
         else:
@@ -489,7 +491,7 @@ def test_keys_travel_while_earlier_ones_are_multiplied(kernel, capability, compi
 
 def test_a_quantized_weight_becomes_numbers_in_registers(compiler):
     """Its bytes are in shared memory once, as they came: nothing is written there in the loop, and
-    a word of int4 becomes eight bfloat16 without another look at it."""
+    a word becomes eight or four bfloat16 without another look at it."""
     seen = set()
     for launch in launches(MODELS[0], BF16):
         name, constants = launch.kernel.__name__, launch.constants
@@ -498,15 +500,17 @@ def test_a_quantized_weight_becomes_numbers_in_registers(compiler):
         if name == "quantized_linear_kernel":
             ptx = compiler(launch, 90).ptx
             assert "st.shared" not in ptx
-            seen.add("fp8" if constants["IN_FP8"] else "e4m3" if "e4m3" in ptx else "int8")
-        if name == "int4_linear_kernel":
-            ptx = compiler(launch, 90).ptx
-            words = len(re.findall(r"ld\.shared\.v2\.b32", ptx)) * 2
-            numbers = len(re.findall(r"fma\.rn\.bf16x2", ptx)) * 2
-            assert numbers == constants["BLOCK_N"] * 128 / (32 * launch.warps)
-            assert words >= numbers / 8
-            assert "ld.shared.v2.b8" not in ptx
-            seen.add("int4")
+            seen.add("fp8" if constants["IN_FP8"] else "e4m3")
+        if name == "words_linear_kernel":
+            ptx, bits = compiler(launch, 90).ptx, constants["BITS"]
+            numbers = constants["BLOCK_N"] * constants["BLOCK_K"] // (32 * launch.warps)
+            assert ptx.count("fma.rn.bf16x2") == numbers // 2
+            fours = len(re.findall(r"ld\.shared\.v4\.b32", ptx))  # words, 16 bytes at a time
+            assert fours >= numbers * bits // 128
+            assert "wgmma.mma_async" in ptx
+            if not constants["SWIGLU"]:  # which brings gate and up together, once
+                assert not re.search(r"shfl|ld\.shared\.(v\d\.)?b8", ptx)
+            seen.add(f"int{bits}")
     assert seen == {"fp8", "e4m3", "int8", "int4"}
 
 

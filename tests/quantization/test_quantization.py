@@ -27,9 +27,10 @@ from plamo_ref.linear import Linear
 from plamo_ref.parallel.model import AddedLinear, load_random, load_stored, own_rows_or_columns
 from plamo_ref.proof.lab import lab_config
 from plamo_ref.proof.ranks import Meeting, ThreadGroup
-from plamo_ref.quantization.quantize import dequantize, pack, quantize, unpack
+from plamo_ref.quantization.quantize import dequantize, quantize
 from plamo_ref.quantization.schemes import PRODUCTS, SCHEMES, is_quantized
 from plamo_ref.quantization.weight import QuantizedTokens, QuantizedWeight
+from plamo_ref.quantization.words import pack, unpack
 from plamo_ref.weights.checkpoint import Checkpoint
 from plamo_ref.weights.loading import StoredWeights, load_model
 from plamo_ref.weights.random import random_model
@@ -56,19 +57,36 @@ def noise(*shape: int, seed: int = 0) -> torch.Tensor:
 # --- numbers --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("unit", [32, 64, 128])
-def test_packed_numbers_come_back_and_a_word_has_every_sixteenth(unit):
-    numbers = torch.randint(-8, 8, (5, 3 * unit), generator=torch.Generator().manual_seed(1))
-    packed = pack(numbers, unit)
-    assert packed.shape == (5, 3 * unit // 2)
+@pytest.mark.parametrize(("bits", "unit"), [(4, 32), (4, 64), (4, 128), (8, 16), (8, 32), (8, 64)])
+def test_packed_numbers_come_back_and_lie_where_the_matrix_unit_wants_them(bits, unit):
+    offset, draw = 1 << bits - 1, torch.Generator().manual_seed(1)
+    numbers = torch.randint(-offset, offset, (5, 3 * unit), generator=draw)
+    packed = pack(numbers, bits, unit)
+    assert packed.shape == (5, 3 * unit * bits // 8)
     assert packed.dtype == torch.uint8
-    assert torch.equal(unpack(packed, unit).long(), numbers)
-    words = packed.view(torch.int32)
-    word, apart = 3, unit // 8
-    for place in range(8):
-        column = unit + word + place * apart  # of the second unit
-        there = int(words[2, apart + word]) >> 4 * place & 15
-        assert there == int(numbers[2, column]) + 8
+    assert torch.equal(unpack(packed, bits, unit).long(), numbers)
+    words, each = packed.view(torch.int32).unflatten(1, (3, 4, -1)), 128 // bits
+    for column in range(unit):
+        word, place = column // each, column % each // 8
+        thread, half = column % 8 // 2, column % 2
+        bit = 16 * half + bits * place
+        there = int(words[2, 1, thread, word]) >> bit & (1 << bits) - 1  # in the second unit
+        assert there == int(numbers[2, unit + column]) + offset
+
+
+@pytest.mark.parametrize(
+    ("columns", "start", "stop"),
+    # units of 64, 32, 16 and none; cut as they are, into smaller ones, and into larger ones
+    [(256, 64, 192), (128, 32, 96), (96, 32, 96), (160, 16, 64), (72, 8, 72), (144, 0, 72)],
+)
+def test_int8_is_cut_anywhere(columns, start, stop):
+    weight = quantize(noise(6, columns), SCHEMES["int8"])
+    part = weight.part((slice(None), slice(start, stop)))
+    assert part is not None
+    assert part.shape == (6, stop - start)
+    assert torch.equal(part.numbers, weight.numbers[:, start:stop])
+    wanted = dequantize(weight, torch.float64)[:, start:stop]
+    assert torch.equal(dequantize(part, torch.float64), wanted)
 
 
 def test_scales_of_neighbouring_rows_are_neighbours():

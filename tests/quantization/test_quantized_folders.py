@@ -143,7 +143,7 @@ def foreign(folder: Path, tiny: Checkpoint, scheme: str, change=lambda tensors: 
         ours = is_quantized(name, shape[name], SCHEMES[scheme])
         if name.endswith("_proj.weight") and name != NAME and (ours or scheme == "int8"):
             weight = quantize(tensor, SCHEMES[scheme])
-            tensors[name] = weight.values
+            tensors[name] = weight.numbers if weight.format == "int8" else weight.values
             tensors[f"{name}_scale"] = weight.scale[:, None].bfloat16()
         else:
             tensors[name] = tensor

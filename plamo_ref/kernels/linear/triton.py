@@ -52,7 +52,6 @@ TALL_ROWS = 32768
 # Up to FEW tokens every product is faster here than in cuBLAS; beyond them only those whose W is
 # very tall, or so narrow that cuBLAS keeps half of the GPU waiting.
 FEW, NARROW_ROWS = 64, 1024
-PROGRAMS = 256  # wanted in all: about two for each multiprocessor of a large GPU
 LEAST_COLUMNS = 256  # of a part: less is not worth adding up
 LINE = tl.constexpr(64)  # elements of two bytes in a line of the cache
 LEAST_TOKENS = 16  # products of matrices need it; what is missing is masked
@@ -146,16 +145,16 @@ def parts_for(tokens: int, rows: int, columns: int) -> int | None:
     """How many programs share the columns of a weight; None: the library multiplies."""
     if tokens > (LINEAR_CONFIGS[-1].up_to if rows <= NARROW_ROWS else FEW):
         return None
-    return parts_of(rows, columns, pick(LINEAR_CONFIGS, tokens).block, tokens)
+    return parts_of(rows, columns, pick(LINEAR_CONFIGS, tokens), tokens)
 
 
-def parts_of(rows: int, columns: int, block: int, tokens: int) -> int:
+def parts_of(rows: int, columns: int, config: Config, tokens: int) -> int:
     """How many programs share the columns of a weight in blocks of rows: a power of two.
 
     The more tokens, the more there is to add up: then half as many programs do better.
     """
-    programs = PROGRAMS if tokens <= 32 else PROGRAMS // 2
-    wanted = min(programs // triton.cdiv(rows, block), columns // LEAST_COLUMNS)
+    programs = config.programs if tokens <= 32 else config.programs // 2
+    wanted = min(programs // triton.cdiv(rows, config.block), columns // LEAST_COLUMNS)
     return 1 << max(wanted, 1).bit_length() - 1
 
 

@@ -17,14 +17,15 @@ from torch import Tensor
 
 from plamo_ref.kernels.errors import KernelError
 from plamo_ref.kernels.launch import Config, launch, pick, power_of_two, ready, with_unit_stride
-from plamo_ref.kernels.linear.triton_int4 import int4_dequantize_kernel
 from plamo_ref.kernels.linear.triton_numbers import (
     as_stored,
     decode_fp8,
     empty_tokens,
     store_quantized,
 )
+from plamo_ref.kernels.linear.triton_words import words_dequantize_kernel
 from plamo_ref.quantization.weight import QuantizedTokens, QuantizedWeight
+from plamo_ref.quantization.words import BITS
 
 # Size: numbers of a row. A block is all of it.
 TOKEN_CONFIGS = (
@@ -33,7 +34,7 @@ TOKEN_CONFIGS = (
     Config(up_to=1 << 20, block=0, warps=16),
 )
 WEIGHT_CONFIG = Config(up_to=1 << 20, block=8, warps=4, tile=256)  # rows, columns
-INT4_ROWS = 64  # of a program, each of one unit
+ROWS_OF_WORDS = 64  # of a program, each of one unit
 
 
 @triton.jit
@@ -108,23 +109,25 @@ def dequantize(weight: QuantizedWeight, dtype: torch.dtype) -> Tensor:
     """The weight [out, in] that this stands for."""
     out = torch.empty(weight.shape, dtype=dtype, device=weight.values.device)
     (rows, columns), config = weight.shape, WEIGHT_CONFIG
-    if weight.format == "int4":
+    if weight.unit:
         words = weight.values.view(torch.int32)
+        group_stride = weight.scale.stride(1) if weight.group else 0
         launch(
-            int4_dequantize_kernel,
-            (triton.cdiv(rows, INT4_ROWS), columns // weight.unit),
+            words_dequantize_kernel,
+            (triton.cdiv(rows, ROWS_OF_WORDS), columns // weight.unit),
             words,
             weight.scale,
             out,
             rows,
             columns,
             words.stride(0),
-            *weight.scale.stride(),
+            weight.scale.stride(0),
+            group_stride,
             config=config,
-            GROUP=weight.group,
-            COLUMNS=weight.unit,
-            ASM=words.device.type != "cpu",
-            BLOCK_N=INT4_ROWS,
+            BITS=BITS[weight.format],
+            UNIT=weight.unit,
+            ASM=words.device.type != "cpu" and dtype == torch.bfloat16,
+            BLOCK_N=ROWS_OF_WORDS,
         )
         return out
     values, decode = as_stored(weight.values)

@@ -9,7 +9,8 @@ of tokens. Between the load and the product the bytes become numbers, in registe
     fp8     are multiplied as they are where x is e4m3 too, else they become numbers of x's kind
     int8    become numbers of x's kind
 
-Scales of rows and of tokens come once, at the end. int4 has a kernel of its own (triton_int4.py).
+Scales of rows and of tokens come once, at the end. What lies in words has a kernel of its own
+(triton_words.py): int4, and all int8 but that of rows which 16 does not divide.
 
 Invariant: a byte of W is read once for each tile of tokens, whatever it becomes.
 """

@@ -1,17 +1,18 @@
 """Products with a quantized weight: as fast as its fewer bytes can be read.
 
 Formulas and twins: plamo_ref/kernels/linear/quantized.py. The kernels: triton_product.py, and of
-int4 triton_int4.py.
+int4 and int8 triton_words.py.
 
     tokens      e4m3 activations            plain activations
     to 128      the kernel                  the kernel
     to 256      the library's fp8 product   the kernel
     more        the library's fp8 product   W made plain by `dequantize`, the library's product
 
-A row of int4 that is no whole number of units is made plain for any number of tokens.
-
 Invariant: what is computed is the same on each of these ways.
 """
+
+import math
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -30,13 +31,14 @@ from plamo_ref.kernels.launch import (
 from plamo_ref.kernels.linear import triton_swiglu as triton_mlp
 from plamo_ref.kernels.linear.triton import LEAST_TOKENS, parts_of
 from plamo_ref.kernels.linear.triton_dequantize import dequantize, quantize_tokens
-from plamo_ref.kernels.linear.triton_int4 import int4_linear_kernel
 from plamo_ref.kernels.linear.triton_numbers import as_stored
 from plamo_ref.kernels.linear.triton_product import quantized_linear_kernel
-from plamo_ref.quantization.weight import UNIT, Activations, QuantizedTokens, QuantizedWeight
+from plamo_ref.kernels.linear.triton_words import words_linear_kernel
+from plamo_ref.quantization.weight import Activations, QuantizedTokens, QuantizedWeight
+from plamo_ref.quantization.words import BITS
 
-# fp8 and int4 were measured on an H200 by benchmarks/quantized_sweep.py.
-# Size: tokens. A block is rows of W, a tile columns of one loop iteration; of int4 it is a unit.
+# Measured on an H200 by benchmarks/quantized_sweep.py, but for int8 and int4 with SwiGLU.
+# Size: tokens. A block is rows of W, a tile columns of one loop iteration, of int4 at most a unit.
 CONFIGS = {
     "fp8": (
         Config(up_to=64, block=64, warps=4, stages=4, tile=256),
@@ -48,16 +50,16 @@ CONFIGS = {
         Config(up_to=128, block=64, warps=4, stages=4, tile=128),
     ),
     "int8": (
-        Config(up_to=16, block=64, warps=4, stages=5, tile=128),
-        Config(up_to=64, block=64, warps=4, stages=4, tile=128),
-        Config(up_to=128, block=64, warps=4, stages=4, tile=64),
+        Config(up_to=16, block=128, warps=8, stages=4, tile=128),
+        Config(up_to=32, block=64, warps=4, stages=6, tile=128),
+        Config(up_to=128, block=128, warps=8, stages=4, tile=128),
     ),
     "int4": (
-        Config(up_to=32, block=256, warps=4, stages=3, tile=UNIT),
-        Config(up_to=128, block=128, warps=8, stages=5, tile=UNIT),
+        Config(up_to=16, block=128, warps=4, stages=4, tile=128, programs=512),
+        Config(up_to=128, block=128, warps=8, stages=4, tile=128),
     ),
 }
-SWIGLU_CONFIGS = {  # two accumulators; beyond the last row, and of int4, the product comes first
+SWIGLU_CONFIGS = {  # two accumulators, or half a block's rows; beyond the last row two operations
     "fp8": (
         Config(up_to=32, block=128, warps=8, stages=3, tile=256),
         Config(up_to=64, block=128, warps=8, stages=5, tile=128),
@@ -67,9 +69,11 @@ SWIGLU_CONFIGS = {  # two accumulators; beyond the last row, and of int4, the pr
         Config(up_to=64, block=64, warps=8, stages=4, tile=128),
         Config(up_to=128, block=64, warps=8, stages=3, tile=128),
     ),
-    "int8": (*CONFIGS["int8"][:2], Config(up_to=128, block=64, warps=8, stages=3, tile=64)),
+    "int8": (Config(up_to=64, block=128, warps=8, stages=4, tile=128),),
+    "int4": (Config(up_to=64, block=128, warps=8, stages=4, tile=128),),
 }
 BLOCK_T = 128  # tokens of a tile, at most
+PREFETCH_WORDS = 64  # of a row, asked for while earlier kernels still run
 MANY = 256  # tokens from which on the library multiplies
 
 
@@ -84,8 +88,8 @@ def quantized_linear_parts(x: Activations, weight: QuantizedWeight, *, pdl: bool
     """x [T, in], weight [out, in] → [parts, T, out]; float32 if there are several."""
     if _many(x, weight):
         return _library(x, weight)[None]
-    tokens, block = x.shape[0], pick(CONFIGS[_kind(x, weight)], x.shape[0]).block
-    parts = parts_of(*weight.shape, block, tokens) if tokens <= BLOCK_T else 1
+    tokens, config = x.shape[0], pick(CONFIGS[_kind(x, weight)], x.shape[0])
+    parts = parts_of(*weight.shape, config, tokens) if tokens <= BLOCK_T else 1
     return _few_tokens(x, weight, parts, pdl=pdl)
 
 
@@ -110,7 +114,7 @@ def quantized_linear_swiglu(
 
 def _kind(x: Activations, weight: QuantizedWeight) -> str:
     """Which tables are for them."""
-    if weight.format != "fp8":
+    if weight.unit:
         return weight.format
     is_fp8 = isinstance(x, QuantizedTokens) and not as_stored(weight.values)[1]
     return "fp8" if is_fp8 and x.dtype == torch.bfloat16 else "fp8 as numbers"
@@ -120,7 +124,7 @@ def _many(x: Activations, weight: QuantizedWeight) -> bool:
     """Whether the library multiplies. Its fp8 product gives bfloat16, from sizes that 16 divides;
     it is the better one earlier, for it needs no plain weight."""
     if not isinstance(x, QuantizedTokens):
-        return x.shape[0] > MANY or (weight.format == "int4" and weight.unit != UNIT)
+        return x.shape[0] > MANY
     aligned = not any(size % 16 for size in weight.shape)
     return x.shape[0] > BLOCK_T and aligned and x.dtype == torch.bfloat16
 
@@ -163,20 +167,23 @@ def _few_tokens(
         )
     config = pick((SWIGLU_CONFIGS if swiglu else CONFIGS)[_kind(x, weight)], tokens)
     if x.dtype == torch.float32:  # twice as wide, and every operand in two halves: for checking
-        tile = UNIT if weight.format == "int4" else 32
-        config = Config(config.up_to, block=config.block, warps=config.warps, stages=2, tile=tile)
+        config = replace(config, stages=2, tile=32)
+    if weight.unit:
+        tile = weight.group or math.gcd(columns, max(config.tile, weight.unit))
+        config = replace(config, tile=tile)
     part = triton.cdiv(triton.cdiv(columns, parts), config.tile) * config.tile
     parts = triton.cdiv(columns, part)
     given = with_unit_stride(given)
     dtype = x.dtype if parts == 1 else torch.float32
     out = torch.empty((parts, tokens, rows), dtype=dtype, device=given.device)
     block_t = min(power_of_two(tokens, LEAST_TOKENS), BLOCK_T)
-    grid = (triton.cdiv(rows, config.block) * triton.cdiv(tokens, block_t), parts)
+    read = weight.shape[0] if weight.unit else rows  # a block's, or half of them: see the kernels
+    grid = (triton.cdiv(read, config.block) * triton.cdiv(tokens, block_t), parts)
     tiles = {"BLOCK_N": config.block, "BLOCK_T": block_t, "PDL": pdl}
-    if weight.format == "int4":
+    if weight.unit:
         words = weight.values.view(torch.int32)
         launch(
-            int4_linear_kernel,
+            words_linear_kernel,
             grid,
             given,
             words,
@@ -185,15 +192,18 @@ def _few_tokens(
             tokens,
             given.stride(0),
             rows,
-            columns,
             words.stride(0),
-            weight.scale.stride(1),
-            part // UNIT,
+            weight.scale.stride(1) if weight.group else 0,
+            columns // config.tile,
+            part // config.tile,
             config=config,
-            GROUP=weight.group,
-            ASM=given.device.type != "cpu",
+            BITS=BITS[weight.format],
+            UNIT=weight.unit,
+            ASM=given.device.type != "cpu" and x.dtype == torch.bfloat16,
+            SWIGLU=swiglu,
             PRECISION=precision(x.dtype),
-            PREFETCH=64,
+            PREFETCH=PREFETCH_WORDS,
+            BLOCK_K=config.tile,
             **tiles,
         )
         return out
@@ -217,9 +227,9 @@ def _few_tokens(
         IN_FP8=quantized and not decode and x.dtype == torch.bfloat16,
         DECODE=decode,
         SWIGLU=swiglu,
-        BLOCK_K=config.tile,
         PRECISION=precision(x.dtype),
         PREFETCH=256,
+        BLOCK_K=config.tile,
         **tiles,
     )
     return out
