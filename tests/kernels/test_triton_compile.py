@@ -446,6 +446,27 @@ def test_float32_compiles_with_few_spills(compiler):
     assert seen == with_products
 
 
+def test_products_in_words_fit_in_float32(compiler):
+    """There an int4 group of 128 columns is 512 bytes of a row, in two halves."""
+    found: list[Launch] = []
+
+    def record(kernel: Any, grid: Any, *arguments: Any, config: Any, **constants: Any) -> None:
+        found.append(Launch(kernel, arguments, constants, config.warps, config.stages))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("plamo_ref.kernels.linear.triton_quantized.launch", record)
+        for scheme in ("int8", "int4"):
+            weight = quantize(empty(256, 1024), SCHEMES[scheme])
+            for tokens in (1, 128):
+                triton_table(pdl=True).quantized_linear(empty(tokens, 1024, dtype=F32), weight)
+            triton_table(pdl=True).quantized_linear_swiglu(empty(64, 1024, dtype=F32), weight)
+    assert {launch.kernel.__name__ for launch in found} == {"words_linear_kernel"}
+    for launch in found:
+        used = compiler(launch, 90)
+        assert used.shared <= SHARED_MEMORY[90], launch.constants
+        assert used.spills <= 48, launch.constants
+
+
 @pytest.mark.parametrize(
     ("kernel", "capability", "instruction"),
     [

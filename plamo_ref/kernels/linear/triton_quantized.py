@@ -166,8 +166,11 @@ def _few_tokens(
             "contiguous rows [out, in]"
         )
     config = pick((SWIGLU_CONFIGS if swiglu else CONFIGS)[_kind(x, weight)], tokens)
+    most = BLOCK_T
     if x.dtype == torch.float32:  # twice as wide, and every operand in two halves: for checking
         config = replace(config, stages=2, tile=32)
+        if weight.unit:  # whole units of it, so fewer of everything else
+            config, most = replace(config, block=64), 32
     if weight.unit:
         tile = weight.group or math.gcd(columns, max(config.tile, weight.unit))
         config = replace(config, tile=tile)
@@ -176,7 +179,7 @@ def _few_tokens(
     given = with_unit_stride(given)
     dtype = x.dtype if parts == 1 else torch.float32
     out = torch.empty((parts, tokens, rows), dtype=dtype, device=given.device)
-    block_t = min(power_of_two(tokens, LEAST_TOKENS), BLOCK_T)
+    block_t = min(power_of_two(tokens, LEAST_TOKENS), most)
     read = weight.shape[0] if weight.unit else rows  # a block's, or half of them: see the kernels
     grid = (triton.cdiv(read, config.block) * triton.cdiv(tokens, block_t), parts)
     tiles = {"BLOCK_N": config.block, "BLOCK_T": block_t, "PDL": pdl}
