@@ -36,13 +36,8 @@ class BatchPlan:
     sampled: tuple[Request, ...]  # those whose last known token is computed, in order
     scored: tuple[tuple[Request, range], ...]  # prompt positions whose successors get a logprob
     rows: Rows  # whose logits are wanted: those of `sampled` first
-    numbers: Sequence[int]  # of the tokens that `chosen` get: how many outputs came before
+    numbers: Sequence[int]  # of the tokens chosen: how many outputs came before
     drafts: Drafts = field(default_factory=Drafts)  # rows of guesses follow those of `sampled`
-
-    @property
-    def chosen(self) -> Sequence[Request]:
-        """For whom a token is chosen, row by row."""
-        return (*self.sampled, *self.drafts.owners) if self.drafts else self.sampled
 
 
 @dataclass(frozen=True)

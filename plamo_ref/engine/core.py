@@ -18,7 +18,7 @@ from torch import Tensor
 from plamo_ref.engine.batching import BatchPlan, Unread, build_batch
 from plamo_ref.engine.blame import Work, is_nobodys, together_or_alone
 from plamo_ref.engine.config import EngineConfig, EngineError
-from plamo_ref.engine.drafts import accept
+from plamo_ref.engine.drafts import accept, launched
 from plamo_ref.engine.endings import awaits_guide, finish_reason, is_leaving, most_outputs
 from plamo_ref.engine.flight import Flight, Observer, Told
 from plamo_ref.engine.memory.planner import MemoryPlan
@@ -191,7 +191,7 @@ class EngineCore:
             self.runner.copy(self.cache.copies)
         logits = self.runner.run(plan.batch, plan.rows)
         tokens = self._choose(plan, logits, unread)
-        self.queues.launched(schedule)
+        launched(self.queues, schedule)
         if self.observers and self._overlap:
             logits = logits.clone()  # a recorded step writes where the last one wrote
         told = (plan.requests, plan.sampled, schedule, self.cache, *times)
@@ -204,8 +204,9 @@ class EngineCore:
         return flight
 
     def _choose(self, plan: BatchPlan, logits: Tensor, unread: Unread | None) -> Tensor:
-        """A token for each of `plan.chosen`; ends those whose choice is an error."""
-        wanted, numbers, ops = plan.chosen, plan.numbers, self.runner.model.ops
+        """A token for each row that gets one; ends those whose choice is an error."""
+        wanted, numbers = plan.drafts.chosen(plan.sampled), plan.numbers
+        ops = self.runner.model.ops
         chosen, errors = together_or_alone(
             len(wanted),
             lambda rows: choose_on_device(

@@ -13,7 +13,7 @@ from torch import Tensor
 from plamo_ref.engine.request import Request
 
 if TYPE_CHECKING:
-    from plamo_ref.engine.scheduling.scheduler import Schedule
+    from plamo_ref.engine.scheduling.scheduler import Queues, Schedule
 
 
 class Draft(NamedTuple):
@@ -30,6 +30,10 @@ class Drafts(dict[Request, Draft]):
         """Of any request."""
         draft = self.get(request)
         return () if draft is None else draft.token_ids
+
+    def chosen(self, sampled: Sequence[Request]) -> Sequence[Request]:
+        """For whom a token is chosen: those who get one, and whose each guess is."""
+        return (*sampled, *self.owners) if self else sampled
 
     @property
     def owners(self) -> list[Request]:
@@ -81,6 +85,13 @@ class Drafter(Protocol):
     def take(self, drafts: Drafts, chosen: Sequence[int]) -> list[tuple[Request, int]]:
         """Give requests the tokens behind right guesses. Returns to whom, and number of each."""
         ...
+
+
+def launched(queues: "Queues", schedule: "Schedule") -> None:
+    """A step is on its way: later ones find what it writes."""
+    queues.prefix.develop(schedule.photographs)
+    if queues.drafter is not None:
+        queues.drafter.launched(schedule)
 
 
 def accept(

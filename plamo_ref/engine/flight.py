@@ -27,7 +27,7 @@ class Flight:
 
     plan: BatchPlan
     logits: Tensor  # [n, V], those of `plan.sampled` first
-    tokens: Tensor  # [len(plan.chosen)] int64 on the device
+    tokens: Tensor  # [len(plan.numbers)] int64 on the device
     tokens_on_host: Tensor  # the same, once `wait` has returned
     copied: torch.cuda.Event | None
     record: StepRecord | None  # as far as it can be said; None: nobody wants to know

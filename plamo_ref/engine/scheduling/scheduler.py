@@ -163,12 +163,6 @@ class Queues:
             self.pace.launched(schedule)
         return schedule
 
-    def launched(self, schedule: Schedule) -> None:
-        """It is on its way: later steps find what it writes."""
-        self.prefix.develop(schedule.photographs)
-        if self.drafter is not None:
-            self.drafter.launched(schedule)
-
     def landed(self) -> None:
         """A step is over."""
         if self.pace is not None:
