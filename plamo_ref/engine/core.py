@@ -205,12 +205,11 @@ class EngineCore:
 
     def _choose(self, plan: BatchPlan, logits: Tensor, unread: Unread | None) -> Tensor:
         """A token for each row that gets one; ends those whose choice is an error."""
-        wanted, numbers = plan.drafts.chosen(plan.sampled), plan.numbers
-        ops = self.runner.model.ops
+        wanted, ops = plan.drafts.chosen(plan.sampled), self.runner.model.ops
         chosen, errors = together_or_alone(
             len(wanted),
             lambda rows: choose_on_device(
-                wanted[rows], logits[rows], ops, numbers[rows], self.tables, unread
+                wanted[rows], logits[rows], ops, plan.numbers[rows], self.tables, unread
             ),
             instead=logits.new_zeros(1, dtype=torch.long),
         )
