@@ -5,10 +5,9 @@ Invariant tested: each token is told once, in its order; the last one says why i
 
 import asyncio
 
-from plamo_ref.remote.telling import Teller
-
 from plamo_ref import LLM, AsyncLLM, SamplingParams
 from plamo_ref.engine.request import Request
+from plamo_ref.remote.telling import Teller
 
 PROMPT = "one two three one two three one two"
 
