@@ -4,6 +4,7 @@ Invariant: an option has its field's name, type, default and help; a value that 
 by `EngineConfig` itself. Nothing here imports torch, so `--help` is quick.
 """
 
+import json
 from collections.abc import Callable, Collection
 from dataclasses import Field, fields
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -36,6 +37,19 @@ class Numbers(click.ParamType):
             return [int(part) for part in value.split(",") if part]
         except ValueError:
             self.fail(f"{value!r}: expected numbers, as in 8,32,128", param, ctx)
+
+
+class Json(click.ParamType):
+    """'{"a": 1}' → {"a": 1}."""
+
+    name = "JSON"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Raises `click.BadParameter` for what is no JSON."""
+        try:
+            return json.loads(value) if isinstance(value, str) else value
+        except ValueError as error:
+            self.fail(f"{value!r} is no JSON: {error}", param, ctx)
 
 
 def names(*, but: Collection[str] = ()) -> tuple[str, ...]:
@@ -72,6 +86,8 @@ def _option(field: Field[Any], kind: Any) -> Callable[[Command], Command]:
         return click.option(flag, type=click.Choice(get_args(kind)), **said)
     if field.metadata["choices"]:
         return click.option(flag, type=click.Choice(field.metadata["choices"]), **said)
+    if field.metadata["unit"] == "json":
+        return click.option(flag, type=Json(), **said)
     if field.metadata["unit"] == "bytes":
         return click.option(flag, type=ByteSize(), **said)
     return click.option(flag, type=kind if kind in (int, float, str) else Numbers(), **said)

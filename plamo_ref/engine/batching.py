@@ -7,7 +7,7 @@ still being moved. Built in notebooks/07_continuous_batching.ipynb.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from plamo_ref.batch import ForwardBatch, Room
 from plamo_ref.config import LayerKind
+from plamo_ref.engine.drafts import Drafts
 from plamo_ref.engine.memory.cache import HybridCache
 from plamo_ref.engine.memory.table_rows import GroupRows, Ints, TableRows
 from plamo_ref.engine.request import Request
@@ -35,7 +36,8 @@ class BatchPlan:
     sampled: tuple[Request, ...]  # those whose last known token is computed, in order
     scored: tuple[tuple[Request, range], ...]  # prompt positions whose successors get a logprob
     rows: Rows  # whose logits are wanted: those of `sampled` first
-    numbers: Sequence[int]  # of the tokens that `sampled` get: how many outputs came before
+    numbers: Sequence[int]  # of the tokens chosen: how many outputs came before
+    drafts: Drafts = field(default_factory=Drafts)  # rows of guesses follow those of `sampled`
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,7 @@ def build_batch(
         place: where the step is laid out; `ForwardBatch.empty` makes exactly the room needed.
         unread: has the last token of every request that has `num_unread_tokens`.
     """
-    requests = batch_order(schedule.tokens)
+    requests, drafts = batch_order(schedule.tokens, schedule.drafts), schedule.drafts
     told = _tell(requests, schedule)
     holdings = [r.settled or cache.holdings[r.request_id] for r in requests]
     rows = cache.rows.find(holdings, told.pasts, told.counts)
@@ -69,7 +71,7 @@ def build_batch(
     for kind, group in cache.rows.groups.items():
         _write_group(put, kind, group, rows, cache.block_size, layout)
 
-    late, ends = len(told.late), layout.ends
+    late, ends = len(told.late), layout.ends - told.drafted  # of known tokens
     if late and unread is not None:
         put["late_rows"][:late] = ends[told.late]
         put["late_from"][:late] = places_of(those_at(requests, told.late), unread.requests)
@@ -77,7 +79,7 @@ def build_batch(
     if not in_order:
         scored = [layout.starts[i] - told.pasts[i] + at for i, those in told.scored for at in those]
         scored_rows = layout.row_of(np.array(scored, dtype=np.int64))
-        wanted = np.concatenate((ends[told.complete], scored_rows))
+        wanted = np.concatenate((ends[told.complete], drafts.rows(requests, ends), scored_rows))
         in_order = np.array_equal(wanted, np.arange(len(wanted)))
     put["logits_rows"][: len(wanted)] = wanted
 
@@ -93,7 +95,8 @@ def build_batch(
         sampled=tuple(sampled),
         scored=tuple([(requests[i], places) for i, places in told.scored if places]),
         rows=slice(0, len(wanted)) if in_order else batch.logits_rows[: len(wanted)],
-        numbers=[len(r.output_ids) + r.num_unread_tokens for r in sampled],
+        numbers=drafts.numbers(sampled),
+        drafts=drafts,
     )
 
 
@@ -108,7 +111,7 @@ class _Told:
     complete: Ints  # whose last known token is computed
     scored: list[tuple[int, range]]  # prompt positions whose successors get a logprob
     photographs: list[tuple[int, int, int]]  # of whom, behind how many new tokens, which slot
-
+    drafted: Ints | int = 0  # [R] how many of the last tokens are guesses
     is_steady: bool = False  # each computes its newest token: they are decodes, and complete
 
     @cached_property
@@ -124,7 +127,8 @@ def _tell(requests: Sequence[Request], schedule: Schedule) -> _Told:
     settled = len([request for request in requests if request.settled is not None])
     ids, late = newest(requests[:settled])
     if settled == len(requests):
-        return _Told(pasts, np.ones_like(pasts), ids, late, np.arange(settled), [], [], True)
+        return _Told(pasts, np.ones_like(pasts), ids, late, np.arange(settled), [], [], 0, True)
+    drafts = schedule.drafts
     counts = [1] * settled + [schedule.tokens[request] for request in requests[settled:]]
     token_ids, lates, complete, scored = list(ids), late.tolist(), list(range(settled)), []
     for i in range(settled, len(requests)):
@@ -135,6 +139,7 @@ def _tell(requests: Sequence[Request], schedule: Schedule) -> _Told:
             if request.num_unread_tokens:
                 lates.append(i)
                 token_ids.append(0)
+        token_ids.extend(drafts.guesses(request))
         if request.params.prompt_logprobs is not None:
             scored.append((i, request.unscored(past, past + new)))
     photographs = [
@@ -142,8 +147,11 @@ def _tell(requests: Sequence[Request], schedule: Schedule) -> _Told:
         for request, node, holding in schedule.photographs
         if holding.slot is not None
     ]
+    photographs += drafts.photographs(requests, counts)
     late, whole = np.array(lates, dtype=np.int64), np.array(complete, dtype=np.int64)
-    return _Told(pasts, np.array(counts), token_ids, late, whole, scored, photographs)
+    drafted = np.array([len(drafts.guesses(request)) for request in requests])
+    computed = np.array(counts) + drafted
+    return _Told(pasts, computed, token_ids, late, whole, scored, photographs, drafted)
 
 
 def _room(told: _Told, tables: TableRows, rows: Ints) -> Room:

@@ -113,7 +113,9 @@ def build_runner(
     if engine.cuda_graphs and device.type == "cuda" and ops.name != "torch":
         from plamo_ref.engine.fast.graphs import Graphs
 
-        runner.recordings = Graphs(loaded, runner.caches, plan, engine.graph_tokens)
+        has_drafts = engine.speculative_config is not None
+        room = (engine.graph_tokens, has_drafts)
+        runner.recordings = Graphs(loaded, runner.caches, plan, *room)
     if engine.compile != "none":
         warm_up(loaded, runner.caches, engine.compile_sizes)
     return runner, plan
@@ -127,6 +129,11 @@ def new_core(runner: ModelRunner, plan: MemoryPlan, engine: EngineConfig) -> Eng
         core: EngineCore = PipelinedCore(runner, plan, engine)
     else:
         core = EngineCore(runner, plan, engine)
+    if engine.speculative_config is not None:
+        from plamo_ref.engine.speculation.drafter import Drafter
+
+        vocabulary = runner.model.config.vocab_size
+        core.queues.drafter = Drafter(engine, core.cache, vocabulary)
     if engine.adjust_tables:
         from plamo_ref.engine.fast.adjust_tables import AdjustTables
 

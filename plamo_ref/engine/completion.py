@@ -54,7 +54,7 @@ class Completion:
         return self.request.status == "finished"
 
     def take_tokens(self) -> bool:
-        """Turn the tokens that have come into text. It is one, unless an error came between.
+        """Turn the tokens that have come into text, mostly one.
 
         Returns whether the core has to finish the request, because a stop string has appeared.
         """
@@ -111,12 +111,15 @@ class Completion:
     def output(self, tokenizer: Plamo2Tokenizer) -> CompletionOutput:
         """A snapshot."""
         request = self.request
-        last = request.output_ids[-1] if request.output_ids else None
+        outputs = request.output_ids
+        if self.text.stopped_by is not None:
+            outputs = outputs[: self.num_taken]  # further ones may have come in the same step
+        last = outputs[-1] if outputs else None
         asked = request.params.logprobs is not None
         return CompletionOutput(
             index=self.asked.number,
             text=self.text.text,
-            token_ids=tuple(request.output_ids),
+            token_ids=tuple(outputs),
             finish_reason=request.finish_reason,
             stop_reason=self.text.stopped_by or (last if last in request.stop_ids else None),
             error=None if request.error is None else str(request.error),

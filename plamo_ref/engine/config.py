@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
 
 from plamo_ref.engine.dtypes import BYTES, DTYPES, torch_dtype
 from plamo_ref.errors import PlamoRefError
+from plamo_ref.intake.engine_pairs import check_together
 from plamo_ref.intake.engine_values import engine_kinds
 from plamo_ref.intake.values import Kind, OneOf, read_fields, shown
 from plamo_ref.intake.vllm_names import ENGINE, speaks_vllm
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 SEATS, STEP_TOKENS = 64, 2048  # unless the settings or a card say something else
+MOST_DRAFTS = 32  # requests of a step that have one
 
 
 class EngineError(PlamoRefError, ValueError):
@@ -135,35 +137,16 @@ class EngineConfig:
     photograph_interval: int = knob(
         512, "Tokens between states that are kept in slots of no other use; 0: none are."
     )
+    speculative_config: Mapping[str, Any] | None = knob(
+        None,
+        'Draft tokens from the text so far, as {"method": "ngram"}; default: none.',
+        unit="json",
+    )
     record: bool | str | None = knob(None, "A file for every step, to be replayed.", unit="file")
 
     def __post_init__(self) -> None:
         read_fields(self, _KINDS, EngineError)
-        if (self.chunk_size or 0) > self.step_tokens:
-            raise EngineError(
-                f"chunk_size ({self.chunk_size}) must not exceed max_num_batched_tokens "
-                f"({self.step_tokens}): a chunk is computed in one step"
-            )
-        if self.chunk_size is not None and self.scheduler == "v1":
-            raise EngineError(
-                "chunk_size belongs to scheduler='v0'; v1 cuts prompts where the token budget ends "
-                "(max_num_batched_tokens)"
-            )
-        if self.max_step_time_ms and (self.scheduler == "v0" or self.pipeline_parallel_size > 1):
-            raise EngineError(
-                f"max_step_time_ms={self.max_step_time_ms:g} bounds the steps of scheduler='v1' on "
-                "one stage: leave it out, or scheduler='v0' and pipeline_parallel_size"
-            )
-        if self.state_rounding != "nearest" and self.state_dtype not in ("bfloat16", *BYTES):
-            raise EngineError(
-                f"state_rounding={self.state_rounding!r} is for states in fewer bits than they are "
-                f"computed with: set state_dtype to bfloat16, {' or '.join(BYTES)}"
-            )
-        if self.num_ranks > 1 and self.compile != "none":
-            raise EngineError(
-                f"compile={self.compile!r} fuses the layers of one process: leave it out where "
-                f"{self.num_ranks} share a model"
-            )
+        check_together(self, BYTES, EngineError)
 
     @property
     def seats(self) -> int:

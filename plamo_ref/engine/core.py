@@ -18,6 +18,7 @@ from torch import Tensor
 from plamo_ref.engine.batching import BatchPlan, Unread, build_batch
 from plamo_ref.engine.blame import Work, is_nobodys, together_or_alone
 from plamo_ref.engine.config import EngineConfig, EngineError
+from plamo_ref.engine.drafts import accept, launched
 from plamo_ref.engine.endings import awaits_guide, finish_reason, is_leaving, most_outputs
 from plamo_ref.engine.flight import Flight, Observer, Told
 from plamo_ref.engine.memory.planner import MemoryPlan
@@ -170,7 +171,7 @@ class EngineCore:
         if self._decide(undecided, seconds) and not mended:
             return None  # who has just been told of a token gets the next one in the next call
         told, flying = None, self._flight
-        if flying is not None and flying.needs_host(self.tables is not None):
+        if flying is not None and flying.needs_host(self.tables is not None, self.queues.drafter):
             told, flying, self._flight = self._land(flying), None, None
         self._flight = self._launch(flying)
         if flying is None and not self._overlap:
@@ -190,7 +191,7 @@ class EngineCore:
             self.runner.copy(self.cache.copies)
         logits = self.runner.run(plan.batch, plan.rows)
         tokens = self._choose(plan, logits, unread)
-        self.queues.prefix.develop(schedule.photographs)
+        launched(self.queues, schedule)
         if self.observers and self._overlap:
             logits = logits.clone()  # a recorded step writes where the last one wrote
         told = (plan.requests, plan.sampled, schedule, self.cache, *times)
@@ -203,22 +204,22 @@ class EngineCore:
         return flight
 
     def _choose(self, plan: BatchPlan, logits: Tensor, unread: Unread | None) -> Tensor:
-        """A token for each of `plan.sampled`; ends those whose choice is an error."""
-        sampled, numbers, ops = plan.sampled, plan.numbers, self.runner.model.ops
+        """A token for each row that gets one; ends those whose choice is an error."""
+        wanted, ops = plan.drafts.chosen(plan.sampled), self.runner.model.ops
         chosen, errors = together_or_alone(
-            len(sampled),
+            len(wanted),
             lambda rows: choose_on_device(
-                sampled[rows], logits[rows], ops, numbers[rows], self.tables, unread
+                wanted[rows], logits[rows], ops, plan.numbers[rows], self.tables, unread
             ),
             instead=logits.new_zeros(1, dtype=torch.long),
         )
-        self._blame(plan.sampled, errors)
+        self._blame(wanted, errors)
         return chosen[0] if len(chosen) == 1 else torch.cat(chosen)
 
     def _land(self, flight: Flight) -> Told | None:
         """Wait for a step's tokens and hand them out. Returns what its observers are told."""
         plan, logits, on_host = flight.plan, flight.logits, flight.tokens_on_host
-        row = count = len(plan.sampled)
+        count, row = len(plan.sampled), len(plan.numbers)
         flight.wait()
         self.queues.landed()
         self.runner.check()
@@ -241,6 +242,7 @@ class EngineCore:
             append(token) if request.guide is None else self._work_for(request, append, token)
             moved.append(request)
             rows.append(row)
+        accept(self.queues.drafter, plan.drafts, on_host, moved, rows)
         self._decide(moved, GRAMMAR_SECONDS)
         self.num_steps += 1
         if flight.record is None:

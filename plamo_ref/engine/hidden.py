@@ -84,7 +84,7 @@ class HiddenStates:
         for share in record.scheduled:
             rows = hidden[row : row + share.num_tokens]
             self._noted[share.request_id][share.start] = rows.cpu()
-            row += share.num_tokens
+            row += share.num_tokens + share.drafted
 
     def of(self, request_id: str, count: int) -> Tensor:
         """[count, D] of a request's first tokens.

@@ -26,6 +26,7 @@ class ScheduledTokens:
     num_tokens: int
     kind: Literal["prefill", "decode", "recompute"]
     sampled: bool  # whether the step gave the request a new token
+    drafted: int = 0  # guesses that were computed behind these tokens
 
 
 @dataclass(frozen=True)
@@ -46,11 +47,12 @@ class StepRecord:
     total_seconds: float
     # Of each one admitted: tokens that it found computed already, and why not more (see prefix.py).
     found: tuple[tuple[str, int, str], ...] = ()
+    accepted: int = 0  # tokens that requests got besides one each, as they had been guessed
     seen: Any = field(default=None, compare=False, repr=False)  # a Sighting, if a file is written
 
     @property
     def num_tokens(self) -> int:
-        return sum(share.num_tokens for share in self.scheduled)
+        return sum(share.num_tokens + share.drafted for share in self.scheduled)
 
 
 def memory_in_use(cache: HybridCache) -> tuple[dict[LayerKind, int], int]:
@@ -81,6 +83,7 @@ def begun(
             if request.is_decoding and request not in schedule.admitted
             else ("recompute" if request.num_preemptions else "prefill"),
             sampled=request in sampled,
+            drafted=len(schedule.drafts.guesses(request)),
         )
         for request in requests
     )
@@ -104,11 +107,13 @@ def begun(
 
 
 def landed(record: StepRecord, number: int, moved: Sequence[Request], queues: Queues) -> StepRecord:
-    """The record of a step that has landed as number `number`; `moved` are who got a token."""
+    """The record of a step that has landed as number `number`; `moved` are who got each token."""
+    finished = [r.request_id for r in dict.fromkeys(moved) if r.finish_reason is not None]
     return replace(
         record,
         step=number,
-        finished=tuple(r.request_id for r in moved if r.finish_reason is not None),
+        accepted=len(moved) - len(set(moved)),
+        finished=tuple(finished),
         num_waiting=len(queues.waiting),
         num_running=len(queues.running),
         total_seconds=time.perf_counter() - record.started,

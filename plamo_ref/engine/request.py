@@ -45,6 +45,7 @@ class Request:
     awaits_guide: bool = False  # its grammar has not said yet what may come next
     under_way: bool = False  # in a step of a pipeline that has not come to its end
     max_output_tokens: int = ENDLESS  # with so many it ends, whatever they are
+    most_new: int = 1  # tokens that it can get in a step
     borders: tuple[int, ...] = ()  # positions in the prompt behind which others may go another way
     output_ids: list[int] = field(default_factory=list)
     logprobs: list[TokenLogprobs] = field(default_factory=list)  # of the output, if asked for
@@ -88,12 +89,13 @@ class Request:
 
     @property
     def num_uncomputed_tokens(self) -> int:
-        """1 while decoding; the rest of the prompt (and, once preempted, of the output) before."""
+        """What it got in the last step, mostly 1; before, the rest of what it must compute."""
         return self.num_tokens - self.num_computed_tokens
 
     @property
     def is_decoding(self) -> bool:
-        return self.num_output_tokens > 0 and self.num_uncomputed_tokens == 1 < self.num_tokens
+        new = self.num_uncomputed_tokens
+        return self.num_output_tokens > 0 and 0 < new <= self.most_new and new < self.num_tokens
 
     @property
     def can_run(self) -> bool:

@@ -8,7 +8,7 @@ Invariant: who is settled (`Request.settled` is its memory) is running, and lack
 alone; who takes its memory away, or ends it, ends that too.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 
@@ -59,16 +59,17 @@ def apart(requests: Sequence[Request]) -> tuple[Sequence[Request], list[Request]
     return [r for r in requests if r not in others], asked
 
 
-def batch_order(tokens: Mapping[Request, int]) -> list[Request]:
+def batch_order(tokens: Mapping[Request, int], drafting: Collection[Request] = ()) -> list[Request]:
     """Those of a step as they stand in its batch: decodes, those who are settled first; then
     prompts. A decode is one token with a past: also the last token of a prompt that was cut just
-    before it."""
+    before it, unless it has a draft."""
     settled = [request for request in tokens if request.settled is not None]
     if len(settled) == len(tokens):
         return settled
     others = [request for request in tokens if request.settled is None]
-    decodes = [r for r in others if tokens[r] == 1 and r.num_computed_tokens > 0]
-    return settled + decodes + [r for r in others if tokens[r] > 1 or r.num_computed_tokens == 0]
+    is_prompt = [tokens[r] > 1 or not r.num_computed_tokens or r in drafting for r in others]
+    order = sorted(zip(is_prompt, range(len(others)), others, strict=True))
+    return settled + [request for _, _, request in order]
 
 
 def newest(requests: Sequence[Request]) -> tuple[Sequence[int] | Ints, Ints]:

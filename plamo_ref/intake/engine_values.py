@@ -6,6 +6,7 @@ Invariant: every field has a kind here, or where its choices are known.
 from collections.abc import Sequence
 from typing import Any
 
+from plamo_ref.intake.speculation import Speculation
 from plamo_ref.intake.values import (
     Flag,
     Kind,
@@ -51,6 +52,7 @@ def engine_kinds(defaults: Any, dtypes: Sequence[str], fewer: Sequence[str]) -> 
         "state_rounding": OneOf(("nearest", "stochastic")),
         "state_replay": Whole("1 (off) to 16: more would weigh more", least=1, most=16),
         "generation_config": NoneFor(Text(), defaults.generation_config),
+        "speculative_config": NoneFor(Speculation()),
         "seed": NoneFor(Seed(), defaults.seed),
         "compile": OneOf(("none", "attention", "all")),
         "compile_sizes": Listed("numbers of tokens, 1 or more each", positive),

@@ -65,7 +65,7 @@ def _renamed(name: str) -> Rule:
 
 _NO_LORA = "adapters are not supported: merge them into the checkpoint"
 _TEXT_ONLY = "this engine is for text only"
-_NO_SPECULATION = "there is no speculative decoding"
+_NO_SPECULATION = 'speculative_config={"method": "ngram"} drafts from the text, no model does'
 _NO_SCALES = 'kv_cache_dtype="fp8" keeps keys and values without a scale'
 _NOT_SHARED = "tokens themselves are compared: enable_prefix_caching is the setting"
 _OWN = "the tokenizer is the checkpoint's own, whose files are in its folder"
@@ -118,7 +118,6 @@ ENGINE: Mapping[str, Rule] = {
     "runner": only("auto", "generate", cure="this engine generates"),
     "convert": only("auto", "none", cure="this engine generates"),
     "enable_lora": only(False, cure=_NO_LORA),
-    "speculative_config": missing(_NO_SPECULATION),
     "speculative_model": missing(_NO_SPECULATION),
     "num_speculative_tokens": missing(_NO_SPECULATION),
     "limit_mm_per_prompt": missing(_TEXT_ONLY),

@@ -60,13 +60,15 @@ def check_covers(cache: HybridCache, request_id: str, computed: int) -> None:
 
 
 def _audit_tables(core: EngineCore, share: ScheduledTokens) -> None:
-    """After computing tokens start to end - 1, blocks reach from the first visible key to end."""
+    """After computing tokens start to end - 1, blocks reach from the first visible key to end, or
+    as far as a draft did."""
     size, end = core.cache.block_size, share.start + share.num_tokens
+    farthest = math.ceil((end + core.requests[share.request_id].most_new - 1) / size)
     for kind, table in core.cache.holdings[share.request_id].tables.items():
         window = core.runner.model.config.attention_window_size
         visible = 0 if kind == "full" else max(0, share.start - window)
         expected = (visible // size, math.ceil(end / size))
-        if (table.first, table.end) != expected:
+        if table.first != expected[0] or not expected[1] <= table.end <= farthest:
             raise IntegrityError(
                 f"request {share.request_id}, group {kind}, after tokens {share.start} to "
                 f"{end - 1}: holds blocks {table.first} to {table.end - 1}, "

@@ -4,12 +4,14 @@ Invariant: on some small scenario, `law.run_scenario` ends with the error of the
 `caught_by` while a fault is planted, and without an error when it is not. Behind the engine there
 are tokens no more, but text: for TEXT_FAULTS the same holds of `faults_text.check_text`.
 PREFIX_FAULTS need scenarios whose prompts begin alike, ARENA_FAULTS those of them that have an
-arena (sharing.py), HURRY_FAULTS those with a bound on a step's time (hurry.py).
+arena (sharing.py), HURRY_FAULTS those with a bound on a step's time (hurry.py),
+DRAFT_FAULTS those with drafts (drafting.py).
 """
 
 from plamo_ref.proof.faults_arena import ARENA_FAULTS
 from plamo_ref.proof.faults_batch import BATCH_FAULTS
 from plamo_ref.proof.faults_compute import COMPUTE_FAULTS
+from plamo_ref.proof.faults_drafts import DRAFT_FAULTS
 from plamo_ref.proof.faults_memory import MEMORY_FAULTS
 from plamo_ref.proof.faults_prefix import PREFIX_FAULTS
 from plamo_ref.proof.faults_recovery import RECOVERY_FAULTS
@@ -32,5 +34,5 @@ def fault(name: str) -> Fault:
     Raises:
         KeyError: there is no such fault.
     """
-    every = (*FAULTS, *PREFIX_FAULTS, *ARENA_FAULTS, *HURRY_FAULTS, *TEXT_FAULTS)
-    return {each.name: each for each in every}[name]
+    special = (*PREFIX_FAULTS, *ARENA_FAULTS, *HURRY_FAULTS, *DRAFT_FAULTS, *TEXT_FAULTS)
+    return {each.name: each for each in (*FAULTS, *special)}[name]

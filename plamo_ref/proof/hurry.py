@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from plamo_ref.config import Plamo2Config
+from plamo_ref.engine.core import EngineCore
 from plamo_ref.proof.lab import Pick, Scenario, draw_scenario
 from plamo_ref.proof.sharing import draw_sharing_scenario
 
@@ -21,6 +22,12 @@ def draw_hurried_scenario(pick: Pick, config: Plamo2Config) -> Scenario:
     milliseconds = pick(1, 4 * LONGEST_TICK_MS) / 2
     engine = replace(drawn.engine, scheduler="v1", chunk_size=None, max_step_time_ms=milliseconds)
     return replace(drawn, engine=engine)
+
+
+def let_hurry(core: EngineCore, seed: int) -> None:
+    """Give a core that bounds the time of its steps such a clock."""
+    if core.queues.pace is not None:
+        core.queues.pace.clock = drawn_clock(seed)
 
 
 def drawn_clock(seed: int) -> Callable[[], float]:

@@ -34,7 +34,8 @@ from plamo_ref.proof.audits import (
     check_nothing_kept,
     check_schedule,
 )
-from plamo_ref.proof.hurry import drawn_clock
+from plamo_ref.proof.drafting import guess_what_was_said, numbers_of
+from plamo_ref.proof.hurry import let_hurry
 from plamo_ref.proof.interrupts import interrupted
 from plamo_ref.proof.lab import Interruption, Pair, Scenario, ScenarioRequest
 from plamo_ref.proof.ranks import caches_of, is_under_way
@@ -77,16 +78,16 @@ def run_scenario(scenario: Scenario, pair: Pair, by: ModelRunner | None = None) 
     """
     runner = by or ModelRunner(pair.served, scenario.plan, pair.served.embedding.dtype)
     core = new_core(runner, scenario.plan, scenario.engine)
-    if core.queues.pace is not None:
-        core.queues.pace.clock = drawn_clock(scenario.engine.seed)
+    guess_what_was_said(core, scenario)
+    let_hurry(core, scenario.engine.seed)
     result, logits = ScenarioResult(), dict[str, dict[int, Tensor]]()
 
     def observe(record: StepRecord, sampled: Sequence[Request], rows: Tensor) -> None:
         result.records.append(record)
-        for request, row in zip(sampled, rows, strict=True):
+        for request, number, row in zip(sampled, numbers_of(sampled), rows, strict=True):
             seen = logits.setdefault(request.request_id, {})
             if request.error is None:  # else the token may have been the error, and not be there
-                seen[len(request.output_ids) - 1] = row.clone()
+                seen[number] = row.clone()
 
     core.observers.append(observe)
     poison(core)
@@ -227,8 +228,7 @@ def check_law(
         LawError: names the request and the token.
     """
     outputs, prompt = request.output_ids, request.prompt_ids
-    name = f"request {request.request_id}"
-    largest = 0.0
+    name, largest = f"request {request.request_id}", 0.0
     with torch.inference_mode():
         truth = reference.run(torch.tensor([*prompt, *outputs])).logits[:-1]  # of all but the last
     if outputs:

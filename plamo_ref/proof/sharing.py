@@ -27,7 +27,7 @@ def draw_sharing_scenario(pick: Pick, config: Plamo2Config) -> Scenario:
     """As `draw_scenario`, from whole numbers; in most of them what was computed is kept."""
     scenario = draw_scenario(pick, config)
     plain = pick(0, 1) == 0
-    requests = [_plain(request) if plain else request for request in scenario.requests]
+    requests = [plain_request(request) if plain else request for request in scenario.requests]
     for number in range(1, len(requests)):
         base = pick(0, number - 1)
         requests[number] = _share(pick, requests[number], requests[base], base)
@@ -75,7 +75,7 @@ def in_one_arena(plan: MemoryPlan, pages: Pages) -> MemoryPlan:
     )
 
 
-def _plain(request: ScenarioRequest) -> ScenarioRequest:
+def plain_request(request: ScenarioRequest) -> ScenarioRequest:
     """Nothing that the host must look at before the next step: so that steps overlap."""
     names = ("max_tokens", "stop_token_ids", "temperature", "top_k", "seed")
     params = SamplingParams(**{name: getattr(request.params, name) for name in names})

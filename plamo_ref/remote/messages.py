@@ -134,6 +134,14 @@ class PrefixStats(msgspec.Struct, frozen=True, array_like=True):
     bytes_kept: int = 0  # memory that is free for whoever wants it, and in use until then
 
 
+class DraftStats(msgspec.Struct, frozen=True, array_like=True):
+    """What came of drafts since the engine started."""
+
+    drafts: int = 0
+    tokens: int = 0  # of all of them
+    accepted: int = 0  # … that were right
+
+
 class Stats(msgspec.Struct, frozen=True, array_like=True):
     """The state of the engine between two steps."""
 
@@ -145,6 +153,7 @@ class Stats(msgspec.Struct, frozen=True, array_like=True):
     slots_used: int = 0
     usage: dict[str, float] = {}  # used share of each pool, 0 to 1; what is only kept is free
     prefix: PrefixStats = PrefixStats()
+    drafts: DraftStats | None = None  # None: there are none (`speculative_config`)
 
 
 class Step(Message, frozen=True):

@@ -22,7 +22,6 @@ from plamo_ref.engine.config import EngineConfig
 from plamo_ref.engine.core import EngineCore
 from plamo_ref.engine.memory.cache import IntegrityError
 from plamo_ref.engine.pauses import set_aside
-from plamo_ref.engine.request import Request
 from plamo_ref.engine.source import ModelSource, open_source
 from plamo_ref.errors import PlamoRefError
 from plamo_ref.grammar.pool import GuidePool, WorkerGuide
@@ -35,7 +34,6 @@ from plamo_ref.remote.messages import (
     Codec,
     EngineSpec,
     Failed,
-    PromptFacts,
     Ready,
     Refused,
     Reset,
@@ -44,9 +42,9 @@ from plamo_ref.remote.messages import (
     Step,
     ToEngine,
     ToFront,
-    Token,
 )
 from plamo_ref.remote.stats import stats_of
+from plamo_ref.remote.telling import Teller
 from plamo_ref.sampling import GuidedError, GuidedParams
 
 STATS_SECONDS = 0.05  # between two reports while the engine is busy
@@ -88,6 +86,7 @@ class EngineLoop:
         self._poller.register(self._guides.fileno(), zmq.POLLIN)
         self._open = True
         self._warm_up = core.warm_up
+        self._teller = Teller(several=core.queues.drafter is not None)
         self._preemptions_ended = 0  # of requests that are gone
         self._reported = 0.0
 
@@ -211,10 +210,12 @@ class EngineLoop:
 
     def _step(self) -> None:
         moved = self.core.step()
-        tokens = [self._token(request) for request in moved if request.error is None]
+        told = [self._teller.tokens(request) for request in moved if request.error is None]
+        tokens = [token for each in told for token in each]
         for request in moved:
-            if (error := request.error) is not None:  # its own: the others go on
+            if request.status == "finished":
                 self._preemptions_ended += request.num_preemptions
+            if (error := request.error) is not None:  # its own: the others go on
                 self._send(Refused(request.request_id, str(error), isinstance(error, GuidedError)))
         now = time.monotonic()
         due = now - self._reported >= STATS_SECONDS or not self.core.has_work
@@ -230,25 +231,6 @@ class EngineLoop:
             return most
         others = [r.num_uncomputed_tokens for r in queues.running if r.settled is None]
         return min(most, len(queues.running) - len(others) + sum(others))
-
-    def _token(self, request: Request) -> Token:
-        if request.is_plain and len(request.output_ids) > 1 and request.status != "finished":
-            return Token(request.request_id, request.output_ids[-1])  # by far the most
-        if request.status == "finished":
-            self._preemptions_ended += request.num_preemptions
-        token, params = request.output_ids[-1], request.params
-        facts = None
-        if len(request.output_ids) == 1:
-            scores = None if params.prompt_logprobs is None else request.prompt_logprobs
-            facts = PromptFacts(request.num_cached_tokens or 0, scores)
-        return Token(
-            request.request_id,
-            token,
-            request.finish_reason,
-            is_text=token not in request.stop_ids,
-            logprobs=None if params.logprobs is None else request.logprobs[-1],
-            prompt=facts,
-        )
 
     def stats(self) -> Stats:
         return stats_of(self.core, len(self._compiling), self._preemptions_ended)

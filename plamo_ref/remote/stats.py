@@ -5,7 +5,7 @@ Invariant: reads, and changes nothing; memory that is kept for nobody in particu
 
 from plamo_ref.engine.core import EngineCore
 from plamo_ref.engine.record import memory_in_use
-from plamo_ref.remote.messages import PrefixStats, Stats
+from plamo_ref.remote.messages import DraftStats, PrefixStats, Stats
 
 
 def stats_of(core: EngineCore, num_compiling: int, num_preemptions: int) -> Stats:
@@ -29,6 +29,7 @@ def stats_of(core: EngineCore, num_compiling: int, num_preemptions: int) -> Stat
         slots_used=slots,
         usage=usage,
         prefix=prefix_stats(core),
+        drafts=draft_stats(core),
     )
 
 
@@ -44,3 +45,9 @@ def prefix_stats(core: EngineCore) -> PrefixStats:
         num_kept=len(prefix.order.kept),
         bytes_kept=sum(pool.num_evictable * pool.place_bytes for pool in core.cache.pools),
     )
+
+
+def draft_stats(core: EngineCore) -> DraftStats | None:
+    """What came of drafts."""
+    drafter = core.queues.drafter
+    return None if drafter is None else DraftStats(*drafter.counts)

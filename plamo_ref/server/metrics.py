@@ -98,6 +98,11 @@ def _look_at(engine: Watched, name: tuple[str, ...], gauge: _Family, count: _Fam
     count("prefix_cache_evictions", "Kept states that went to make room.", name, prefix.evicted)
     for reason, misses in prefix.misses.items():
         count("prefix_cache_misses", text, name, misses, reason=reason)
+    if (drafts := stats.drafts) is not None:
+        count("spec_decode_num_drafts", "Drafts that were checked.", name, drafts.drafts)
+        text = "Tokens of drafts that were "
+        count("spec_decode_num_draft_tokens", f"{text}checked.", name, drafts.tokens)
+        count("spec_decode_num_accepted_tokens", f"{text}right.", name, drafts.accepted)
     gauge("prefix_cache_states", "States that are kept.", name, prefix.num_kept)
     text = "Memory that only they take; it counts as free."
     gauge("prefix_cache_bytes", text, name, prefix.bytes_kept)

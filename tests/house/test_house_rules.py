@@ -43,10 +43,12 @@ MAY_IMPORT = {
     "sampling": {"errors", "intake", "grammar", "kernels"},
     "weights": {"errors", "config", "intake", "kernels", "linear", "model", "quantization"},
     # `test_book.py` says who: build.py alone
-    "engine": TEXT_TO_TEXT | {"engine.fast", "parallel", "cluster", "recorder"},
+    "engine": TEXT_TO_TEXT
+    | {"engine.fast", "engine.speculation", "parallel", "cluster", "recorder"},
     "engine.memory": {"errors", "config", "engine"},
     "engine.scheduling": {"errors", "config", "intake", "sampling", "engine", "engine.memory"},
     "engine.fast": TEXT_TO_TEXT,
+    "engine.speculation": {"engine", "engine.memory", "engine.scheduling", "intake"},
     "parallel": TEXT_TO_TEXT | {"engine.fast"},
     "__init__": {"errors", "config", "engine", "sampling", "text", "remote"},
     "recorder": {"errors", "config", "engine", "engine.memory"},
@@ -55,7 +57,7 @@ MAY_IMPORT = {
     "server": TEXT_TO_TEXT | {"remote", "__init__"},
     "translation": {"errors", "intake", "sampling", "text", "chat", "engine"},
     "cluster": TEXT_TO_TEXT | {"remote", "server"},
-    "proof": OVER_THE_ENGINE | {"parallel"},
+    "proof": OVER_THE_ENGINE | {"parallel", "engine.speculation"},
     "bench": OVER_THE_ENGINE | {"engine.fast", "__init__"},
     "teaching": OVER_THE_ENGINE | {"proof", "bench", "parallel", "recorder"},
     "models": set(),

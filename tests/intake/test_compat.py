@@ -83,7 +83,7 @@ def test_what_changes_nothing_is_accepted_with_one_line(caplog):
         ({"enable_lora": True}, "merge them into the checkpoint"),
         ({"compilation_config": 3}, "compile_sizes"),
         ({"download_dir": "/tmp"}, "cache_dir"),
-        ({"speculative_config": {"model": "x"}}, "no speculative decoding"),
+        ({"speculative_config": {"model": "x"}}, "drafts come from the text itself"),
         ({"enable_chunked_prefill": False}, 'scheduler="v0"'),
         ({"enforce_eager": True, "cuda_graphs": True}, "enforce_eager is cuda_graphs here"),
         ({"kv_cache_memory_bytes": 1}, "kv_cache_memory_bytes is memory_bytes here"),

@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 from plamo_ref import LLM, SamplingParams
 from plamo_ref.engine.memory.prefix import PrefixCache
 from plamo_ref.engine.scheduling.pace import Share
+from plamo_ref.proof.drafting import DraftingScenario, draw_drafting_scenario
 from plamo_ref.proof.hurry import draw_hurried_scenario
 from plamo_ref.proof.lab import Scenario, draw_scenario
 from plamo_ref.proof.law import run_scenario
@@ -42,6 +43,42 @@ def scenarios(draw: st.DrawFn) -> tuple[str, Scenario]:
 def test_the_tokens_of_a_request_depend_on_the_request_alone(drawn):
     name, scenario = drawn
     run_scenario(scenario, pair(name))
+
+
+@st.composite
+def drafting_scenarios(draw: st.DrawFn) -> tuple[str, DraftingScenario]:
+    name = draw(st.sampled_from(list(CONFIGS)))
+    drawn = draw_drafting_scenario(lambda low, high: draw(st.integers(low, high)), CONFIGS[name])
+    return name, drawn
+
+
+@settings(max_examples=SCENARIOS // 6)
+@given(drafting_scenarios())
+def test_with_drafts_they_are_the_same(drawn):
+    name, scenario = drawn
+    first = run_scenario(scenario.without_drafts, pair(name))
+    run_scenario(DraftingScenario.of(scenario, first.requests), pair(name))
+
+
+def test_in_drafting_scenarios_guesses_are_right_and_wrong():
+    seen = dict.fromkeys(("right", "wrong", "drawn", "preempted", "interrupted", "overlapped"), 0)
+    for seed in range(30):
+        name = list(CONFIGS)[seed % len(CONFIGS)]
+        scenario = draw_drafting_scenario(random.Random(seed).randint, CONFIGS[name])
+        first = run_scenario(scenario.without_drafts, pair(name))
+        result = run_scenario(DraftingScenario.of(scenario, first.requests), pair(name))
+        right = sum(record.accepted for record in result.records)
+        drafted = [
+            share for record in result.records for share in record.scheduled if share.drafted
+        ]
+        warm = {r.request_id for r in result.requests if r.params.temperature}
+        seen["right"] += right
+        seen["wrong"] += sum(share.drafted for share in drafted) - right
+        seen["drawn"] += sum(share.request_id in warm for share in drafted)
+        seen["preempted"] += bool(drafted) and result.num_preemptions
+        seen["interrupted"] += bool(drafted) and len(result.interrupted_at)
+        seen["overlapped"] += len(drafted) if scenario.engine.overlap else 0
+    assert min(seen.values()) >= 3, seen
 
 
 def test_the_scenarios_are_worth_something():

@@ -15,8 +15,10 @@ from plamo_ref.engine.memory.cache import IntegrityError
 from plamo_ref.engine.memory.pool import PoolError
 from plamo_ref.errors import PlamoRefError
 from plamo_ref.proof.audits import ScheduleError
+from plamo_ref.proof.drafting import DraftingScenario, draw_drafting_scenario
 from plamo_ref.proof.faults import FAULTS, fault
 from plamo_ref.proof.faults_arena import ARENA_FAULTS
+from plamo_ref.proof.faults_drafts import DRAFT_FAULTS
 from plamo_ref.proof.faults_prefix import PREFIX_FAULTS
 from plamo_ref.proof.faults_schedule import HURRY_FAULTS
 from plamo_ref.proof.faults_text import TEXT_FAULTS, TextError, check_text
@@ -27,7 +29,7 @@ from plamo_ref.proof.planting import Fault, StaleFaultError, patch
 from plamo_ref.proof.sharing import draw_sharing_scenario
 
 HYBRID, COLUMNS = "mamba, sliding and full", "mamba and sliding"
-SCENARIOS = 60
+SCENARIOS, DRAFTING_SCENARIOS = 60, 40
 ERRORS = {
     "audit": (IntegrityError, PoolError),
     "schedule": (ScheduleError,),
@@ -49,9 +51,10 @@ def first_failure(
     *errors: type[Exception],
     drawn: Callable[[int], Scenario] = scenario,
     name: str = HYBRID,
+    count: int = SCENARIOS,
 ) -> Scenario | None:
     """The first scenario that ends in one of `errors`."""
-    for seed in range(SCENARIOS):
+    for seed in range(count):
         try:
             run_scenario(drawn(seed), pair(name))
         except errors:
@@ -114,6 +117,25 @@ def test_a_fault_of_a_step_s_time_is_caught(planted: Fault):
     run_scenario(caught, pair(HYBRID))
 
 
+@cache
+def drafting_scenario(seed: int) -> Scenario:
+    drawn = draw_drafting_scenario(random.Random(seed).randint, CONFIGS[HYBRID])
+    first = run_scenario(drawn.without_drafts, pair(HYBRID))
+    return DraftingScenario.of(drawn, first.requests)
+
+
+@pytest.mark.parametrize("planted", DRAFT_FAULTS, ids=lambda each: each.name)
+def test_a_fault_of_drafts_is_caught(planted: Fault):
+    for seed in range(DRAFTING_SCENARIOS):
+        drafting_scenario(seed)  # its first life, while everything is whole
+    with planted.planted():
+        caught = first_failure(
+            *ERRORS[planted.caught_by], drawn=drafting_scenario, count=DRAFTING_SCENARIOS
+        )
+    assert caught is not None, f"{planted.caught_by}: {DRAFTING_SCENARIOS} did not notice"
+    run_scenario(caught, pair(HYBRID))
+
+
 TOKENIZER = LLM("tiny", device="cpu", memory_bytes=2**22).tokenizer
 TEXT = "吾輩は猫である。名前はまだ無い。It was the best of times. STOP it was the worst."
 
@@ -133,7 +155,8 @@ def test_a_fault_of_text_is_caught(planted: Fault):
 
 
 def test_each_fault_has_a_name_and_a_sentence():
-    every = (*FAULTS, *PREFIX_FAULTS, *ARENA_FAULTS, *HURRY_FAULTS, *TEXT_FAULTS)
+    special = (*PREFIX_FAULTS, *ARENA_FAULTS, *HURRY_FAULTS, *DRAFT_FAULTS)
+    every = (*FAULTS, *special, *TEXT_FAULTS)
     assert len({each.name for each in every}) == len(every) >= 30
     assert all(each.story.endswith(".") and each.story[0].isupper() for each in every)
     assert fault("block leaked").caught_by == "audit"

@@ -5,10 +5,9 @@ Invariant tested: each token is told once, in its order; the last one says why i
 
 import asyncio
 
-from plamo_ref.remote.telling import Teller
-
 from plamo_ref import LLM, AsyncLLM, SamplingParams
 from plamo_ref.engine.request import Request
+from plamo_ref.remote.telling import Teller
 
 PROMPT = "one two three one two three one two"
 
@@ -43,25 +42,24 @@ def test_without_drafts_it_is_the_newest_one():
 def test_an_engine_elsewhere_says_the_same_with_drafts():
     params = SamplingParams(temperature=0, max_tokens=60, ignore_eos=True)
     settings = {"device": "cpu", "memory_bytes": 2**26, "dtype": "float64"}
-    (expected,) = LLM("tiny", **settings).generate(PROMPT, params, use_tqdm=False)
-    text = expected.outputs[0].text
-    stopping = SamplingParams(temperature=0, max_tokens=60, ignore_eos=True, stop=[text[40:44]])
-    (short,) = LLM("tiny", **settings).generate(PROMPT, stopping, use_tqdm=False)
+    with LLM("tiny", **settings) as llm:
+        (expected,) = llm.generate(PROMPT, params, use_tqdm=False)
+        stop = expected.outputs[0].text[40:44]
+        stopping = SamplingParams(temperature=0, max_tokens=60, ignore_eos=True, stop=[stop])
+        (short,) = llm.generate(PROMPT, stopping, use_tqdm=False)
 
     async def ask():
         drafts = {"method": "ngram", "prompt_lookup_min": 1}
-        async with await AsyncLLM.start("tiny", **settings, speculative_config=drafts) as llm:
-            found = []
-            for each in (params, stopping):
-                async for output in llm.generate(PROMPT, each):
-                    last = output
-                found.append(last)
-            return found, llm.stats.drafts
+        async with AsyncLLM("tiny", **settings, speculative_config=drafts) as llm:
+            found = [(await llm.generate(PROMPT, each))[0] for each in (params, stopping)]
+            return found, (await llm.audit()).stats.drafts
 
     found, drafts = asyncio.run(ask())
     for got, want in zip(found, (expected, short), strict=True):
-        assert (got.outputs[0].text, got.outputs[0].token_ids) == (
-            want.outputs[0].text,
-            want.outputs[0].token_ids,
+        one, other = got.outputs[0], want.outputs[0]
+        assert (one.text, one.token_ids, one.stop_reason) == (
+            other.text,
+            other.token_ids,
+            other.stop_reason,
         )
     assert drafts.tokens >= drafts.accepted > 0

@@ -113,6 +113,25 @@ def starvation(rows: Sequence[Row]) -> list[Table]:
     ]
 
 
+def speculation(rows: Sequence[Row]) -> list[Table]:
+    """Equal ids are part of the benchmark: without them there is no record."""
+    return [
+        table(
+            f"8B shape, drafts of {rows[0]['num_speculative_tokens']} tokens at the most",
+            rows,
+            Column("text", "text"),
+            Column("batch", "batch"),
+            Column("tokens/s without", "plain_tok_s", "{:,.0f}"),
+            Column("with drafts", "drafts_tok_s", "{:,.0f}"),
+            Column("ratio", "ratio", "{:.2f}×"),
+            Column("steps without", "plain_steps", "{:.0f}"),
+            Column("with", "steps", "{:.0f}"),
+            Column("guesses", "drafted", "{:,.0f}"),
+            Column("of them right", "accepted", "{:.0%}"),
+        )
+    ]
+
+
 def fresh(rows: Sequence[Row]) -> list[Table]:
     return [
         table(

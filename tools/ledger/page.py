@@ -150,6 +150,13 @@ SECTIONS = (
         "`max_step_time_ms` gives a step as much of a prompt as fits beside those who wait.",
         ("gpu_starvation_8b",),
     ),
+    Section(
+        "Drafts from the text itself",
+        "The model is made to count, so `copy` has its whole text in the prompt, `edit` with each "
+        "20th token changed, `new` nothing of it, and in `decoy` each two tokens go on otherwise. "
+        "The ids are the same with and without drafts.",
+        ("gpu_speculation_8b",),
+    ),
     Section("What the host takes on a GPU", "", ("gpu_host_1b", "gpu_pauses_8b")),
     Section(
         "When something goes wrong",

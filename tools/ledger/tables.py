@@ -15,6 +15,7 @@ from tools.ledger.neighbours import (
     hostile_before,
     interrupts,
     penalties,
+    speculation,
     starvation,
 )
 from tools.ledger.peer import peer_tables
@@ -339,6 +340,7 @@ TABLES: Mapping[str, Callable[[Sequence[Row]], list[Table]]] = {
     "gpu_server_8b": _server,
     "gpu_server_8b_fresh": fresh,
     "gpu_starvation_8b": starvation,
+    "gpu_speculation_8b": speculation,
     "gpu_host_1b": _host_on_gpu,
     "throughput": _throughput,
     "mixed": _mixed,

@@ -21,6 +21,7 @@ from torch import Tensor
 from plamo_ref.batch import ForwardBatch, LayerCache, Room
 from plamo_ref.config import LayerKind
 from plamo_ref.engine.batching import Rows
+from plamo_ref.engine.config import MOST_DRAFTS
 from plamo_ref.engine.memory.planner import MemoryPlan
 from plamo_ref.model import Plamo2Model
 
@@ -31,6 +32,7 @@ DECODES = (0, 16, 64, 128, 256)
 PROMPTS = (2, 8)
 TOKENS = (32, 64, 128, 256, 384, 512, 640, 768, 1024)
 PHOTOGRAPHS = (0, 2, 8)
+DRAFTS = (16, MOST_DRAFTS)  # more of both, where requests with a draft are prompts of a few tokens
 # Blocks in the table of a full-attention group. Tables are moved in every step, so not much wider
 # than the step needs.
 FULL_WIDTHS = (32, 128, 512, 2048, 8192, 32768)
@@ -39,8 +41,10 @@ FULL_WIDTHS = (32, 128, 512, 2048, 8192, 32768)
 class Ladders:
     """The room that a step is given, or none."""
 
-    def __init__(self, plan: MemoryPlan, most_tokens: int) -> None:
+    def __init__(self, plan: MemoryPlan, most_tokens: int, has_drafts: bool = False) -> None:
         """`most_tokens`: of prompts in a recorded step; 0: only decodes are recorded."""
+        self._prompts = (*PROMPTS, *DRAFTS) if has_drafts else PROMPTS
+        self._photographs = (*PHOTOGRAPHS, *DRAFTS) if has_drafts else PHOTOGRAPHS
         self._most_tokens = most_tokens
         self._rungs = [n for n in LADDER if n < plan.max_num_seqs]
         self._rungs += [min(plan.max_num_seqs, LADDER[-1])]
@@ -55,9 +59,9 @@ class Ladders:
             return None if rung is None or widths is None else Room(rung, 0, 0, widths)
         fitting = (
             _next(DECODES, needed.decodes),
-            _next(PROMPTS, needed.prompts),
+            _next(self._prompts, needed.prompts),
             _next(TOKENS, needed.tokens) if needed.tokens <= self._most_tokens else None,
-            _next(PHOTOGRAPHS, needed.photographs),
+            _next(self._photographs, needed.photographs),
         )
         found = [rung for rung in fitting if rung is not None]
         if len(found) < len(fitting) or widths is None:
@@ -120,9 +124,10 @@ class Graphs:
         caches: Sequence[LayerCache],
         plan: MemoryPlan,
         most_tokens: int,
+        has_drafts: bool = False,
     ) -> None:
         self._model, self._caches = model, caches
-        self._ladders = Ladders(plan, most_tokens)
+        self._ladders = Ladders(plan, most_tokens, has_drafts)
         self._needed = Counter[Room]()
         self._recordings: dict[Room, Recording] = {}
         # Memory belongs to a stream: with one for all recordings, what the first has asked for is

@@ -15,7 +15,7 @@ import torch
 
 from plamo_ref.batch import Room
 from plamo_ref.engine.config import EngineConfig
-from plamo_ref.engine.fast.graphs import DECODES, LADDER, PROMPTS, TOKENS
+from plamo_ref.engine.fast.graphs import DECODES, DRAFTS, LADDER, PROMPTS, TOKENS
 from plamo_ref.engine.memory.planner import MemoryPlan
 from plamo_ref.engine.runner import ModelRunner
 
@@ -61,8 +61,10 @@ def likely_rooms(plan: MemoryPlan, engine: EngineConfig) -> Iterator[Room]:
     seats, widths = plan.max_num_seqs, tuple((group.kind, 1) for group in plan.groups)
     for decodes in sorted({min(rung, seats) for rung in LADDER}):
         yield Room(decodes, 0, 0, widths)
-    photographed = bool(engine.enable_prefix_caching) and engine.photographs
-    for prompts in (n for n in PROMPTS if n <= seats):
+    has_drafts = engine.speculative_config is not None
+    photographed = has_drafts or (bool(engine.enable_prefix_caching) and engine.photographs)
+    rungs = (*PROMPTS, *DRAFTS) if has_drafts else PROMPTS
+    for prompts in (n for n in rungs if n <= seats):
         photographs = prompts if photographed else 0
         for decodes in sorted({min(rung, seats - prompts) for rung in DECODES}):
             for tokens in TOKENS:

@@ -148,7 +148,7 @@ class HybridCache:
             if self._is_partial(position):
                 table.blocks.append(self._block_of(kind, source, position))
             self.blocks[kind].share(table.blocks)
-        slot = self._take_slot([])
+        slot = self.take_slot()
         if stands_there and source.slot is not None and slot is not None:
             self.copies.append(Copy("mamba", source.slot, slot))
         holding = Holding(tables, slot)
@@ -194,7 +194,7 @@ class HybridCache:
             for kind, table in tables.items():
                 self.blocks[kind].share(table.blocks)
         needs = [(self.blocks[kind], end - table.end) for kind, table in tables.items()]
-        slot = self._take_slot(needs)
+        slot = self.take_slot(needs)
         if source is not None and slot is not None and source.slot is not None:
             self.copies.append(Copy("mamba", source.slot, slot))
         if source is not None and self._is_partial(computed):
@@ -215,7 +215,7 @@ class HybridCache:
         table = holding.tables[kind]
         return table.blocks[position // self.block_size - table.first]
 
-    def _take_slot(self, needs: Sequence[tuple[Pool, int]]) -> int | None:
+    def take_slot(self, needs: Sequence[tuple[Pool, int]] = ()) -> int | None:
         """A slot, if there are any, once there is room for what else is needed."""
         self._make_room([*needs, *([] if self.slots is None else [(self.slots, 1)])])
         return None if self.slots is None else self.slots.take(1)[0]

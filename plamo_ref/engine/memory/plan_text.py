@@ -66,6 +66,8 @@ def reasons(
             f"{num_blocks['sliding_window']:,} windowed blocks: one window a seat, and prompt "
             f"tokens of one step (max_num_batched_tokens={engine.step_tokens})"
         )
+    if engine.speculative_config is not None and not engine.enable_prefix_caching:
+        lines.append(f"{kept:,} slots beside the seats' for drafts (speculative_config)")
     if engine.enable_prefix_caching:
         lines.append(
             f"{kept:,} slots beside the seats' for what was computed, and whatever nobody needs at "

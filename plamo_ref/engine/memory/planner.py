@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from plamo_ref.config import LayerKind, Plamo2Config
-from plamo_ref.engine.config import EngineConfig, EngineError
+from plamo_ref.engine.config import MOST_DRAFTS, EngineConfig, EngineError
 from plamo_ref.engine.dtypes import torch_dtype
 from plamo_ref.engine.memory.arena import paged_pools
 from plamo_ref.engine.memory.cache import HybridCache
@@ -145,6 +145,7 @@ def plan_memory(
     each; then room for the prompt tokens of one step in the windowed group. With full attention
     half of it buys length, that is full-attention blocks, and what seats do not want does so, too.
     With prefix caching, what is left then buys room for what is kept: states and windows, by half.
+    Without, it buys slots for drafts, if there are to be any.
 
     More memory never makes a plan smaller: as many seats at least, and as many tokens.
 
@@ -186,8 +187,9 @@ def _divide(engine: EngineConfig, needs: Needs, spare: int) -> tuple[int, int, B
     further = engine.seats - 1
     in_step = math.ceil(engine.step_tokens / needs.size)
     full_blocks, for_full = needs.full_span, 0
+    drafts = 0 if keeps or engine.speculative_config is None else MOST_DRAFTS * needs.slot_bytes
     if needs.full_bytes:
-        wanted = further * needs.seat_bytes + in_step * needs.window_bytes
+        wanted = further * needs.seat_bytes + in_step * needs.window_bytes + drafts
         for_full = spare - min(spare // 2, spare if keeps and needs.seat_bytes else wanted)
         if engine.max_model_len is not None and not keeps:  # seats cannot fill more
             for_full = min(for_full, further * needs.full_span * needs.full_bytes)
@@ -202,6 +204,8 @@ def _divide(engine: EngineConfig, needs: Needs, spare: int) -> tuple[int, int, B
         more = min(left // needs.window_bytes, in_step)
         left -= more * needs.window_bytes
         blocks["sliding_window"] = 1 + (1 + further) * needs.span + more
+    if drafts:
+        kept = min(left // needs.slot_bytes, 1 + further, MOST_DRAFTS)
     if keeps and needs.slot_bytes:
         kept = (left // 2 if needs.window_bytes else left) // needs.slot_bytes
     if keeps and needs.window_bytes:

@@ -143,10 +143,14 @@ class Pace:
 
     def launched(self, schedule: "Schedule") -> None:
         """A step begins; `num_computed_tokens` of its requests are still those before it."""
-        counts = [(r.num_computed_tokens, tokens) for r, tokens in schedule.tokens.items()]
+        drafts = schedule.drafts
+        counts = [
+            (r.num_computed_tokens, tokens + len(drafts.guesses(r)))
+            for r, tokens in schedule.tokens.items()
+        ]
         decodes = sum(tokens == 1 for _, tokens in counts)
         keys = sum(self.attended(computed, tokens) for computed, tokens in counts)
-        work = StepWork(decodes, schedule.num_tokens - decodes, keys)
+        work = StepWork(decodes, sum(tokens for _, tokens in counts) - decodes, keys)
         self._launched.append((work, self.clock()))
 
     def landed(self) -> None:

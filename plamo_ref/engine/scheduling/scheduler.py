@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from plamo_ref.engine.config import EngineConfig
+from plamo_ref.engine.drafts import Drafter, Drafts
 from plamo_ref.engine.memory.cache import HybridCache
 from plamo_ref.engine.memory.eviction import Photograph
 from plamo_ref.engine.memory.holding import Holding
@@ -34,6 +35,7 @@ class Schedule:
     # Of those admitted: tokens that were found, and why not more.
     found: dict[Request, tuple[int, str]] = field(default_factory=dict)
     photographs: list[Photograph] = field(default_factory=list)  # inside of these tokens
+    drafts: Drafts = field(default_factory=Drafts)  # behind them
 
     @property
     def num_tokens(self) -> int:
@@ -62,6 +64,7 @@ class Queues:
         self.prefix.interval = config.photograph_interval
         self.budget = config.step_tokens  # of the next step; a pipeline shares it
         self.pace = Pace.of(config, cache)
+        self.drafter: Drafter | None = None  # whoever builds the engine may bring one
         self.waiting: deque[Request] = deque()
         self.running: list[Request] = []
 
@@ -149,13 +152,15 @@ class Queues:
         return all_in_time if self.pace is None else self.pace.share(self.running)
 
     def with_photographs(self, schedule: Schedule) -> Schedule:
-        """A step that is decided takes photographs as well, into the memory that is left."""
-        if self.pace is not None and schedule:
-            self.pace.launched(schedule)
+        """A step that is decided takes photographs and computes drafts, in memory that is left."""
         for request, count in schedule.tokens.items():
             if count > 1 and self.config.photographs:
                 end = request.num_computed_tokens + count
                 self.prefix.expose(request, end, schedule.photographs)
+        if self.drafter is not None and schedule:
+            self.drafter.draft(schedule)
+        if self.pace is not None and schedule:
+            self.pace.launched(schedule)
         return schedule
 
     def landed(self) -> None:

@@ -52,7 +52,7 @@ class V0Scheduler:
             if goes_on and request.settled is not None:
                 schedule.tokens[request] = 1
             elif request.can_run:
-                queues.grant(request, 1, schedule)
+                queues.grant(request, request.num_uncomputed_tokens, schedule)
 
     def _chunk(self, request: Request) -> int:
         """Tokens of the request's next prefill step."""

@@ -1,0 +1,190 @@
+"""Drafts in an engine: the same texts in fewer steps, and nothing else changes.
+
+Invariant tested: with drafts a request gets the ids that it gets without, greedy or drawn, and ends
+where it ends without; a draft takes only memory and time that is left. (The law with drafts is in
+tests/proof.)
+"""
+
+import json
+
+import pytest
+
+from plamo_ref import LLM, EngineConfig, SamplingParams
+from plamo_ref.engine.config import EngineError
+from plamo_ref.engine.speculation.drafter import MOST_TOKENS
+from plamo_ref.errors import PlamoRefError
+
+NGRAM = {"method": "ngram", "num_speculative_tokens": 6, "prompt_lookup_min": 1}
+PROMPTS = ["吾輩は猫である。名前はまだ無い。" * 3, "one two three one two three one two"]
+
+
+@pytest.fixture(scope="module")
+def plain():
+    return LLM("tiny", dtype="float64", device="cpu", memory_bytes=2**26, record=True)
+
+
+def drafting(overlap=False, **engine):
+    config = {"speculative_config": NGRAM, "overlap": overlap, "record": True, **engine}
+    return LLM("tiny", dtype="float64", device="cpu", memory_bytes=2**26, **config)
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["", "overlapped"])
+def llm(request):
+    return drafting(request.param, enable_prefix_caching=request.param)
+
+
+def outputs(llm, prompts, params):
+    found = [r.outputs[0] for r in llm.generate(prompts, params, use_tqdm=False)]
+    llm.core.cache.check_integrity()
+    return found
+
+
+@pytest.mark.parametrize("temperature", [0, 0.7])
+def test_the_same_ids_in_fewer_steps(plain, llm, temperature):
+    params = SamplingParams(temperature=temperature, max_tokens=80, seed=3, ignore_eos=True)
+    before = llm.core.queues.drafter.counts
+    starts = len(plain.records), len(llm.records)
+    expected, got = outputs(plain, PROMPTS, params), outputs(llm, PROMPTS, params)
+    assert [o.token_ids for o in got] == [o.token_ids for o in expected]
+    assert [o.text for o in got] == [o.text for o in expected]
+    steps, drafted = len(plain.records) - starts[0], llm.records[starts[1] :]
+    assert len(drafted) < (0.9 if temperature == 0 else 1.01) * steps
+    counts = [new - old for new, old in zip(llm.core.queues.drafter.counts, before, strict=True)]
+    assert counts[1] == sum(share.drafted for record in drafted for share in record.scheduled)
+    assert counts[2] == sum(record.accepted for record in drafted)
+    assert steps - len(drafted) <= counts[2]
+    assert all(record.num_tokens <= MOST_TOKENS for record in drafted)
+
+
+def test_a_text_ends_where_it_ends_without_drafts(plain, llm):
+    whole = SamplingParams(temperature=0, max_tokens=80, ignore_eos=True)
+    (text,) = outputs(plain, PROMPTS[:1], whole)
+    accepted = 0
+    for most in (41, 43, 44, 46):
+        params = SamplingParams(temperature=0, max_tokens=most, ignore_eos=True)
+        (one,) = outputs(llm, PROMPTS[:1], params)
+        assert (one.token_ids, one.finish_reason) == (text.token_ids[:most], "length")
+    for place in range(20, 60, 9):
+        token = text.token_ids[place]
+        params = SamplingParams(
+            temperature=0, max_tokens=80, ignore_eos=True, stop_token_ids=[token]
+        )
+        first = text.token_ids.index(token)
+        (one,) = outputs(llm, PROMPTS[:1], params)
+        assert (one.token_ids, one.finish_reason) == (text.token_ids[: first + 1], "stop")
+        assert one.stop_reason == token
+    for place in range(len(text.text) // 3, len(text.text) - 4, 16):
+        stop = text.text[place : place + 4]
+        params = SamplingParams(temperature=0, max_tokens=80, ignore_eos=True, stop=[stop])
+        (expected,), (one,) = (outputs(each, PROMPTS[:1], params) for each in (plain, llm))
+        assert (one.text, one.token_ids, one.stop_reason) == (
+            expected.text,
+            expected.token_ids,
+            expected.stop_reason,
+        )
+        pieces = list(llm.stream(PROMPTS[0], params))
+        assert "".join(piece.text for piece in pieces) == expected.text
+        accepted += sum(record.accepted for record in llm.records)
+    assert accepted
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        {"repetition_penalty": 1.1},
+        {"logprobs": 1},
+        {"prompt_logprobs": 1},
+        {"min_tokens": 20},
+        {"logit_bias": {7: 1.0}},
+    ],
+    ids=str,
+)
+def test_who_wants_more_than_tokens_gets_no_drafts(plain, llm, params):
+    params = SamplingParams(temperature=0, max_tokens=24, ignore_eos=True, **params)
+    before = llm.core.queues.drafter.counts
+    expected, got = outputs(plain, PROMPTS, params), outputs(llm, PROMPTS, params)
+    assert [o.token_ids for o in got] == [o.token_ids for o in expected]
+    assert llm.core.queues.drafter.counts == before
+
+
+def test_where_nothing_comes_again_the_steps_are_those_without_drafts():
+    config = {**NGRAM, "prompt_lookup_min": 16, "prompt_lookup_max": 16}
+    shares = []
+    for speculative in (None, config):
+        with drafting(True, speculative_config=speculative) as llm:
+            params = SamplingParams(temperature=1, seed=1, max_tokens=15, ignore_eos=True)
+            outputs(llm, PROMPTS, params)
+            shares.append([[(s.start, s.num_tokens) for s in r.scheduled] for r in llm.records])
+    assert shares[0] == shares[1]
+
+
+def test_a_draft_takes_only_what_is_left():
+    """No slot beside the seat's, no budget beside the known tokens: no drafts, and no loss."""
+    params = SamplingParams(temperature=0, max_tokens=60, ignore_eos=True)
+    for engine in ({"max_num_batched_tokens": 1}, {"max_num_seqs": 1}):
+        with drafting(**engine) as llm:
+            if "max_num_seqs" in engine:
+                slots = llm.core.cache.slots
+                slots.take(slots.num_free - 1)  # somebody else has them
+            (one,) = llm.generate(PROMPTS[0], params, use_tqdm=False)
+            assert len(one.outputs[0].token_ids) == 60
+            assert llm.core.queues.drafter.counts == (0, 0, 0)
+    with drafting(max_num_batched_tokens=3) as llm:
+        (one,) = llm.generate(PROMPTS[0], params, use_tqdm=False)
+        assert llm.core.queues.drafter.num_accepted_tokens
+        assert max(record.num_tokens for record in llm.records) == 3
+
+
+def test_a_plan_has_slots_for_drafts():
+    with drafting(max_num_seqs=3) as llm:
+        assert llm.plan.num_slots == 1 + 3 + 3
+        assert "3 slots beside the seats' for drafts" in "; ".join(llm.plan.reasons)
+
+
+# --- settings -------------------------------------------------------------------------------------
+
+
+def test_what_is_left_out_has_its_default():
+    config = EngineConfig(speculative_config={"num_speculative_tokens": 3})
+    expected = {
+        "method": "ngram",
+        "num_speculative_tokens": 3,
+        "prompt_lookup_max": 4,
+        "prompt_lookup_min": 2,
+    }
+    assert (
+        config.speculative_config == json.loads(json.dumps(config.speculative_config)) == expected
+    )
+    for given, (least, most) in (
+        ({"prompt_lookup_max": 1}, (1, 1)),
+        ({"prompt_lookup_min": 6}, (6, 6)),
+        ({"prompt_lookup_min": None, "prompt_lookup_max": 8}, (2, 8)),
+    ):
+        found = EngineConfig(speculative_config=given).speculative_config
+        assert (found["prompt_lookup_min"], found["prompt_lookup_max"]) == (least, most)
+    assert EngineConfig().speculative_config is None
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"method": "eagle"}, 'method "ngram" and no model'),
+        ({"model": "pfnet/plamo-2-1b"}, "drafts come from the text itself"),
+        ({"num_speculative_tokens": 0}, "num_speculative_tokens is an integer, 1 to 32"),
+        ({"num_speculative_tokens": True}, "num_speculative_tokens is an integer, 1 to 32"),
+        ({"prompt_lookup_max": 99}, "prompt_lookup_max is an integer, 1 to 16"),
+        ({"prompt_lookup_min": 5, "prompt_lookup_max": 3}, "prompt_lookup_min ≤ prompt_lookup_max"),
+        ({"draft_tokens": 3}, "no 'draft_tokens'"),
+        ("ngram", 'a mapping as {"method": "ngram"'),
+    ],
+)
+def test_what_cannot_be_is_refused_by_name(given, said):
+    with pytest.raises(EngineError, match="speculative_config must be a mapping") as refused:
+        EngineConfig(speculative_config=given)
+    assert said in str(refused.value)
+    assert str(given)[:20] in str(refused.value)
+
+
+def test_a_pipeline_has_no_drafts():
+    with pytest.raises(PlamoRefError, match="leave it out, or pipeline_parallel_size=2"):
+        EngineConfig(speculative_config=NGRAM, pipeline_parallel_size=2)
