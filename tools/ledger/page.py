@@ -61,14 +61,17 @@ SECTIONS = (
         "a model of 8 B parameters loses it cannot tell: larger ones have more room in a weight, "
         'and outliers in their activations that this one has not. Rows with "too" round what '
         "`quantization=` leaves in bfloat16, one kind of weight at a time: B, C and Δ could go, "
-        "for 1 % of the weights; the head adds half of what all products cost. int4 and int8 have "
-        "got another kernel since, whose compiled loop has 2.2 instructions a weight where int4's "
-        "had 2.5, 0.7 of them on integers (half as fast as others) where it had 1.2, and room for "
-        "twice as many warps. Predicted from that before it was measured, for an H200 at batch 1: "
-        "int4 3.2 to 2.2 ms, int8 5.5 to 3.0 ms.",
+        "for 1 % of the weights; the head adds half of what all products cost. int4 and int8 lie in "
+        "words as the matrix unit wants them, and share a kernel whose compiled loop has 2.2 "
+        "instructions a weight where int4's last one had 2.5, 0.7 of them on integers (half as fast "
+        "as others) where it had 1.2. Predicted from that for an H200: int4 3.2 to 2.2 ms at batch "
+        "1. It came out as 3.2 there and 5.0 to 4.0 at batch 32: one request does not wait for "
+        "instructions. The sweep fits tiles in which bytes and products follow one another. Beyond "
+        "128 requests both make their weights plain first, and bfloat16 is faster.",
         (
             "quantization_quality",
             "gpu_decode_8b_fp8",
+            "gpu_decode_8b_int8",
             "gpu_decode_8b_int4",
             "gpu_prefill_8b_fp8",
             "gpu_decode_8b_narrow",

@@ -317,6 +317,7 @@ TABLES: Mapping[str, Callable[[Sequence[Row]], list[Table]]] = {
     "gpu_decode_8b_bf16": _decode,
     "gpu_decode_8b_fp8": _decode,
     "gpu_decode_8b_int4": _decode,
+    "gpu_decode_8b_int8": _decode,
     "gpu_decode_8b_narrow": narrow,
     "gpu_decode_8b_replay": replayed,
     "gpu_state_replay_8b": replay_kernel,
