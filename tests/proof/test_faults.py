@@ -30,6 +30,10 @@ from plamo_ref.proof.sharing import draw_sharing_scenario
 
 HYBRID, COLUMNS = "mamba, sliding and full", "mamba and sliding"
 SCENARIOS, DRAFTING_SCENARIOS = 60, 40
+# Where faults that few scenarios notice are known to show. These are tried first, and where one of
+# them notices no longer the others are asked in turn.
+KNOWN = (29, 33, 39, 52, 18, 21, 16, 13, 11, 12, 9, 26)
+ORDER = (*range(3), *KNOWN, *(seed for seed in range(3, SCENARIOS) if seed not in KNOWN))
 ERRORS = {
     "audit": (IntegrityError, PoolError),
     "schedule": (ScheduleError,),
@@ -53,8 +57,8 @@ def first_failure(
     name: str = HYBRID,
     count: int = SCENARIOS,
 ) -> Scenario | None:
-    """The first scenario that ends in one of `errors`."""
-    for seed in range(count):
+    """A scenario that ends in one of `errors`."""
+    for seed in (seed for seed in ORDER if seed < count):
         try:
             run_scenario(drawn(seed), pair(name))
         except errors:
