@@ -22,7 +22,7 @@ from plamo_ref.proof.lab import lab_config, lab_plan, least_blocks, random_pair
 from plamo_ref.proof.sharing import in_one_arena
 from plamo_ref.sampling import SamplingParams
 
-CONFIG = lab_config(hidden_size_per_head=16, num_key_value_heads=1)
+CONFIG = lab_config(hidden_size_per_head=16, num_attention_heads=2, num_key_value_heads=1)
 PROMPTS = ((5, 9, 33, 60, 2, 2, 17, 41, 8), (7, 12, 50))
 
 
