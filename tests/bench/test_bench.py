@@ -1,12 +1,14 @@
 """`plamo-ref bench`: workloads that are what they say, results that can be redone."""
 
 import json
+from collections.abc import Iterator
 from dataclasses import replace
+from functools import cache
 
 import pytest
 import torch
 
-from plamo_ref.bench import prefix, workloads
+from plamo_ref.bench import prefix, steps, workloads
 from plamo_ref.bench.report import command
 from plamo_ref.bench.scheduling import time_decisions
 from plamo_ref.bench.shapes import SHAPES, open_core
@@ -108,6 +110,14 @@ def test_timing_decisions_needs_no_model():
     assert row["schedule_ms"] > 0
 
 
+@pytest.fixture(scope="module")
+def ceilings_are_measured_once() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(steps, "measure_ceilings", cache(steps.measure_ceilings))
+        yield
+
+
+@pytest.mark.usefixtures("ceilings_are_measured_once")
 @pytest.mark.parametrize(
     "command",
     [
@@ -116,7 +126,7 @@ def test_timing_decisions_needs_no_model():
         ["decode", "--batches", "1,2", "--prompt-len", "5", "--output-len", "4", "--repeat", "1"],
         ["prefill", "--lengths", "9", "--repeat", "1", "--no-products"],
         ["mixed", "--requests", "3", "--scale", "0.01", "--both"],
-        ["prefix", "--scale", "0.01", "--repeat", "1", "--both"],
+        ["prefix", "--scale", "0.004", "--repeat", "1", "--both"],
         ["scheduler", "--running", "1,2"],
         ["startup"],
         ["ablation", "--only", "float32-state", "--batches", "2", "--output-len", "3"],
