@@ -12,7 +12,6 @@ from dataclasses import replace
 import pytest
 import torch
 from engines import CONFIGS, new_core, pair
-from torch._dynamo.utils import counters
 
 from plamo_ref import LLM, SamplingParams
 from plamo_ref.engine.config import EngineConfig, EngineError
@@ -49,15 +48,23 @@ def warm_up(core, sizes=()):
     compiling.warm_up(core.runner.model, core.runner.caches, sizes)
 
 
+def counters():
+    """The compiler's. It takes a second to import, in each process that collects this file."""
+    from torch._dynamo import utils
+
+    return utils.counters
+
+
 def graphs_and_breaks():
-    return counters["stats"]["unique_graphs"], sum(counters["graph_break"].values())
+    counted = counters()
+    return counted["stats"]["unique_graphs"], sum(counted["graph_break"].values())
 
 
 @pytest.fixture(scope="module")
 def compiled():
     """Both models, the served one compiled, and the scenario that made it compile."""
     torch.compiler.reset()
-    counters.clear()
+    counters().clear()
     models = Pair(compile_model(pair(NAME).served, "all", ()), pair(NAME).reference)
     run_scenario(scenarios()[0], models)
     return models
@@ -134,7 +141,7 @@ def test_the_box_of_a_quantized_product_computes_it_and_takes_plain_activations(
 def test_each_kind_of_layer_is_one_graph_a_size_and_none_has_a_break(compiled):
     """Three kinds (Mamba, sliding, full), each for one token and for any other number."""
     torch.compiler.reset()
-    counters.clear()
+    counters().clear()
     models = Pair(compile_model(pair(NAME).served, "all", ()), pair(NAME).reference)
     layers = len(models.config.layer_kinds)
     run_scenario(scenarios()[0], models)
