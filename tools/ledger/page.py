@@ -57,17 +57,18 @@ SECTIONS = (
     Section(
         "What fewer bytes cost",
         "Each scheme of `quantization=` in a model of 4 M parameters, a fourth of which are its "
-        "embedding. It shows that a scheme is sound and which one is finer; how much "
-        "a model of 8 B parameters loses it cannot tell: larger ones have more room in a weight, "
-        'and outliers in their activations that this one has not. Rows with "too" round what '
+        "embedding. It shows that a scheme is sound and which one is finer; how much a model of "
+        "8 B parameters loses it cannot tell: larger ones have more room in a weight, and "
+        'outliers in their activations that this one has not. Rows with "too" round what '
         "`quantization=` leaves in bfloat16, one kind of weight at a time: B, C and Δ could go, "
         "for 1 % of the weights; the head adds half of what all products cost. int4 and int8 lie "
         "in words as the matrix unit wants them, and share a kernel whose compiled loop has 2.2 "
         "instructions a weight where int4's last one had 2.5, 0.7 of them on integers (half as "
-        "fast as others) where it had 1.2. Predicted from that for an H200: int4 3.2 to 2.2 ms at batch "
-        "1. It came out as 3.2 there and 5.0 to 4.0 at batch 32: one request does not wait for "
-        "instructions. The sweep fits tiles in which bytes and products follow one another. Beyond "
-        "128 requests both make their weights plain first, and bfloat16 is faster.",
+        "fast as others) where it had 1.2. Predicted from that for an H200: int4 3.2 to 2.2 ms "
+        "at batch 1. It came out as 3.2 there and 5.0 to 4.0 at batch 32: one request does not "
+        "wait for instructions. The sweep fits tiles in which bytes and products follow one "
+        "another. Beyond 128 requests both make their weights plain first, and bfloat16 is "
+        "faster.",
         (
             "quantization_quality",
             "gpu_decode_8b_fp8",
@@ -104,11 +105,11 @@ SECTIONS = (
     Section(
         "Prefill on a GPU",
         "One prompt alone. From about 512 tokens the floor is arithmetic; below, it is the "
-        "reading of the weights. Tried and left out: attention in Gluon, with warps that load, two "
-        "groups that multiply, and a softmax beside the next keys' product. On an H200, 8,192 "
-        "tokens of the 8B shape: 405 TFLOP/s in Triton, 425 in the first form, 334 in the one whose "
-        "machine code really interleaves both; 2,048 tokens were slower in either. It would have had to be "
-        "a tenth faster to be worth a second way of writing kernels.",
+        "reading of the weights. Tried and left out: attention in Gluon, with warps that load, "
+        "two groups that multiply, and a softmax beside the next keys' product. On an H200, "
+        "8,192 tokens of the 8B shape: 405 TFLOP/s in Triton, 425 in the first form, 334 in the "
+        "one whose machine code really interleaves both; 2,048 tokens were slower in either. It "
+        "would have had to be a tenth faster to be worth a second way of writing kernels.",
         ("gpu_prefill_8b", "gpu_prefill_1b"),
         "prefill",
     ),
