@@ -130,11 +130,15 @@ def test_a_rehearsal_tries_wrong_answers_then_the_solution_and_ends_there() -> N
     [
         ("y = 3\nprint(y)", False),
         ("for y in range(3):\n    print(y)", False),
+        ("print([size for size in range(3)])", False),  # a name of its own
         ("size = 3", True),  # mentioned in the exercise
         ("def size():\n    return 3", True),
         ("import numpy as size", True),
         ("with open('a') as size:\n    pass", True),
+        ("fig, ax = figure()\nax.plot([3])\nshow(fig, 'a')", False),
         ("box.append(3)", True),
+        ("for y in range(3):\n    box.of[0].append(y)", True),
+        ("await engine.step()", True),
         ("box[0] = 3", True),
         ("globals().update(size=3)", True),
         ("%cd ..", True),
