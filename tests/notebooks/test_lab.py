@@ -98,6 +98,7 @@ def lab(tmp_path_factory) -> Iterator[tuple]:
         page.goto(f"{address}/lab/tree/notebooks?token={TOKEN}&reset")
         page.wait_for_function("() => window.jupyterapp")
         page.evaluate("() => window.jupyterapp.restored")
+        page.wait_for_selector(".jp-LauncherCard")  # a theme changed before upsets what is drawn
         yield page, heard, address, root / "notebooks"
         browser.close()
 
