@@ -125,6 +125,47 @@ def test_a_rehearsal_tries_wrong_answers_then_the_solution_and_ends_there() -> N
     assert edition.cells[5].source == "x = ...\n\n\nx = 42"
 
 
+@pytest.mark.parametrize(
+    ("source", "stays"),
+    [
+        ("y = 3\nprint(y)", False),
+        ("for y in range(3):\n    print(y)", False),
+        ("print([size for size in range(3)])", False),  # a name of its own
+        ("size = 3", True),  # mentioned in the exercise
+        ("def size():\n    return 3", True),
+        ("import numpy as size", True),
+        ("with open('a') as size:\n    pass", True),
+        ("fig, ax = figure()\nax.plot([3])\nshow(fig, 'a')", False),
+        ("box.append(3)", True),
+        ("for y in range(3):\n    box.of[0].append(y)", True),
+        ("await engine.step()", True),
+        ("box[0] = 3", True),
+        ("globals().update(size=3)", True),
+        ("%cd ..", True),
+    ],
+)
+def test_a_rehearsal_leaves_out_what_no_exercise_needs(source: str, stays: bool) -> None:
+    lesson = small_lesson()
+    lesson.cells[1].source = "x = size"
+    lesson.cells.insert(1, new_code_cell(source, id="between"))
+    ids = [cell.id for cell in rehearsal(lesson).cells]
+    assert ids[:2] == (["setup", "between"] if stays else ["setup", "ex1"])
+    lesson.cells[1].metadata["tags"] = ["raises-exception"]
+    assert rehearsal(lesson).cells[1].id == "between"
+
+
+def test_what_a_needed_cell_needs_stays() -> None:
+    lesson = small_lesson()
+    lesson.cells[1].source = "x = size"
+    lesson.cells[1:1] = [
+        new_code_cell("y = 3", id="first"),
+        new_code_cell("size = y", id="then"),
+        new_code_cell("y = 4", id="too-late"),
+    ]
+    ids = [cell.id for cell in rehearsal(lesson).cells]
+    assert ids[:4] == ["setup", "first", "then", "ex1"]
+
+
 def test_a_right_wrong_answer_and_an_unnamed_mistake_are_found(tmp_path: Path) -> None:
     lesson, data = tmp_path / "01_small.ipynb", tmp_path / "01_small.toml"
     nbformat.write(small_lesson(), lesson)

@@ -22,6 +22,7 @@ import nbformat
 from nbformat import NotebookNode
 
 from plamo_ref.errors import PlamoRefError
+from tools.course.needed import needed
 
 TAGS = ("exercise", "self-check", "solution")  # in the order in which they stand
 _FOLDED = re.compile(r"\n*<details><summary>Solution</summary>\n(.*?)\n</details>", re.DOTALL)
@@ -93,7 +94,7 @@ def student(notebook: NotebookNode) -> NotebookNode:
 def rehearsal(
     notebook: NotebookNode, wrong_answers: Mapping[int, Sequence[str]] | None = None
 ) -> NotebookNode:
-    """The lesson up to its last exercise, with every exercise answered several times over.
+    """What the exercises of a lesson need of it, with every exercise answered several times over.
 
     After the stub and its check come, each as two cells `exN.K` and `exN.K-check`, the wrong
     answers (K from 1; their checks are to fail) and at the end the solution (K is 0).
@@ -110,7 +111,7 @@ def rehearsal(
         for number, answer in [*enumerate(wrong, start=1), (0, exercise.solution)]:
             cells += _answered(exercise, number, answer)
         last = len(cells)
-    edition.cells = cells[:last]
+    edition.cells = needed(cells[:last])
     return edition
 
 
