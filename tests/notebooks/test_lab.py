@@ -115,7 +115,11 @@ def code_cells(notebook: NotebookNode) -> list[NotebookNode]:
     return [cell for cell in notebook.cells if cell.cell_type == "code"]
 
 
-@pytest.fixture(scope="module", params=LESSONS, ids=lambda path: path.stem)
+# All light ones, then all dark ones: the theme is changed once, where nothing is open.
+BY_THEME = LESSONS[::2] + LESSONS[1::2]
+
+
+@pytest.fixture(scope="module", params=BY_THEME, ids=lambda path: path.stem)
 def lesson(request, lab) -> tuple[Path, Seen, str]:
     """A lesson, run to its end, every widget moved; and what was seen."""
     page, heard, address, notebooks = lab
