@@ -8,11 +8,12 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
-from torch import Tensor
 
 from plamo_ref.engine.request import Request
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from plamo_ref.engine.scheduling.scheduler import Queues, Schedule
 
 
@@ -95,7 +96,7 @@ def launched(queues: "Queues", schedule: "Schedule") -> None:
 
 
 def accept(
-    drafter: Drafter | None, drafts: Drafts, chosen: Tensor, moved: list[Request], rows: list[int]
+    drafter: Drafter | None, drafts: Drafts, chosen: "Tensor", moved: list[Request], rows: list[int]
 ) -> None:
     """Give what was right. Who got a token is in `moved` again, once for each further one, and the
     row of that in `rows`: rows behind guesses follow those of `first` requests.

@@ -26,7 +26,7 @@ class ScheduledTokens:
     num_tokens: int
     kind: Literal["prefill", "decode", "recompute"]
     sampled: bool  # whether the step gave the request a new token
-    drafted: int = 0  # guesses that were computed behind these tokens
+    drafted: int = field(default=0, repr=False)  # guesses that were computed behind these tokens
 
 
 @dataclass(frozen=True)

@@ -59,6 +59,10 @@ OTHER: dict[str, tuple[list[str], Any]] = {
     "photographs": (["--no-photographs"], False),
     "max_step_time_ms": (["--max-step-time-ms", "7.5"], 7.5),
     "photograph_interval": (["--photograph-interval", "99"], 99),
+    "speculative_config": (
+        ["--speculative-config", '{"num_speculative_tokens": 3}'],
+        {"num_speculative_tokens": 3},
+    ),
     "record": (["--record", "run.jsonl"], "run.jsonl"),
 }
 

@@ -23,6 +23,7 @@ from engines import CONFIGS
 from plamo_ref import LLM, SamplingParams
 from plamo_ref.batch import MambaCache
 from plamo_ref.engine.config import EngineError
+from plamo_ref.proof.drafting import numbers_of
 from plamo_ref.proof.interrupts import interrupted
 from plamo_ref.proof.lab import random_tensors
 from plamo_ref.weights.checkpoint import save
@@ -48,8 +49,8 @@ def lived(llm: LLM) -> Lived:
     seen: dict[tuple[str, int], torch.Tensor] = {}
 
     def observe(record, requests, logits):
-        for request, row in zip(requests, logits, strict=True):
-            seen[request.request_id, len(request.output_ids)] = row.clone()
+        for request, number, row in zip(requests, numbers_of(requests), logits, strict=True):
+            seen[request.request_id, number] = row.clone()
 
     llm.core.observers.append(observe)
     base = list(range(1, 22))
@@ -88,10 +89,14 @@ def ranks_of(process: psutil.Process) -> list[psutil.Process]:
 @pytest.mark.parametrize(("size", "stages"), [(4, 1), (2, 2)])
 def test_four_processes_give_what_one_gives(folder, one, size, stages):
     sizes = {"tensor_parallel_size": size, "pipeline_parallel_size": stages, "overlap": stages > 1}
+    if stages == 1:  # one process has none: tokens are the same, and so are logits
+        sizes["speculative_config"] = {"num_speculative_tokens": 3, "prompt_lookup_min": 1}
     whole, (expected, truth, _) = one
     with LLM(folder, **SMALL, memory_bytes=FOUR, **sizes) as llm:
         assert len(ranks_of(psutil.Process())) == 3
         said, logits, preempted = lived(llm)
+        shares = [share for record in llm.records for share in record.scheduled]
+        assert any(share.drafted for share in shares) == (stages == 1)
         check_plan(llm, whole, size, stages)
         with pytest.raises(EngineError, match="hidden_states needs the whole model in one"):
             llm.hidden_states([[1, 2]])
