@@ -2,6 +2,7 @@
 
 Invariant: wherever guesses are side by side, they are so in the order of `Drafts`, request by
 request.
+Built in notebooks/16_sampling_and_guided_decoding.ipynb.
 """
 
 from collections.abc import Sequence

@@ -1,9 +1,9 @@
 """How long a GPU works on a call: the reader's, or the package's.
 
-Invariant: only what the GPU does is timed. A call is recorded as a graph, which lesson 13 explains,
-and the replay is timed with Triton's `do_bench`: it warms up, writes over the L2 cache before each
-run, and gives the median. Launched from Python a small kernel would show how long its launch takes,
-and the package's, which look up tables first, would look slow.
+Invariant: only what the GPU does is timed, if a call can be recorded: as a graph, which lesson 13
+explains. The replay is timed with Triton's `do_bench`: it warms up, writes over the L2 cache before
+each run, and gives the median. Launched from Python a small kernel would show how long its launch
+takes, and the package's, which look up tables first, would look slow.
 """
 
 from collections.abc import Callable

@@ -1,0 +1,1 @@
+"""docs/ledger.md, its pictures and README.md's table, made from the recorded results."""

@@ -20,6 +20,7 @@ has to land before the next is decided; with overlap that takes as much of a ste
 
 Invariant: between two steps a request has one slot, and `num_computed_tokens` counts known tokens
 alone: a draft is nowhere but in the step that computes it.
+Built in notebooks/16_sampling_and_guided_decoding.ipynb.
 """
 
 from collections.abc import Callable, Sequence

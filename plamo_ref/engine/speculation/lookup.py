@@ -7,6 +7,7 @@ it was drafted: so what a guess is worth is known before any has cost something.
 
 Invariant: everything follows from the request's known tokens; an n-gram is indexed once, and none
 before there is a token behind it. A guess decides nothing: whoever takes it checks it.
+Built in notebooks/16_sampling_and_guided_decoding.ipynb.
 """
 
 import math
