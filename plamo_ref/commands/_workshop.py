@@ -43,12 +43,12 @@ class Lesson:
 
 # Minutes as on the lessons' cards, seconds as measured (tests compare both with the lessons).
 LESSONS = (
-    Lesson("00", ("lessons",), 47, 12),
-    Lesson("01", ("lessons",), 73, 8),
-    Lesson("02", ("lessons",), 77, 5),
-    Lesson("03", ("lessons",), 92, 9),
-    Lesson("04", ("lessons",), 74, 8),
-    Lesson("04b", ("lessons",), 81, 6),
+    Lesson("00", ("lessons",), 43, 12),
+    Lesson("01", ("lessons",), 62, 8),
+    Lesson("02", ("lessons",), 65, 5),
+    Lesson("03", ("lessons",), 66, 9),
+    Lesson("04", ("lessons",), 56, 8),
+    Lesson("04b", ("lessons",), 61, 6),
     Lesson("05", ("lessons",), 79, 5),
     Lesson("06", ("lessons",), 78, 7),
     Lesson("07", ("lessons",), 78, 13),
