@@ -6,10 +6,15 @@ Invariant tested: a test without settings of its own follows the profile.
 
 import gc
 import os
+import sys
 from collections.abc import Iterator
 
 import pytest
 from hypothesis import HealthCheck, settings
+
+# jsonschema (nbformat imports it) makes 38 parsers of it as it is imported, 1.4 s in each process,
+# for a format of addresses that no test of ours checks; without it, it leaves that format out.
+sys.modules.setdefault("rfc3987_syntax", None)  # type: ignore[arg-type]
 
 # What a shared machine does to a test's time says nothing about the test.
 _PATIENT = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
