@@ -9,10 +9,14 @@ import json
 from dataclasses import replace
 
 import pytest
+from engines import new_core
 
 from plamo_ref import LLM, EngineConfig, SamplingParams
 from plamo_ref.engine.config import EngineError
+from plamo_ref.engine.drafts import Draft, Drafts
+from plamo_ref.engine.request import Request
 from plamo_ref.engine.speculation.drafter import MOST_TOKENS
+from plamo_ref.engine.tokens import NO_TOKEN
 from plamo_ref.errors import PlamoRefError
 
 NGRAM = {"method": "ngram", "num_speculative_tokens": 6, "prompt_lookup_min": 1}
@@ -124,6 +128,28 @@ def test_where_nothing_comes_again_the_steps_are_those_without_drafts():
             outputs(llm, PROMPTS, params)
             shares.append([[(s.start, s.num_tokens) for s in r.scheduled] for r in llm.records])
     assert shares[0] == shares[1]
+
+
+def test_of_guesses_only_those_are_taken_whose_token_is_known_and_goes_on():
+    """Of several requests, one of whom has ended meanwhile: each has its rows."""
+    core = new_core(speculative_config=NGRAM)
+    drafter = core.queues.drafter
+
+    def request(*outputs, stop_ids=()):
+        made = Request("r", (1, 2), SamplingParams(), stop_ids, 0, 0)
+        made.output_ids += outputs
+        return made
+
+    ended, right, stops = request(3), request(3), request(3, stop_ids=(3,))
+    wrong, nan, beyond = request(4), request(3), request(3)
+    ended.finish("abort")
+    each = (ended, right, stops, wrong, nan, beyond)
+    drafts = Drafts({r: Draft((3, 5), None) for r in each})
+    size = core.runner.model.config.vocab_size
+    given = drafter.take(drafts, [5, 6, 5, 7, 5, 6, 5, 6, NO_TOKEN, 6, size, 6])
+    assert given == [(right, 2), (right, 3)]
+    assert [r.output_ids for r in each] == [[3], [3, 5, 7], [3], [4], [3], [3]]
+    assert drafter.counts == (5, 10, 2)
 
 
 def test_a_draft_takes_only_what_is_left():
