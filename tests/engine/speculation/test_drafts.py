@@ -169,6 +169,24 @@ def test_a_draft_takes_only_what_is_left():
         assert max(record.num_tokens for record in llm.records) == 3
 
 
+def test_where_blocks_are_short_a_drafts_slot_goes_back(monkeypatch):
+    core = new_core(speculative_config=NGRAM)
+    fit, wanted_most = core.cache.fit, [0]
+
+    def short(name, computed, wanted, *source):
+        if computed:
+            wanted_most[0] = max(wanted, wanted_most[0])
+        return fit(name, computed, min(wanted, 1) if computed else wanted, *source)
+
+    monkeypatch.setattr(core.cache, "fit", short)
+    core.add([1, 2, 3] * 4, SamplingParams(temperature=0, max_tokens=40, ignore_eos=True))
+    while core.has_work:
+        core.step()
+        core.cache.check_integrity()
+    assert wanted_most[0] > 1
+    assert core.queues.drafter.counts == (0, 0, 0)
+
+
 def test_a_plan_has_slots_for_drafts():
     with drafting(max_num_seqs=3) as llm:
         assert llm.plan.num_slots == 1 + 3 + 3
