@@ -15,6 +15,7 @@ from plamo_ref import LLM, EngineConfig, SamplingParams
 from plamo_ref.engine.config import EngineError
 from plamo_ref.engine.drafts import Draft, Drafts
 from plamo_ref.engine.request import Request
+from plamo_ref.engine.scheduling.scheduler import Schedule
 from plamo_ref.engine.speculation.drafter import MOST_TOKENS
 from plamo_ref.engine.tokens import NO_TOKEN
 from plamo_ref.errors import PlamoRefError
@@ -167,6 +168,19 @@ def test_a_draft_takes_only_what_is_left():
         (one,) = llm.generate(PROMPTS[0], params, use_tqdm=False)
         assert llm.core.queues.drafter.num_accepted_tokens
         assert max(record.num_tokens for record in llm.records) == 3
+
+
+@pytest.mark.parametrize("unread", [0, 1])
+def test_nothing_is_guessed_behind_a_token_that_nobody_has_read(unread):
+    core = new_core(longest=200, max_num_batched_tokens=64, speculative_config=NGRAM)
+    request = core.add(list(range(64)), SamplingParams(temperature=0, ignore_eos=True))
+    core.step()  # whatever it got is in its prompt
+    request.num_unread_tokens = unread
+    request.num_computed_tokens += unread
+    assert request.num_computed_tokens + 1 == request.num_tokens
+    schedule = Schedule({request: 1})
+    core.queues.drafter.draft(schedule)
+    assert bool(schedule.drafts) == (not unread)
 
 
 def test_where_blocks_are_short_a_drafts_slot_goes_back(monkeypatch):
