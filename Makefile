@@ -95,7 +95,7 @@ $(VENV)/.installed: pyproject.toml $(VENV)/bin/python
 	$(INSTALL) -e .
 	@touch $@
 
-# An extra contains what the project itself needs.
-$(VENV)/.installed-%: pyproject.toml $(VENV)/bin/python
-	$(INSTALL) -e '.[$*]'
-	@touch $(VENV)/.installed $@
+# What an extra adds to the project, which is there by then and not built a second time.
+$(VENV)/.installed-%: $(VENV)/.installed
+	$(INSTALL) 'plamo-ref[$*]'
+	@touch $@

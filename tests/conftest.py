@@ -1,15 +1,24 @@
 """How thorough property tests are: HYPOTHESIS_PROFILE=ci (the default) or nightly; the order;
-and what the collector of garbage need not look at.
+who collects first, and what the collector of garbage need not look at.
 
 Invariant tested: a test without settings of its own follows the profile.
 """
 
 import gc
 import os
+import sys
+import tempfile
+import time
 from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
+
+# jsonschema (nbformat imports it) makes 38 parsers of it as it is imported, 1.4 s in each process,
+# for a format of addresses that no test of ours checks; without it, it leaves that format out.
+sys.modules.setdefault("rfc3987_syntax", None)  # type: ignore[arg-type]
 
 # What a shared machine does to a test's time says nothing about the test.
 _PATIENT = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
@@ -44,6 +53,8 @@ _LONGEST_FIRST = (
     "test_teaching",
 )
 
+MOST_PATIENCE = 120  # s, for another process to collect
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     order = {f"{name}.py": place for place, name in enumerate(_LONGEST_FIRST)}
@@ -51,13 +62,36 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_collection() -> Iterator[None]:
+def pytest_collection(session: pytest.Session) -> Iterator[None]:
     """Thousands of tests and what they import live to the end: to look for garbage among them while
     they are made is a sixth of each process's collection. Nor is it looked for there later, until
     an engine that ends gives back what was set aside."""
-    gc.disable()
+    with _first_alone(session.config):
+        gc.disable()
+        try:
+            return (yield)
+        finally:
+            gc.enable()
+            gc.freeze()
+
+
+@contextmanager
+def _first_alone(config: pytest.Config) -> Iterator[None]:
+    """Of a run's processes one collects first: in a new environment it compiles 3,000 files and all
+    tests, which takes longer than the rest, and the others find that done."""
+    run = getattr(config, "workerinput", {}).get("testrunuid")
+    if run is None:
+        yield
+        return
+    begun, end = Path(tempfile.gettempdir(), f"collecting-{run}"), time.monotonic() + MOST_PATIENCE
     try:
-        return (yield)
+        begun.touch(exist_ok=False)
+    except FileExistsError:
+        while begun.exists() and time.monotonic() < end:
+            time.sleep(0.1)
+        yield
+        return
+    try:
+        yield
     finally:
-        gc.enable()
-        gc.freeze()
+        begun.unlink()

@@ -31,7 +31,8 @@ def free_port() -> int:
 
 @contextlib.contextmanager
 def jupyter_lab(root: Path, state: Path) -> Iterator[str]:
-    """Serve `root`; yields the address. What Lab keeps goes to `state`."""
+    """Serve `root`; yields the address. What Lab keeps goes to `state`, where `kernels` may have
+    other kernels than the installed one."""
     settings = state / "settings"
     news = {"fetchNews": "false", "checkForUpdates": False}
     write_setting(settings, "@jupyterlab/apputils-extension/notification", news)
@@ -42,6 +43,7 @@ def jupyter_lab(root: Path, state: Path) -> Iterator[str]:
     env |= {
         "JUPYTERLAB_SETTINGS_DIR": str(settings),
         "JUPYTERLAB_WORKSPACES_DIR": str(state / "workspaces"),
+        "JUPYTER_PATH": str(state / "kernels"),
     }
     port = free_port()
     command = [sys.executable, "-m", "jupyter", "lab", "--no-browser", "--allow-root"]

@@ -365,6 +365,8 @@ def test_a_rounding_that_has_nothing_to_round_is_refused():
     for name in ("auto", "float32", "float64"):
         with pytest.raises(EngineError, match="state_rounding='stochastic' is for states in fewer"):
             EngineConfig(state_dtype=name, state_rounding="stochastic")
+    for name in ("bfloat16", "fp8", "int8"):
+        assert EngineConfig(state_dtype=name, state_rounding="stochastic").state_dtype == name
     assert EngineConfig(state_dtype=torch.float8_e4m3fn).state_dtype == "fp8"
     assert EngineConfig(state_dtype="fp8_e4m3").state_dtype == "fp8"
     with pytest.raises(EngineError, match="state_rounding"):

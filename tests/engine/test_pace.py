@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from plamo_ref.bench.simulator import Trace, replay
 from plamo_ref.engine.config import EngineConfig, EngineError
 from plamo_ref.engine.record import StepRecord
-from plamo_ref.engine.scheduling.pace import GROWTH, KEPT, FittedTime, Pace, StepWork
+from plamo_ref.engine.request import Request
+from plamo_ref.engine.scheduling.pace import GROWTH, KEPT, FittedTime, Pace, Share, StepWork
 from plamo_ref.sampling import SamplingParams
 
 PRICE = (0.004, 0.0001, 0.0002, 1e-8, 0.001)  # of a step, a decode, a prompt token, a key, prompts
@@ -154,6 +155,23 @@ def test_nobody_is_left_behind_and_prompts_keep_their_order():
     assert first_steps["5"][-1] <= first_steps["6"][0]
     sizes = {s.num_tokens for r in records[1:] for s in r.scheduled if s.kind == "prefill"}
     assert pace.least in sizes
+
+
+def test_behind_a_prompt_that_is_cut_nobody_begins_however_little_it_sees():
+    class Keys:
+        def add(self, work: StepWork, seconds: float) -> None:
+            """It knows already."""
+
+        def predict(self, work: StepWork) -> float:
+            return float(work.keys)
+
+    pace = Pace(seconds=100, least=2, window=None)
+    pace.times = Keys()
+    share = Share(pace, StepWork(decodes=1, tokens=0, keys=1))
+    late, new = (Request("r", (1,) * n, SamplingParams(), (), 0, 0) for n in (40, 8))
+    assert share(late, 20, 50) == 4  # of tokens that see 21, 22, … others
+    assert share(new, 8, 46) == 0
+    assert Share(pace, StepWork(decodes=1, tokens=4, keys=91))(new, 8, 46) == 2  # there was time
 
 
 def test_where_nobody_waits_a_prompt_gets_all():

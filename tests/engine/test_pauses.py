@@ -47,6 +47,16 @@ def test_garbage_is_collected_before_and_not_set_aside():
     assert seen() is None
 
 
+@pytest.mark.parametrize("thorough", [True, False])
+def test_what_was_dropped_after_a_long_life_is_looked_for_unless_time_is_short(thorough):
+    circle = Circle()
+    seen = weakref.ref(circle)
+    gc.collect()  # by which it is old
+    del circle
+    set_aside(thorough)
+    assert (seen() is None) == thorough
+
+
 def test_the_end_undoes_it():
     circle = Circle()
     seen = weakref.ref(circle)

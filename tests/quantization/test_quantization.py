@@ -30,7 +30,7 @@ from plamo_ref.proof.ranks import Meeting, ThreadGroup
 from plamo_ref.quantization.quantize import dequantize, quantize
 from plamo_ref.quantization.schemes import PRODUCTS, SCHEMES, is_quantized
 from plamo_ref.quantization.weight import QuantizedTokens, QuantizedWeight
-from plamo_ref.quantization.words import pack, unpack
+from plamo_ref.quantization.words import pack, unit_of, unpack
 from plamo_ref.weights.checkpoint import Checkpoint
 from plamo_ref.weights.loading import StoredWeights, load_model
 from plamo_ref.weights.random import random_model
@@ -87,6 +87,13 @@ def test_int8_is_cut_anywhere(columns, start, stop):
     assert torch.equal(part.numbers, weight.numbers[:, start:stop])
     wanted = dequantize(weight, torch.float64)[:, start:stop]
     assert torch.equal(dequantize(part, torch.float64), wanted)
+
+
+def test_what_is_packed_together_is_as_much_as_the_columns_allow():
+    columns = (8, 16, 24, 32, 48, 64, 96, 128, 160, 4096)
+    units = [unit_of("int8", n, 0) for n in columns]
+    assert units == [0, 16, 0, 32, 16, 64, 32, 64, 32, 64]
+    assert (unit_of("int4", 4096, 128), unit_of("fp8", 4096, 0)) == (128, 0)
 
 
 def test_scales_of_neighbouring_rows_are_neighbours():

@@ -14,21 +14,24 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
 from urllib.parse import urlsplit
 
 import httpx
 import psutil
 import pytest
+from fastapi import FastAPI
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 from servers import RunningServer, running_server
+from starlette.responses import JSONResponse
 from test_server import refused
 
 from plamo_ref.remote.async_llm import AsyncLLM
 from plamo_ref.server.config import ServerConfig
-from plamo_ref.server.edge.bodies import MAX_DEPTH, MAX_DIGITS, parse, shape_of
+from plamo_ref.server.edge.bodies import MAX_DEPTH, MAX_DIGITS, bounded_route, parse, shape_of
 from plamo_ref.server.edge.listen import Address
 from plamo_ref.server.edge.strict import MAX_ITEMS, Strict
 from plamo_ref.server.errors import MAX_MESSAGE, ApiError, shortened
@@ -201,6 +204,34 @@ def test_a_message_is_shortened_in_its_middle(text, most):
         begin, end = short.split("…")[0], short.split("…")[-1]
         assert text.startswith(begin)
         assert text.endswith(end)
+
+
+class Ids(BaseModel):
+    ids: list[int]
+
+
+@pytest.mark.parametrize(("max_values", "context", "most"), [(4, 9, 8), (9, 4, 8)])
+def test_a_prompt_of_ids_may_be_as_long_as_the_context_whatever_the_bound(
+    max_values, context, most
+):
+    """A bracket or comma counts one: so many ids and the object around them."""
+    config = ServerConfig(model_name="tiny", max_values=max_values)
+    service = SimpleNamespace(config=config, llm=SimpleNamespace(max_model_len=context))
+    app = FastAPI()
+    app.router.route_class = bounded_route(service)  # type: ignore[arg-type]
+
+    @app.post("/")
+    async def count(body: Ids) -> JSONResponse:
+        return JSONResponse(len(body.ids))
+
+    async def ask(number: int) -> int:
+        transport = httpx.ASGITransport(app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://here") as client:
+            return (await client.post("/", json={"ids": [1] * number})).json()
+
+    assert asyncio.run(ask(most)) == most
+    with pytest.raises(ApiError, match=f"has {most + 2} values, at most {most + 1} may be"):
+        asyncio.run(ask(most + 1))
 
 
 # --- the server, meanwhile ------------------------------------------------------------------------

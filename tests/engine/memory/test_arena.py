@@ -25,11 +25,14 @@ from plamo_ref.config import Plamo2Config
 from plamo_ref.engine.config import EngineConfig, EngineError
 from plamo_ref.engine.copies import copy_places
 from plamo_ref.engine.memory.arena import Arena, Claim, PagedPool
-from plamo_ref.engine.memory.holding import Copy
+from plamo_ref.engine.memory.cache import HybridCache
+from plamo_ref.engine.memory.holding import AttentionGroup, Copy
 from plamo_ref.engine.memory.pages import Pages, PageShape, PageUse, page_shape
 from plamo_ref.engine.memory.planner import MemoryPlan, plan_memory
 from plamo_ref.engine.memory.pool import PoolError
 from plamo_ref.engine.page_views import paged_caches
+from plamo_ref.engine.request import Request
+from plamo_ref.engine.scheduling.scheduler import Queues, Schedule
 
 GIB = 1 << 30
 TWO_B = Plamo2Config(
@@ -162,6 +165,23 @@ class ArenaAndItsModel(RuleBasedStateMachine):
 
 TestArenaAndItsModel = ArenaAndItsModel.TestCase
 TestArenaAndItsModel.settings = settings(max_examples=50, stateful_step_count=20)
+
+
+def test_one_page_is_no_block_for_each_of_two_kinds():
+    """Each kind alone could have it, so a token that needs a block of both has to wait."""
+    arena = Arena(1 + 3)
+    groups = [AttentionGroup("sliding_window", 99), AttentionGroup("full", None)]
+    pools = {g.kind: PagedPool(g.kind, arena, PageUse(1, 1, 1, 1), 1, 1) for g in groups}
+    cache = HybridCache(groups, pools, None, 4, arena)
+    queues, schedule = Queues(EngineConfig(block_size=4), cache, 2), Schedule()
+    request = Request("r", (1,) * 5, SamplingParams(), (), 0, 0)
+    queues.add(request)
+    assert queues.admit(request, 4, schedule) == 4
+    request.num_computed_tokens = 4
+    assert [pool.num_available for pool in pools.values()] == [1, 1]
+    assert queues.grant(request, 1, schedule) == 0
+    assert schedule.preempted == [request]
+    cache.check_integrity()
 
 
 # --- the tensors ----------------------------------------------------------------------------------

@@ -86,6 +86,17 @@ def test_what_fits_can_be_allocated_and_one_more_cannot(
     cache.check_integrity()
 
 
+def test_who_branches_off_a_moment_shares_full_blocks_and_needs_one_for_the_rest():
+    cache = new_cache(window=None, full=4, slots=2)
+    cache.allocate("a", 0, 6)
+    source = cache.freeze("a", 6)
+    cache.evict = lambda pool: cache.let_go(source)
+    assert cache.fit("b", 6, 40, source) == 10  # one of four blocks is shared: 16 tokens less 6
+    cache.allocate("b", 6, 10, source)
+    cache.check_integrity()
+    assert used(cache) == {FULL: 4}
+
+
 @given(window=st.integers(1, 9), size=st.integers(1, 5), sliding=st.integers(1, 12))
 def test_the_longest_request_is_reached_alone_one_token_at_a_time(window, size, sliding):
     cache = new_cache(window=window, size=size, sliding=sliding, full=0)

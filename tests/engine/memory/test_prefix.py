@@ -790,8 +790,12 @@ def test_a_preempted_request_goes_on_where_it_was():
     steps = computed(core)
     for _ in range(4):
         core.step()
+    (root,) = core.queues.prefix.roots.values()
+    assert (root.num_live, root.num_begun) == (1, 1)
     core.queues.preempt(request, Schedule())
+    assert (root.num_live, root.num_begun) == (1, 0)  # so what it will come back to is not in vain
     run(core)
+    assert (root.num_live, root.num_begun) == (0, 0)
     assert request.num_preemptions == 1
     assert sum(steps) == len(PROMPT) + 7  # nothing was computed twice
 

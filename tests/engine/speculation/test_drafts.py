@@ -6,12 +6,18 @@ tests/proof.)
 """
 
 import json
+from dataclasses import replace
 
 import pytest
+from engines import new_core
 
 from plamo_ref import LLM, EngineConfig, SamplingParams
 from plamo_ref.engine.config import EngineError
+from plamo_ref.engine.drafts import Draft, Drafts
+from plamo_ref.engine.request import Request
+from plamo_ref.engine.scheduling.scheduler import Schedule
 from plamo_ref.engine.speculation.drafter import MOST_TOKENS
+from plamo_ref.engine.tokens import NO_TOKEN
 from plamo_ref.errors import PlamoRefError
 
 NGRAM = {"method": "ngram", "num_speculative_tokens": 6, "prompt_lookup_min": 1}
@@ -39,16 +45,23 @@ def outputs(llm, prompts, params):
     return found
 
 
-@pytest.mark.parametrize("temperature", [0, 0.7])
-def test_the_same_ids_in_fewer_steps(plain, llm, temperature):
-    params = SamplingParams(temperature=temperature, max_tokens=80, seed=3, ignore_eos=True)
-    before = llm.core.queues.drafter.counts
-    starts = len(plain.records), len(llm.records)
-    expected, got = outputs(plain, PROMPTS, params), outputs(llm, PROMPTS, params)
+@pytest.fixture(scope="module", params=[0, 0.7])
+def without(plain, request):
+    """Parameters, what comes of them without drafts, and in how many steps."""
+    params = SamplingParams(temperature=request.param, max_tokens=80, seed=3, ignore_eos=True)
+    start = len(plain.records)
+    found = outputs(plain, PROMPTS, params)
+    return params, found, len(plain.records) - start
+
+
+def test_the_same_ids_in_fewer_steps(without, llm):
+    params, expected, steps = without
+    before, start = llm.core.queues.drafter.counts, len(llm.records)
+    got = outputs(llm, PROMPTS, params)
     assert [o.token_ids for o in got] == [o.token_ids for o in expected]
     assert [o.text for o in got] == [o.text for o in expected]
-    steps, drafted = len(plain.records) - starts[0], llm.records[starts[1] :]
-    assert len(drafted) < (0.9 if temperature == 0 else 1.01) * steps
+    drafted = llm.records[start:]
+    assert len(drafted) < (0.9 if params.temperature == 0 else 1.01) * steps
     counts = [new - old for new, old in zip(llm.core.queues.drafter.counts, before, strict=True)]
     assert counts[1] == sum(share.drafted for record in drafted for share in record.scheduled)
     assert counts[2] == sum(record.accepted for record in drafted)
@@ -56,53 +69,53 @@ def test_the_same_ids_in_fewer_steps(plain, llm, temperature):
     assert all(record.num_tokens <= MOST_TOKENS for record in drafted)
 
 
-def test_a_text_ends_where_it_ends_without_drafts(plain, llm):
+@pytest.fixture(scope="module")
+def ends(plain):
+    """Parameters that end one text at many places, and where each ends without drafts."""
     whole = SamplingParams(temperature=0, max_tokens=80, ignore_eos=True)
     (text,) = outputs(plain, PROMPTS[:1], whole)
-    accepted = 0
-    for most in (41, 43, 44, 46):
-        params = SamplingParams(temperature=0, max_tokens=most, ignore_eos=True)
-        (one,) = outputs(llm, PROMPTS[:1], params)
-        assert (one.token_ids, one.finish_reason) == (text.token_ids[:most], "length")
-    for place in range(20, 60, 9):
-        token = text.token_ids[place]
-        params = SamplingParams(
-            temperature=0, max_tokens=80, ignore_eos=True, stop_token_ids=[token]
-        )
-        first = text.token_ids.index(token)
-        (one,) = outputs(llm, PROMPTS[:1], params)
-        assert (one.token_ids, one.finish_reason) == (text.token_ids[: first + 1], "stop")
-        assert one.stop_reason == token
-    for place in range(len(text.text) // 3, len(text.text) - 4, 16):
-        stop = text.text[place : place + 4]
-        params = SamplingParams(temperature=0, max_tokens=80, ignore_eos=True, stop=[stop])
-        (expected,), (one,) = (outputs(each, PROMPTS[:1], params) for each in (plain, llm))
-        assert (one.text, one.token_ids, one.stop_reason) == (
-            expected.text,
-            expected.token_ids,
-            expected.stop_reason,
-        )
-        pieces = list(llm.stream(PROMPTS[0], params))
-        assert "".join(piece.text for piece in pieces) == expected.text
-        accepted += sum(record.accepted for record in llm.records)
-    assert accepted
+    lengths = [replace(whole, max_tokens=most) for most in (41, 43, 44, 46)]
+    tokens = [text.token_ids[place] for place in range(20, 60, 9)]
+    places = range(len(text.text) // 3, len(text.text) - 4, 16)
+    stops = [text.text[place : place + 4] for place in places]
+    asked = [*lengths, *(replace(whole, stop_token_ids=[token]) for token in tokens)]
+    asked += [replace(whole, stop=[stop]) for stop in stops]
+    found = outputs(plain, PROMPTS[:1] * len(asked), asked)
+    sizes = [p.max_tokens for p in lengths] + [text.token_ids.index(t) + 1 for t in tokens]
+    assert [o.token_ids for o in found[: len(sizes)]] == [text.token_ids[:n] for n in sizes]
+    assert [o.stop_reason for o in found] == [*[None] * len(lengths), *tokens, *stops]
+    return asked, found
 
 
-@pytest.mark.parametrize(
-    "params",
-    [
-        {"repetition_penalty": 1.1},
-        {"logprobs": 1},
-        {"prompt_logprobs": 1},
-        {"min_tokens": 20},
-        {"logit_bias": {7: 1.0}},
-    ],
-    ids=str,
-)
-def test_who_wants_more_than_tokens_gets_no_drafts(plain, llm, params):
-    params = SamplingParams(temperature=0, max_tokens=24, ignore_eos=True, **params)
-    before = llm.core.queues.drafter.counts
-    expected, got = outputs(plain, PROMPTS, params), outputs(llm, PROMPTS, params)
+def test_a_text_ends_where_it_ends_without_drafts(ends, llm):
+    asked, expected = ends
+    start = len(llm.records)
+    for one, other in zip(outputs(llm, PROMPTS[:1] * len(asked), asked), expected, strict=True):
+        assert (one.token_ids, one.text) == (other.token_ids, other.text)
+        assert (one.finish_reason, one.stop_reason) == (other.finish_reason, other.stop_reason)
+    assert sum(record.accepted for record in llm.records[start:]) > len(asked)
+    for place in (1, -1, -3):  # alone, and streamed
+        start = len(llm.records)
+        pieces = list(llm.stream(PROMPTS[0], asked[place]))
+        assert "".join(piece.text for piece in pieces) == expected[place].text
+        assert pieces[-1].finish_reason == expected[place].finish_reason
+        assert sum(record.accepted for record in llm.records[start:])
+
+
+def test_who_wants_more_than_tokens_gets_no_drafts(plain, llm):
+    asked = [
+        SamplingParams(temperature=0, max_tokens=24, ignore_eos=True, **more)
+        for more in (
+            {"repetition_penalty": 1.1},
+            {"logprobs": 1},
+            {"prompt_logprobs": 1},
+            {"min_tokens": 20},
+            {"logit_bias": {7: 1.0}},
+        )
+        for _ in PROMPTS
+    ]
+    before, prompts = llm.core.queues.drafter.counts, PROMPTS * (len(asked) // len(PROMPTS))
+    expected, got = outputs(plain, prompts, asked), outputs(llm, prompts, asked)
     assert [o.token_ids for o in got] == [o.token_ids for o in expected]
     assert llm.core.queues.drafter.counts == before
 
@@ -116,6 +129,28 @@ def test_where_nothing_comes_again_the_steps_are_those_without_drafts():
             outputs(llm, PROMPTS, params)
             shares.append([[(s.start, s.num_tokens) for s in r.scheduled] for r in llm.records])
     assert shares[0] == shares[1]
+
+
+def test_of_guesses_only_those_are_taken_whose_token_is_known_and_goes_on():
+    """Of several requests, one of whom has ended meanwhile: each has its rows."""
+    core = new_core(speculative_config=NGRAM)
+    drafter = core.queues.drafter
+
+    def request(*outputs, stop_ids=()):
+        made = Request("r", (1, 2), SamplingParams(), stop_ids, 0, 0)
+        made.output_ids += outputs
+        return made
+
+    ended, right, stops = request(3), request(3), request(3, stop_ids=(3,))
+    wrong, nan, beyond = request(4), request(3), request(3)
+    ended.finish("abort")
+    each = (ended, right, stops, wrong, nan, beyond)
+    drafts = Drafts({r: Draft((3, 5), None) for r in each})
+    size = core.runner.model.config.vocab_size
+    given = drafter.take(drafts, [5, 6, 5, 7, 5, 6, 5, 6, NO_TOKEN, 6, size, 6])
+    assert given == [(right, 2), (right, 3)]
+    assert [r.output_ids for r in each] == [[3], [3, 5, 7], [3], [4], [3], [3]]
+    assert drafter.counts == (5, 10, 2)
 
 
 def test_a_draft_takes_only_what_is_left():
@@ -133,6 +168,37 @@ def test_a_draft_takes_only_what_is_left():
         (one,) = llm.generate(PROMPTS[0], params, use_tqdm=False)
         assert llm.core.queues.drafter.num_accepted_tokens
         assert max(record.num_tokens for record in llm.records) == 3
+
+
+@pytest.mark.parametrize("unread", [0, 1])
+def test_nothing_is_guessed_behind_a_token_that_nobody_has_read(unread):
+    core = new_core(longest=200, max_num_batched_tokens=64, speculative_config=NGRAM)
+    request = core.add(list(range(64)), SamplingParams(temperature=0, ignore_eos=True))
+    core.step()  # whatever it got is in its prompt
+    request.num_unread_tokens = unread
+    request.num_computed_tokens += unread
+    assert request.num_computed_tokens + 1 == request.num_tokens
+    schedule = Schedule({request: 1})
+    core.queues.drafter.draft(schedule)
+    assert bool(schedule.drafts) == (not unread)
+
+
+def test_where_blocks_are_short_a_drafts_slot_goes_back(monkeypatch):
+    core = new_core(speculative_config=NGRAM)
+    fit, wanted_most = core.cache.fit, [0]
+
+    def short(name, computed, wanted, *source):
+        if computed:
+            wanted_most[0] = max(wanted, wanted_most[0])
+        return fit(name, computed, min(wanted, 1) if computed else wanted, *source)
+
+    monkeypatch.setattr(core.cache, "fit", short)
+    core.add([1, 2, 3] * 4, SamplingParams(temperature=0, max_tokens=40, ignore_eos=True))
+    while core.has_work:
+        core.step()
+        core.cache.check_integrity()
+    assert wanted_most[0] > 1
+    assert core.queues.drafter.counts == (0, 0, 0)
 
 
 def test_a_plan_has_slots_for_drafts():
