@@ -5,7 +5,7 @@
                   for input_precision="ieee" or "tf32x3"
 
 Invariant: a kernel that is right inside is right on a GPU as far as its products go; elsewhere the
-interpreter is left as it was. tests/teaching/test_dot_rules.py holds both against the compiler.
+interpreter is left as it was. tests/kernels/test_lesson_kernels.py asks the compiler the same.
 Used by lesson 11.
 """
 

@@ -14,26 +14,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 
 from plamo_ref.teaching.figures import BLACK, BLUE, GREY, VERMILION, figure, style_of
-from plamo_ref.teaching.recorded import Recorded, RecordedError, recorded
+from plamo_ref.teaching.recorded import Recorded, RecordedError
 
 Row = Mapping[str, Any]
-
-
-def recorded_kernels(
-    name: str, command: str, *operations: str
-) -> tuple[Recorded | None, list[Row]]:
-    """The recorded rows of these operations; prints where they are from, or that there are none.
-
-    Returns:
-        The whole record (None if there is no file) and the rows, as they were measured.
-    """
-    try:
-        record = recorded(name)
-    except RecordedError:
-        print(f"No times are recorded yet. On a machine with a CUDA GPU: {command}")
-        return None, []
-    print(record.label)
-    return record, [row for row in record.data if row.get("operation") in operations]
 
 
 def ceilings_of(record: Recorded) -> tuple[float, float]:

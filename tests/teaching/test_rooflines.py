@@ -1,10 +1,8 @@
 """Recorded kernels beside their floors and under the roofline.
 
-Invariant tested: a number is drawn where it was measured and nowhere else; without a record the
-lesson says so, and with an incomplete one it stops.
+Invariant tested: a number is drawn where it was measured and nowhere else; with an incomplete
+record the lesson stops.
 """
-
-import json
 
 import pytest
 
@@ -13,7 +11,6 @@ from plamo_ref.teaching.rooflines import (
     against_floor,
     ceilings_of,
     measured_rates,
-    recorded_kernels,
     roofline,
 )
 
@@ -24,29 +21,9 @@ ROWS = [
 ]
 
 
-@pytest.fixture
-def record(tmp_path, monkeypatch) -> None:
-    origin = {"machine": "M", "versions": {"torch": "1"}, "command": "c", "date": "2026-01-01"}
-    (tmp_path / "recorded").mkdir()
-    content = origin | {"data": [row | CEILINGS for row in ROWS]}
-    (tmp_path / "recorded" / "kernels.json").write_text(json.dumps(content))
-    monkeypatch.chdir(tmp_path)
-
-
-def test_rows_come_with_their_origin(record, capsys):
-    found, rows = recorded_kernels("kernels", "redo", "b")
-    assert [row["case"] for row in rows] == ["2"]
-    assert found is not None
-    assert ceilings_of(found) == (4e12, 8e14)
-    assert "recorded on M, 2026-01-01" in capsys.readouterr().out
-
-
-def test_without_a_record_there_is_no_number_but_a_command(record, capsys):
-    assert recorded_kernels("other", "do this", "a") == (None, [])
-    assert capsys.readouterr().out.endswith("CUDA GPU: do this\n")
-
-
 def test_a_record_without_ceilings_is_refused():
+    whole = Recorded("k", "M", {}, "c", "2026-01-01", [row | CEILINGS for row in ROWS])
+    assert ceilings_of(whole) == (4e12, 8e14)
     with pytest.raises(RecordedError, match="no row with copy_gb_per_s"):
         ceilings_of(Recorded("k", "M", {}, "c", "2026-01-01", ROWS))
 
