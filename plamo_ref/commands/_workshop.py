@@ -59,7 +59,7 @@ LESSONS = (
     Lesson("11", ("lessons", "interpreter"), 163, 15),
     Lesson("12", ("lessons", "compiler"), 78, 14),
     Lesson("13", ("lessons",), 62, 9),
-    Lesson("14", ("lessons", "port"), 103, 11),
+    Lesson("14", ("lessons", "port"), 89, 11),
     Lesson("15", ("lessons",), 84, 14),
     Lesson("16", ("lessons", "server"), 78, 12),
     Lesson("17", ("lessons", "server", "port"), 85, 26),
