@@ -62,7 +62,7 @@ LESSONS = (
     Lesson("14", ("lessons", "port"), 89, 11),
     Lesson("15", ("lessons",), 74, 14),
     Lesson("16", ("lessons", "server"), 74, 12),
-    Lesson("17", ("lessons", "server", "port"), 85, 26),
+    Lesson("17", ("lessons", "server", "port"), 82, 26),
     Lesson("18", ("lessons",), 102, 21),
 )
 
