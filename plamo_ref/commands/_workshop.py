@@ -58,11 +58,11 @@ LESSONS = (
     Lesson("10", ("lessons", "interpreter"), 125, 23),
     Lesson("11", ("lessons", "interpreter"), 153, 15),
     Lesson("12", ("lessons", "compiler"), 70, 14),
-    Lesson("13", ("lessons",), 79, 9),
-    Lesson("14", ("lessons", "port"), 103, 11),
-    Lesson("15", ("lessons",), 84, 14),
-    Lesson("16", ("lessons", "server"), 78, 12),
-    Lesson("17", ("lessons", "server", "port"), 85, 26),
+    Lesson("13", ("lessons",), 62, 9),
+    Lesson("14", ("lessons", "port"), 89, 11),
+    Lesson("15", ("lessons",), 74, 14),
+    Lesson("16", ("lessons", "server"), 74, 12),
+    Lesson("17", ("lessons", "server", "port"), 82, 26),
     Lesson("18", ("lessons",), 102, 21),
 )
 

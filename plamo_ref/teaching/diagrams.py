@@ -178,13 +178,11 @@ def stacks(
     *,
     ylabel: str = "",
     fmt: str = "{:.1f}",
-    marks: Mapping[tuple[str, str], float] | None = None,
 ) -> Figure:
     """Groups of bars that are made of `parts`, each group as shares of its first bar.
 
     Args:
         groups: group → bar → a number for each of `parts`; their sum stands on top.
-        marks: group and bar → a share at which a black line is drawn.
     """
     fig, ax = figure(max(4.5, 1.0 + 0.6 * sum(map(len, groups.values()))), 3.6)
     places: list[tuple[float, str]] = []
@@ -198,10 +196,7 @@ def stacks(
                 look: dict[str, Any] = {"color": style.colour, "hatch": style.hatch}
                 ax.bar(first + x, number / one, bottom=bottom, label=words, **look)
                 bottom += number / one
-            mark = (marks or {}).get((group, name))
-            if mark is not None:
-                ax.plot([first + x - 0.45, first + x + 0.45], [mark] * 2, "-", color=BLACK, lw=3)
-            ax.text(first + x, max(bottom, mark or 0) + 0.02, fmt.format(sum(numbers)), ha="center")
+            ax.text(first + x, bottom + 0.02, fmt.format(sum(numbers)), ha="center")
             places.append((first + x, name))
         ax.text(first + (len(inside) - 1) / 2, -0.17, group, ha="center", va="top")
     ax.set_xticks([x for x, _ in places], [name for _, name in places])

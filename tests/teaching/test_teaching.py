@@ -77,7 +77,7 @@ DIAGRAMS = {
     "grouped bars": lambda: bars({"a": [1, 2], "b": [2, 3]}, groups=["x", "y"], log=True),
     "lines": lambda: lines([1, 2, 4], {"a": [1, 2, 3], "b": [3, 2, 1]}, logx=True, logy=True),
     "thermometer": lambda: thermometer(["a", "b"], [0.0, 1e-3], 1),
-    "stacks": lambda: stacks({"a": {"1": [2, 0], "2": [1, 1]}}, ("x", "y"), marks={("a", "2"): 1}),
+    "stacks": lambda: stacks({"a": {"1": [2, 0], "2": [1, 1]}}, ("x", "y")),
     "shards": lambda: layers_map(SHAPES["1b"], 2),
     "tree": lambda: prefix_tree(some_texts()),
 }
