@@ -25,7 +25,8 @@ help:
 	@echo "make slides  a deck a lesson and a deck a cut, with clocks and notes, in build/slides"
 	@echo "make site    lessons, pages and code as a site that opens without a network, in build/site"
 	@echo "make lite    lessons 05 to 09 as a site that runs them in the browser, in build/lite"
-	@echo "make lite-check  does that site start, and do these lessons run in WebAssembly?"
+	@echo "             PYODIDE=build/pyodide: with all that it needs, for a room without a network"
+	@echo "make lite-check  do these lessons run to their end in WebAssembly, and in that site's pages?"
 	@echo "make badges  links to Colab, Binder and others, once pyproject.toml has an address"
 	@echo "make test    lint, then all tests, notebooks included"
 	@echo "make newest  the tests with the newest versions of everything, pins or not; build/newest/report.md"
@@ -51,9 +52,12 @@ slides: $(VENV)/.installed-slides
 site: $(VENV)/.installed-site
 	$(RUN) tools.course.site build/site
 
-# PYODIDE=folder: a full distribution of Pyodide, so that a reader's browser asks nobody else.
-lite: $(VENV)/.installed-lite
+# PYODIDE=build/pyodide (or another folder with it): a reader's browser then asks nobody else.
+lite: $(VENV)/.installed-lite $(PYODIDE)
 	$(RUN) tools.course.lite $(if $(PYODIDE),--pyodide $(PYODIDE)) build/lite
+
+build/pyodide: | $(VENV)/.installed-lite
+	$(RUN) tools.course.lite.runtime $@
 
 lite-check: $(VENV)/.installed-test $(VENV)/.installed-lite
 	PYODIDE="$(PYODIDE)" $(RUN) pytest tests/lite/check_lite.py
