@@ -25,7 +25,7 @@ help:
 	@echo "make slides  a deck a lesson and a deck a cut, with clocks and notes, in build/slides"
 	@echo "make site    lessons, pages and code as a site that opens without a network, in build/site"
 	@echo "make lite    lessons 05 to 09 as a site that runs them in the browser, in build/lite"
-	@echo "             PYODIDE=build/pyodide: with all that it needs, for a room without a network"
+	@echo "make lite PYODIDE=build/pyodide  the same with all that it needs, for a room without a network"
 	@echo "make lite-check  do these lessons run to their end in WebAssembly, and in that site's pages?"
 	@echo "make badges  links to Colab, Binder and others, once pyproject.toml has an address"
 	@echo "make test    lint, then all tests, notebooks included"

@@ -4,9 +4,9 @@ JupyterLite is JupyterLab without a server: Python itself, compiled to WebAssemb
 in the page. The folder holds Lab, the lessons' browser edition, what was recorded, and this package
 as a wheel, which the first cell of a lesson installs without its dependencies: no torch.
 
-    --pyodide DIR    Pyodide with numpy and matplotlib (tools/course/lite/runtime.py makes it), copied
-                     into the folder: then a reader's browser asks nobody else. Without it the
-                     browser fetches them from the address that JupyterLite has for them.
+    --pyodide DIR    Pyodide with numpy and matplotlib, as tools/course/lite/runtime.py makes it,
+                     copied into the folder: then a reader's browser asks nobody else. Without it
+                     the browser fetches them from the address that JupyterLite has for them.
 """
 
 import json

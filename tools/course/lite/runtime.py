@@ -1,4 +1,4 @@
-"""`python -m tools.course.lite.runtime build/pyodide`: a Pyodide that runs the lessons, in a folder.
+"""`python -m tools.course.lite.runtime build/pyodide`: a Pyodide that runs the lessons.
 
 npm has Pyodide's Python and the list of its packages, with a checksum for each file. The files
 themselves (numpy, matplotlib and what they need, compiled for WebAssembly) are on no registry under
