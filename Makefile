@@ -7,6 +7,7 @@
 #                       cores, since some wait for a browser or a server
 
 VENV := .venv
+LITE := $(VENV)/lite
 RUN := $(VENV)/bin/python -m
 JOBS ?= 3
 # What is imported is compiled then, a tenth of all; to compile everything would take a minute.
@@ -53,14 +54,14 @@ site: $(VENV)/.installed-site
 	$(RUN) tools.course.site build/site
 
 # PYODIDE=build/pyodide (or another folder with it): a reader's browser then asks nobody else.
-lite: $(VENV)/.installed-lite $(PYODIDE)
-	$(RUN) tools.course.lite $(if $(PYODIDE),--pyodide $(PYODIDE)) build/lite
+lite: $(LITE)/.installed $(PYODIDE)
+	$(LITE)/bin/python -m tools.course.lite $(if $(PYODIDE),--pyodide $(PYODIDE)) build/lite
 
-build/pyodide: | $(VENV)/.installed-lite
-	$(RUN) tools.course.lite.runtime $@
+build/pyodide: | $(LITE)/.installed
+	$(LITE)/bin/python -m tools.course.lite.runtime $@
 
-lite-check: $(VENV)/.installed-test $(VENV)/.installed-lite
-	PYODIDE="$(PYODIDE)" $(RUN) pytest tests/lite/check_lite.py
+lite-check: $(VENV)/.installed-test $(VENV)/.installed-wasm $(LITE)/.installed
+	LITE="$(LITE)/bin/python" PYODIDE="$(PYODIDE)" $(RUN) pytest tests/lite/check_lite.py
 
 badges: $(VENV)/.installed-test
 	$(RUN) tools.reach
@@ -97,6 +98,13 @@ $(VENV)/bin/python:
 
 $(VENV)/.installed: pyproject.toml $(VENV)/bin/python
 	$(INSTALL) -e .
+	@touch $@
+
+# Not in .venv itself: Lab would load JupyterLite's extension, and complain.
+$(LITE)/.installed: pyproject.toml $(VENV)/bin/python
+	$(VENV)/bin/python -m venv --clear $(LITE)
+	$(RUN) pip --python $(LITE)/bin/python install --disable-pip-version-check --no-compile \
+		$(PIP_ARGS) --group lite
 	@touch $@
 
 # An extra contains what the project itself needs.

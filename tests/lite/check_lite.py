@@ -26,6 +26,7 @@ from tools.course.lite.edition import browser, lessons
 
 ROOT = Path(__file__).parents[2]
 LESSONS = lessons(ROOT / "notebooks")
+BUILDER = os.environ.get("LITE") or sys.executable  # the Python that has JupyterLite
 IGNORED = "# NBVAL_IGNORE_OUTPUT"
 needs_browser = pytest.mark.skipif(chromium() is None, reason="no Chromium on this machine")
 pytestmark = pytest.mark.timeout(900)
@@ -95,9 +96,7 @@ def pyodide(tmp_path_factory) -> Path:
     if given := os.environ.get("PYODIDE"):
         return Path(given).resolve()
     folder = tmp_path_factory.mktemp("pyodide") / "runtime"
-    subprocess.run(
-        [sys.executable, "-m", "tools.course.lite.runtime", folder], cwd=ROOT, check=True
-    )
+    subprocess.run([BUILDER, "-m", "tools.course.lite.runtime", folder], cwd=ROOT, check=True)
     return folder
 
 
@@ -105,7 +104,7 @@ def pyodide(tmp_path_factory) -> Path:
 def site(pyodide, tmp_path_factory) -> Iterator[str]:
     """The address of the site, served on this machine."""
     folder = tmp_path_factory.mktemp("lite") / "site"
-    build = [sys.executable, "-m", "tools.course.lite", "--pyodide", pyodide, folder]
+    build = [BUILDER, "-m", "tools.course.lite", "--pyodide", pyodide, folder]
     subprocess.run(build, cwd=ROOT, check=True)
     handler = functools.partial(Quiet, directory=folder)
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:

@@ -51,11 +51,14 @@ def test_links_to_files_lead_to_the_repository_or_nowhere():
     assert there.startswith("[`a.py`](https://example.org/it/blob/main/plamo_ref/a.py), [next]")
 
 
-def test_its_tools_are_an_extra_that_the_suite_does_not_install():
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    extras = project["optional-dependencies"]
-    assert any(line.startswith("jupyterlite-core>=") for line in extras["lite"])
-    assert not any("lite" in line for line in extras["test"])
+def test_its_tools_are_in_no_environment_that_has_a_lab():
+    """JupyterLab loads JupyterLite's extension if it can, and says on each page that it cannot."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    group = project["dependency-groups"]["lite"]
+    assert any(line.startswith("jupyterlite-pyodide-kernel>=") for line in group)
+    assert not any("jupyterlab" in line or "plamo-ref" in line for line in group)
+    extras = project["project"]["optional-dependencies"].values()
+    assert not any("jupyterlite" in line for extra in extras for line in extra)
 
 
 # --- Pyodide's files ------------------------------------------------------------------------------
