@@ -12,6 +12,8 @@ RUN := $(VENV)/bin/python -m
 JOBS ?= 3
 # What is imported is compiled then, a tenth of all; to compile everything would take a minute.
 INSTALL = $(RUN) pip install --disable-pip-version-check --no-compile $(PIP_ARGS)
+# What --group lite means; a pip that came with Python does not know it.
+GROUP = import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['dependency-groups']['lite'])
 unexport PYTHONDONTWRITEBYTECODE
 
 # Small products, as in Triton's interpreter, are slowed down by BLAS threads, not sped up.
@@ -103,8 +105,8 @@ $(VENV)/.installed: pyproject.toml $(VENV)/bin/python
 # Not in .venv itself: Lab would load JupyterLite's extension, and complain.
 $(LITE)/.installed: pyproject.toml $(VENV)/bin/python
 	$(VENV)/bin/python -m venv --clear $(LITE)
-	$(RUN) pip --python $(LITE)/bin/python install --disable-pip-version-check --no-compile \
-		$(PIP_ARGS) --group lite
+	$(LITE)/bin/python -m pip install --disable-pip-version-check --no-compile $(PIP_ARGS) \
+		$$($(LITE)/bin/python -c "$(GROUP)")
 	@touch $@
 
 # An extra contains what the project itself needs.
