@@ -7,10 +7,13 @@
 #                       cores, since some wait for a browser or a server
 
 VENV := .venv
+LITE := $(VENV)/lite
 RUN := $(VENV)/bin/python -m
 JOBS ?= 3
 # What is imported is compiled then, a tenth of all; to compile everything would take a minute.
 INSTALL = $(RUN) pip install --disable-pip-version-check --no-compile $(PIP_ARGS)
+# What --group lite means; a pip that came with Python does not know it.
+GROUP = import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['dependency-groups']['lite'])
 unexport PYTHONDONTWRITEBYTECODE
 
 # Small products, as in Triton's interpreter, are slowed down by BLAS threads, not sped up.
@@ -25,7 +28,8 @@ help:
 	@echo "make slides  a deck a lesson and a deck a cut, with clocks and notes, in build/slides"
 	@echo "make site    lessons, pages and code as a site that opens without a network, in build/site"
 	@echo "make lite    lessons 05 to 09 as a site that runs them in the browser, in build/lite"
-	@echo "make lite-check  does that site start, and do these lessons run in WebAssembly?"
+	@echo "make lite PYODIDE=build/pyodide  the same with all that it needs, for a room without a network"
+	@echo "make lite-check  do these lessons run to their end in WebAssembly, and in that site's pages?"
 	@echo "make badges  links to Colab, Binder and others, once pyproject.toml has an address"
 	@echo "make test    lint, then all tests, notebooks included"
 	@echo "make newest  the tests with the newest versions of everything, pins or not; build/newest/report.md"
@@ -51,12 +55,15 @@ slides: $(VENV)/.installed-slides
 site: $(VENV)/.installed-site
 	$(RUN) tools.course.site build/site
 
-# PYODIDE=folder: a full distribution of Pyodide, so that a reader's browser asks nobody else.
-lite: $(VENV)/.installed-lite
-	$(RUN) tools.course.lite $(if $(PYODIDE),--pyodide $(PYODIDE)) build/lite
+# PYODIDE=build/pyodide (or another folder with it): a reader's browser then asks nobody else.
+lite: $(LITE)/.installed $(PYODIDE)
+	$(LITE)/bin/python -m tools.course.lite $(if $(PYODIDE),--pyodide $(PYODIDE)) build/lite
 
-lite-check: $(VENV)/.installed-test $(VENV)/.installed-lite
-	PYODIDE="$(PYODIDE)" $(RUN) pytest tests/lite/check_lite.py
+build/pyodide: | $(LITE)/.installed
+	$(LITE)/bin/python -m tools.course.lite.runtime $@
+
+lite-check: $(VENV)/.installed-test $(VENV)/.installed-wasm $(LITE)/.installed
+	LITE="$(LITE)/bin/python" PYODIDE="$(PYODIDE)" $(RUN) pytest tests/lite/check_lite.py
 
 badges: $(VENV)/.installed-test
 	$(RUN) tools.reach
@@ -93,6 +100,13 @@ $(VENV)/bin/python:
 
 $(VENV)/.installed: pyproject.toml $(VENV)/bin/python
 	$(INSTALL) -e .
+	@touch $@
+
+# Not in .venv itself: Lab would load JupyterLite's extension, and complain.
+$(LITE)/.installed: pyproject.toml $(VENV)/bin/python
+	$(VENV)/bin/python -m venv --clear $(LITE)
+	$(LITE)/bin/python -m pip install --disable-pip-version-check --no-compile $(PIP_ARGS) \
+		$$($(LITE)/bin/python -c "$(GROUP)")
 	@touch $@
 
 # What an extra adds to the project, which is there by then and not built a second time.

@@ -49,8 +49,8 @@ def _legend(ax: Axes, kinds: Sequence[str | int]) -> None:
         )
         for k in names
     ]
-    fig = ax.get_figure(root=True)
-    assert fig is not None  # every axes here comes from figure()
+    fig = ax.get_figure()
+    assert isinstance(fig, Figure)  # every axes here comes from figure()
     widest = max(0.75 + 0.095 * len(str(k)) for k in names)
     columns = max(1, min(len(names), int(fig.get_figwidth() / widest)))
     fig.legend(handles=patches, loc="outside upper center", ncols=columns)

@@ -200,6 +200,19 @@ def test_help_names_every_target(clone):
     assert {line.split()[1] for line in out.splitlines()} == TARGETS
 
 
+@needs_make
+def test_lite_is_built_in_an_environment_of_its_own(clone):
+    asked = calls_of(clone, "make", "lite")
+    assert [line for line in asked if line.startswith("-m venv")] == [
+        "-m venv --clear .venv",
+        "-m venv --clear .venv/lite",
+    ]
+    assert installs(asked) == []
+    assert any(line.startswith("-c ") and "['lite']" in line for line in asked)
+    assert any(line.startswith("-m pip install ") and " -e " not in line for line in asked)
+    assert asked[-1] == "-m tools.course.lite build/lite"
+
+
 @pytest.mark.parametrize("version", ["3.10", "2.7", "3.14"])
 def test_an_unsuitable_python_is_named_with_its_version(clone, version):
     # No other Python in PATH.

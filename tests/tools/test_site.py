@@ -76,6 +76,7 @@ def test_it_opens_as_files_and_asks_nobody_for_anything(site):
         page.goto((site / "index.html").as_uri())
         page.get_by_role("link", name=re.compile("^05 · Paged")).first.click()
         assert page.locator("h1").first.inner_text().startswith("05")
+        page.wait_for_load_state()  # the heading is there before the figures are
         assert page.locator("div.cell_output img, div.cell_output svg").count() > 2
         page.goto((site / "notebooks/14_several_gpus.html").as_uri())
         assert page.locator("math").count() > 5

@@ -7,6 +7,7 @@ solution is told, nobody is asked for anything; the lesson's text is in the note
 import re
 from html.parser import HTMLParser
 from pathlib import Path
+from urllib.parse import quote
 
 import nbformat
 import pytest
@@ -60,6 +61,10 @@ def folder(decks, tmp_path_factory) -> Path:
     target = tmp_path_factory.mktemp("slides")
     for name, each in decks.items():
         (target / f"{name}.html").write_text(each.html, encoding="utf-8")
+    timetables = (ROOT / "course/timetables.md").read_text(encoding="utf-8")
+    for title, days in cuts.cuts(timetables).items():
+        text = page(title, deck.numbered(cuts.slides_of(title, days)))
+        (target / f"{title}.html").write_text(text, encoding="utf-8")
     return target
 
 
@@ -125,12 +130,12 @@ def test_a_quiz_shows_all_options_and_keeps_the_reasons_for_the_speaker(decks):
 
 def test_headings_are_told_apart_and_have_no_mark_of_an_anchor(decks):
     for name, each in decks.items():
-        titles = [(slide.heading, slide.count) for slide in each.slides]
+        titles = [(s.heading, s.count) for s in each.slides if s.kind != "pause"]
         assert len(set(titles)) == len(titles)
         assert "¶" not in each.html, name
         sections = each.html.split("<section")[1:]
         assert [len(re.findall(r"<h[12][ >]", section)) for section in sections] == [1] * len(
-            titles
+            each.slides
         )
 
 
@@ -278,11 +283,46 @@ def test_a_cut_has_the_times_the_decks_and_breaks_with_a_clock():
         "Half a day", "Welcome; coffee", "01 · Anatomy", "Break", "03 · Mixer",
     ]  # fmt: skip
     assert "| 09:06 | 01 · Anatomy |" in slides[0].boxes[0].markdown
-    assert 'href="01_anatomy.html"' in page("x", deck.numbered(slides))
+    assert 'href="01_anatomy.html?without=exercise%202"' in page("x", deck.numbered(slides))
+    assert [slide.count for slide in deck.numbered([slides[3], slides[3]])] == [(1, 1), (1, 1)]
     assert [b for b in slides[3].boxes if isinstance(b, layout.Clock)] == [layout.Clock(15)]
     assert "**09:58** with **03 · Mixer**" in slides[3].boxes[0].markdown
     assert list(two[1]) == ["Day 1", "Day 2"]
     assert [s.heading for s in cuts.slides_of(*two)][::2] == ["Two days, Day 1", "Two days, Day 2"]
+
+
+def test_what_a_cut_leaves_out_has_its_name_on_the_slides(decks):
+    for text in cuts.cuts((ROOT / "course/timetables.md").read_text(encoding="utf-8")).values():
+        for entry in (entry for day in text.values() for entry in day if entry.stem):
+            each = decks[entry.stem]
+            names = {slide.part for slide in each.slides} | {slide.row for slide in each.slides}
+            rows = [label for label, _ in each.lesson.page.minutes]
+            for item in filter(None, entry.left.split("; ")):
+                kind, _, some = item.partition(" ")
+                if kind in ("step", "steps", "exercise", "exercises"):
+                    wanted = {f"{kind.removesuffix('s')} {n}" for n in some.split(", ")}
+                    assert wanted <= names, (entry.stem, item)
+                else:  # a row that shares its section with another one leaves its slides there
+                    assert item in rows, (entry.stem, item)
+
+
+def test_sizes_are_balanced_and_a_check_stands_under_what_it_checks():
+    long = [layout.Prose("word " * 60), Code("x = 1\n" * 11 + "x = 2", defines=False)]
+    code, words = layout.fitting(long, layout.WIDTH, layout.HEIGHT)
+    assert min(code, words) >= 22
+    one = layout.Slide("Step 1", [Code("def f(x):\n    return x", defines=True)], notes="<p>a</p>")
+    said = [layout.Prose("Held against the definition:"), Said("✓ equal", verdict=True)]
+    assert layout.joined(one, layout.Slide("Step 1", said))
+    assert one.boxes[1:] == said
+    assert one.notes == "<p>a</p>"
+    assert not layout.joined(one, layout.Slide("Step 1", [Code("y = 2", defines=False)]))
+    full = layout.Slide("Step 2", [Code("x = 1\n" * 17 + "x = 2", defines=False)])
+    assert not layout.joined(full, layout.Slide("Step 2", said * 4))
+
+
+def test_how_a_notebook_is_used_is_told_by_the_speaker(decks):
+    for name, each in decks.items():
+        assert not [s.heading for s in each.slides if s.heading.endswith("Exercises")], name
 
 
 def test_the_command_writes_every_deck_and_a_list(tmp_path, monkeypatch):
@@ -349,9 +389,10 @@ def test_nothing_leaves_the_screen_on_any_slide_and_nobody_is_asked(browser, fol
     tab, asked, said, left = browser.new_page(viewport={"width": 1280, "height": 720}), [], [], {}
     tab.on("request", lambda request: asked.append(request.url))
     tab.on("console", lambda message: message.type == "error" and said.append(message.text))
-    for name in NAMES:
-        tab.goto((folder / f"{name}.html").as_uri(), wait_until="domcontentloaded")
-        left[name] = tab.evaluate(LEAVES)
+    for path in sorted(folder.glob("*.html")):
+        tab.goto(path.as_uri(), wait_until="domcontentloaded")
+        left[path.stem] = tab.evaluate(LEAVES)
+    assert len(left) == len(NAMES) + 3
     tab.evaluate("""() => {
       document.querySelector('section.now .body').innerHTML = '<p style="font-size: 9px">x</p>'
         + '<pre class="code">' + 'line\\n'.repeat(40) + '</pre>'
@@ -400,4 +441,22 @@ def test_keys_turn_pages_clocks_count_and_the_speaker_has_a_window(browser, fold
     assert notes.locator("#where").inner_text().startswith(f"{first + 1} / {count}")
     notes.keyboard.press("ArrowLeft")
     assert now.get_attribute("id") == f"slide-{first}"
+    tab.close()
+
+
+@pytest.mark.browser
+@in_a_browser
+def test_a_lesson_opened_from_a_cut_has_the_slides_of_what_the_cut_takes(browser, folder, decks):
+    name = "05_paged_attention"
+    tab = browser.new_page(viewport={"width": 1280, "height": 720})
+    out = "steps 2, 7; exercises 2, 3; 8–9 package, measure"
+    tab.goto(f"{(folder / f'{name}.html').as_uri()}?without={quote(out)}")
+    left = tab.evaluate("slides.map(slide => [slide.dataset.part || '', slide.dataset.row || ''])")
+    parts, rows = {part for part, _ in left}, {row for _, row in left}
+    assert {"step 1", "step 3", "exercise 1"} <= parts
+    assert not parts & {"step 2", "step 7", "exercise 2", "exercise 3", "agenda", "break"}
+    assert "8–9 package, measure" not in rows
+    assert len(left) < len(decks[name].slides)
+    tab.keyboard.press("End")
+    assert tab.locator("section.now h2").inner_text() == "What we have built"
     tab.close()

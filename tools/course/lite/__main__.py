@@ -4,9 +4,9 @@ JupyterLite is JupyterLab without a server: Python itself, compiled to WebAssemb
 in the page. The folder holds Lab, the lessons' browser edition, what was recorded, and this package
 as a wheel, which the first cell of a lesson installs without its dependencies: no torch.
 
-    --pyodide DIR    a full distribution of Pyodide, copied into the folder: then a reader's browser
-                     asks nobody else. Without it the browser fetches Pyodide, numpy and matplotlib
-                     from the address that JupyterLite has for them.
+    --pyodide DIR    Pyodide with numpy and matplotlib, as tools/course/lite/runtime.py makes it,
+                     copied into the folder: then a reader's browser asks nobody else. Without it
+                     the browser fetches them from the address that JupyterLite has for them.
 """
 
 import json
@@ -76,7 +76,7 @@ def main(target: Path, pyodide: Path | None) -> None:
             shutil.copytree(pyodide, place / "static" / "pyodide")
         given = ["--lite-dir", folder, "--contents", "files", "--piplite-wheels", "wheels"]
         given += ["--output-dir", str(target.resolve()), "--no-sourcemaps", "--force"]
-        _run("the site", "jupyter", "lite", "build", *given, cwd=place)
+        _run("the site", "jupyterlite_core", "build", *given, cwd=place)
     click.echo(f"{target}: serve it, for instance with python -m http.server -d {target}")
 
 

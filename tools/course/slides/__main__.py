@@ -12,7 +12,8 @@ from tools.course.slides.page import page
 
 TIMETABLES = Path("course/timetables.md")
 _KEYS = """<p>Arrows turn pages; C starts and stops a countdown; S opens a window for the speaker:
-notes, the next heading, clocks. Printing gives each slide with its notes.</p>"""
+notes, the next heading, clocks. Printing gives each slide with its notes. A lesson that is opened
+from a cut has only the slides of what that cut takes.</p>"""
 
 
 def write(root: Path, path: Path, folder: Path) -> tuple[Path, str]:

@@ -24,6 +24,7 @@ _CALLED = re.compile(r"\b(check\w*|show|interactive|scrub|lend|fill|plt\.show)\(
 _DRAWS = re.compile(
     r"\b(figures?|frames|lines|bars|gantt|mask_heatmap|thermometer|layer_strip|ax\.\w+|\w*Figure)\("
 )
+_FIGURE = re.compile(rf"^fig\b|{_DRAWS.pattern}", re.MULTILINE)  # makes or dresses one
 _LENT = re.compile(r": lent, until yours passes$")  # of interest to whoever builds it
 _ALT = re.compile(r"^\[figure\] ", re.MULTILINE)
 
@@ -174,6 +175,8 @@ def _left_out(node: ast.stmt, text: str) -> bool:
     """Imports, checks, hints, and what draws."""
     if isinstance(node, ast.FunctionDef | ast.ClassDef):
         return node.name.startswith("draw_") or _DRAWS.search(text) is not None
+    if isinstance(node, ast.Assign | ast.Expr) and _FIGURE.search(text):
+        return True
     if isinstance(node, ast.Expr):
         return _CALLED.match(text.strip()) is not None
     if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):

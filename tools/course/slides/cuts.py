@@ -1,11 +1,13 @@
 """A deck a cut: the day's agenda, each lesson with the address of its deck, breaks with a clock.
 
-Invariant: times, minutes and what is left out are those of course/timetables.md.
+Invariant: times, minutes and what is left out are those of course/timetables.md; a lesson's deck
+that is opened from here skips the slides of what is left out.
 """
 
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from urllib.parse import quote
 
 from tools.course.slides.layout import Box, Clock, Prose, Slide, placed
 
@@ -86,7 +88,7 @@ def _agenda(heading: str, entries: list[Entry]) -> Slide:
 def _entry(entry: Entry) -> Slide:
     boxes: list[Box] = [Prose(f"**{entry.minutes} minutes**, from {entry.time}")]
     if entry.stem:
-        boxes.append(Prose(f"[The slides]({entry.stem}.html)"))
+        boxes.append(Prose(f"[The slides]({entry.stem}.html?without={quote(entry.left)})"))
     boxes += [Prose(f"**In class:** {entry.done}")] if entry.done else []
     boxes += [Prose(f"**At home:** {entry.left}")] if entry.left else []
     slide = Slide(entry.title if entry.stem else entry.title[:1].upper() + entry.title[1:], boxes)

@@ -12,13 +12,25 @@ from nbformat import NotebookNode
 from tools.course.editions import tags
 from tools.course.quiz import LETTERS
 from tools.course.slides.cells import Code, Said, Shown, shown
-from tools.course.slides.layout import HEIGHT, Box, Clock, Prose, Slide, added, paged, placed, split
+from tools.course.slides.layout import (
+    HEIGHT,
+    Box,
+    Clock,
+    Prose,
+    Slide,
+    added,
+    joined,
+    paged,
+    placed,
+    split,
+)
 from tools.course.slides.lesson import Beat, Help, Lesson, Part
 from tools.course.slides.prose import blocks, gist, html, inline, is_shown_whole, sentences
 
 WITH_CODE, WITH_PICTURE, ALONE = 230, 420, 900  # characters of text
 ROOM_OF_TITLE = 400  # px, less where the title is so large
 _SKIPPED = re.compile(r"\d+\. Set[ -]up")  # nobody projects imports
+_EXERCISES = re.compile(r"\d+\. Exercises?")  # how a notebook is used is for the speaker
 _SUMMARY = re.compile(r"\d+\. Summary")
 _CARD = re.compile(r"^\| *\**([^|*]+?)\** *\| *(.*?) *\|$", re.MULTILINE)
 _DIFFICULTY = re.compile(
@@ -31,15 +43,21 @@ _BOLD_PARAGRAPH = re.compile(r"^\*\*([^*]+)\*\* *(.*)$", re.DOTALL)
 def deck(lesson: Lesson) -> list[Slide]:
     """All slides of a lesson."""
     title, *parts = lesson.parts
-    slides = [*_opening(title, lesson)]
+    slides, held = [*_opening(title, lesson)], ""
     for part in parts:
         if _SKIPPED.match(part.title):
             continue
         if part.pause:
             slides.append(pause(part.pause, part.title))
+        if _EXERCISES.fullmatch(part.title) and not any(beat.cells for beat in part.beats):
+            held = html(part.text) + "\n<hr>\n"
+            continue
         mine = list(_summary(part) if _SUMMARY.match(part.section) else _part(part, lesson))
         for slide in mine:
             slide.where, slide.span = part.section, lesson.page.span(part.number)
+            slide.part, slide.row = part.name, lesson.page.row(part.number)
+        if mine:
+            mine[0].notes, held = held + mine[0].notes, ""
         slides += mine
     slides += [*_quiz(lesson), *_discussion(lesson), _built(lesson)]
     for slide in slides:
@@ -48,8 +66,8 @@ def deck(lesson: Lesson) -> list[Slide]:
 
 
 def numbered(slides: list[Slide]) -> list[Slide]:
-    """Slides that share a heading are told apart by a count."""
-    for slide in slides:
+    """Slides that share a heading are told apart by a count; breaks are not counted."""
+    for slide in (each for each in slides if each.kind != "pause"):
         same = [other for other in slides if other.heading == slide.heading]
         slide.count = (next(i for i, s in enumerate(same, 1) if s is slide), len(same))
     return slides
@@ -58,7 +76,7 @@ def numbered(slides: list[Slide]) -> list[Slide]:
 def pause(minutes: int, where: str) -> Slide:
     boxes: list[Box] = [Prose(f"We go on with **{where}**."), Clock(minutes)]
     notes = f"<p>{minutes} minutes. Start the clock when people leave (C).</p>"
-    return Slide("Break", boxes, kind="pause", notes=notes)
+    return Slide("Break", boxes, kind="pause", notes=notes, part="break")
 
 
 # --- beginning ------------------------------------------------------------------------------------
@@ -81,7 +99,8 @@ def _opening(title: Part, lesson: Lesson) -> Iterator[Slide]:
     total = sum(minutes for _, minutes in lesson.page.minutes)
     agenda = f"| section | minutes |\n|---|---|\n{rows}\n| **all** | **{total}** |"
     more = re.split(r"^\|.*\|$", lesson.page.parts.get("Minutes", ""), flags=re.MULTILINE)[-1]
-    yield _must(Slide("Agenda", [Prose(agenda)], kind="agenda", notes=html(more.strip())))
+    notes = html(more.strip())
+    yield _must(Slide("Agenda", [Prose(agenda)], kind="agenda", notes=notes, part="agenda"))
 
 
 def _must(slide: Slide, room: float = HEIGHT) -> Slide:
@@ -101,6 +120,9 @@ def _part(part: Part, lesson: Lesson) -> Iterator[Slide]:
     predicts = part.title.endswith("Predict first")
     for beat in part.beats:
         mine = _beat(part.title, beat, alone=len(part.beats) == 1)
+        if found and len(mine) == 1 and not predicts and joined(found[-1], mine[0]):
+            found[-1].notes += "\n<hr>\n" + html(beat.text)
+            continue
         if mine:
             mine[0].notes = html(beat.text)
         elif found and beat.text and not predicts:

@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+from itertools import product
 from textwrap import wrap
 from typing import TypeGuard
 
@@ -23,6 +24,13 @@ TALL = 650  # of a body whose heading stands in the left column
 LARGEST, SMALLEST = 28, 18
 CROWDED = 20  # least size where a slide has the code of two cells
 PROSE = (28, 24, 22, 20)
+LARGE_PROSE = 22  # least size where two beats share a slide
+# Of code and prose, in the order in which they are tried: neither is made small for the other.
+SIZES = sorted(
+    product(range(LARGEST, SMALLEST - 1, -2), PROSE),
+    key=lambda pair: (min(pair), sum(pair)),
+    reverse=True,
+)
 GAP = 14
 MONO = 0.603  # of the font's size, a character's width
 LINE = 1.3  # of the font's size, a line of code
@@ -62,6 +70,8 @@ class Slide:
     notes: str = ""  # HTML
     kind: str = ""  # a class for its looks
     where: str = ""  # the section, for the foot
+    part: str = ""  # "step 2", "exercise 1", "agenda", "break": what a cut may leave out
+    row: str = ""  # of the page's minutes, where one row is the whole section
     span: tuple[int, int] | None = None  # minutes of the lesson
     count: tuple[int, int] = (1, 1)  # this slide of so many with its heading
 
@@ -161,12 +171,10 @@ def _is_listing(box: Box) -> TypeGuard[Prose]:
 
 def fitting(boxes: Sequence[Box], width: float, room: float) -> tuple[int, int] | None:
     """The largest sizes of code and prose with which the boxes fit; None if none do."""
-    for code in range(LARGEST, SMALLEST - 1, -2):
-        if _widest(boxes) * MONO * code + 28 > width:
-            continue
-        for prose in PROSE:
-            if needed(boxes, width, code, prose) <= room:
-                return code, prose
+    widest = _widest(boxes) * MONO
+    for code, prose in SIZES:
+        if widest * code + 28 <= width and needed(boxes, width, code, prose) <= room:
+            return code, prose
     return None
 
 
@@ -247,10 +255,10 @@ def paged(
 
 
 def added(slide: Slide, boxes: Sequence[Box], picture: Picture | None = None) -> bool:
-    """Put more on the slide if it stays readable."""
-    if slide.picture is not None:
+    """Put more on the slide if it stays readable; beside a picture that is a verdict or nothing."""
+    if slide.picture is not None and (picture or not _are_verdicts(boxes)):
         return False
-    more = Slide(slide.heading, [*slide.boxes, *boxes], picture)
+    more = Slide(slide.heading, [*slide.boxes, *boxes], picture or slide.picture)
     if not (placed(more) and readable(more)):
         return False
     codes = sum(isinstance(box, Code) for box in more.boxes)
@@ -258,6 +266,26 @@ def added(slide: Slide, boxes: Sequence[Box], picture: Picture | None = None) ->
         return False
     slide.__dict__.update(more.__dict__)
     return True
+
+
+def joined(slide: Slide, after: Slide) -> bool:
+    """Put what `after` says under the code that it is about, if both stay large."""
+    if after.picture or any(isinstance(box, Code) for box in after.boxes):
+        return False
+    if not any(isinstance(box, Said) for box in after.boxes):
+        return False
+    both = Slide(slide.heading, [*slide.boxes], slide.picture)
+    if not added(both, after.boxes):
+        return False
+    if both.code_size < min(CROWDED, slide.code_size) or both.prose_size < LARGE_PROSE:
+        return False
+    both.notes = slide.notes
+    slide.__dict__.update(both.__dict__)
+    return True
+
+
+def _are_verdicts(boxes: Sequence[Box]) -> bool:
+    return bool(boxes) and all(isinstance(box, Said) and box.verdict for box in boxes)
 
 
 def split(heading: str, boxes: Sequence[Box]) -> list[Slide]:

@@ -59,6 +59,12 @@ class Part:
         return int(found[1]) if found else None
 
     @property
+    def name(self) -> str:
+        """What a timetable calls it: "step 2", "exercise 1"; empty for what it does not name."""
+        step = re.match(r"Step (\d+)", self.title)
+        return f"exercise {self.exercise}" if self.exercise else f"step {step[1]}" if step else ""
+
+    @property
     def text(self) -> str:
         return "\n\n".join(beat.text for beat in self.beats).strip()
 
@@ -82,11 +88,21 @@ class Page:
         """The minutes, from the lesson's beginning, in which a section is planned."""
         start, ends = 0, []
         for label, minutes in self.minutes:
-            low, _, high = re.match(r"(\d+)(–(\d+))?", label + " ").groups()  # type: ignore[union-attr]
-            if int(low) <= section <= int(high or low):
+            if section in _sections(label):
                 ends += [start, start + minutes]
             start += minutes
         return (min(ends), max(ends)) if ends else None
+
+    def row(self, section: int) -> str:
+        """The label of the row that has the section's minutes; empty where several share it."""
+        labels = [label for label, _ in self.minutes if section in _sections(label)]
+        return labels[0] if len(labels) == 1 else ""
+
+
+def _sections(label: str) -> range:
+    """Those that a row of minutes is about: "8–9 package, measure"."""
+    low, _, high = re.match(r"(\d+)(–(\d+))?", label).groups()  # type: ignore[union-attr]
+    return range(int(low), int(high or low) + 1)
 
 
 @dataclass(frozen=True)

@@ -46,6 +46,8 @@ def _section(slide: Slide, number: int, title: str) -> str:
     span = ""
     if slide.span:
         span = f' data-span="planned: minutes {slide.span[0]} to {slide.span[1]}"'
+    for name, value in (("part", slide.part), ("row", slide.row)):
+        span += f' data-{name}="{escape(value, quote=True)}"' if value else ""
     clock = "".join(_clock(box) for box in slide.boxes if isinstance(box, Clock))
     boxes = "\n".join(_box(box) for box in slide.boxes if not isinstance(box, Clock))
     heading, picture = _heading(slide, number, clock), _picture(slide)

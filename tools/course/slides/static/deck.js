@@ -1,5 +1,18 @@
 // Turning pages, countdowns, and a window for the speaker. Nothing is fetched.
-const slides = [...document.querySelectorAll('section')];
+// From a cut, "?without=steps 2, 3; 8–9 package": those slides, agenda and breaks are left out.
+const asked = new URLSearchParams(location.search).get('without'), without = new Set();
+for (const item of (asked || '').split('; ')) {
+  const some = item.match(/^(step|exercise)s? (\d+(?:, \d+)*)$/);
+  for (const name of some ? some[2].split(', ').map(n => `${some[1]} ${n}`) : [item]) {
+    if (name) without.add(name);
+  }
+}
+if (asked !== null) without.add('agenda').add('break');
+const slides = [...document.querySelectorAll('section')].filter(slide => {
+  const out = without.has(slide.dataset.part) || without.has(slide.dataset.row);
+  slide.closest('.unit').hidden = out;
+  return !out;
+});
 const clocks = new Map([...document.querySelectorAll('.clock')].map(
   button => [button, {left: 60 * button.dataset.minutes, since: null}]));
 const begun = Date.now();
@@ -76,7 +89,7 @@ function speak() {
   const part = speaker.document, slide = slides[now];
   part.getElementById('where').textContent = `${now + 1} / ${slides.length} · ${heading(slide)}`;
   part.getElementById('span').textContent = slide.dataset.span || '';
-  part.getElementById('notes').innerHTML = document.getElementById('notes-' + (now + 1)).innerHTML;
+  part.getElementById('notes').innerHTML = document.getElementById(slide.id.replace('slide', 'notes')).innerHTML;
   part.getElementById('next').textContent = 'Next: ' + heading(slides[now + 1]);
   tick();
 }
