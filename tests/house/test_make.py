@@ -207,7 +207,7 @@ def test_lite_is_built_in_an_environment_of_its_own(clone):
         "-m venv --clear .venv",
         "-m venv --clear .venv/lite",
     ]
-    assert installs(asked) == []
+    assert not any("plamo-ref" in wanted or " -e " in wanted for wanted in installs(asked))
     assert any(line.startswith("-c ") and "['lite']" in line for line in asked)
     assert any(line.startswith("-m pip install ") and " -e " not in line for line in asked)
     assert asked[-1] == "-m tools.course.lite build/lite"
