@@ -31,6 +31,7 @@ from plamo_ref.kernels.launch import (
     with_unit_stride,
 )
 from plamo_ref.kernels.linear import triton_swiglu as triton_mlp
+from plamo_ref.kernels.linear.triton_tiles import swiglu_in_tiles, tiles_for
 
 # Size: tokens. A block is rows of W, a tile columns of one loop iteration. Measured on an H100 by
 # benchmarks/linear_sweep.py.
@@ -135,6 +136,9 @@ def linear_parts(x: Tensor, weight: Tensor, *, pdl: bool = False) -> Tensor:
 
 def linear_swiglu(x: Tensor, weight: Tensor, *, pdl: bool = False) -> Tensor:
     """x [T, in], weight [2F, in], gate rows first → [T, F]."""
+    tiles = tiles_for(x, weight) if x.shape[0] > FEW else None
+    if tiles is not None:
+        return swiglu_in_tiles(x, weight, tiles, pdl=pdl)
     if x.shape[0] > SWIGLU_CONFIGS[-1].up_to:
         return triton_mlp.swiglu(F.linear(x, weight))
     config = pick(SWIGLU_CONFIGS, x.shape[0])

@@ -1,17 +1,19 @@
 # mypy: disallow-untyped-defs=False
-"""Products of more tokens than a decode of few has: tiles of the output, one after the other.
+"""SwiGLU's product beyond a few tokens: tiles of the output, and SwiGLU at the end of each.
 
 Formulas and twins: plamo_ref/kernels/linear/twin.py.
 
-As many programs as the GPU has multiprocessors share the tiles out. The tensor units are fed by the
-copy engine (TMA): a block of x and one of W is one instruction of one thread, lies in shared memory
-as the matrix unit wants it, and is filled up with zeros at the edges. The loads of the next tile
-are on their way while this one's results are written. With SwiGLU a tile has rows of gate and the
-same rows of up in two accumulators of one layout, so that the end of the product is elementwise.
+As many programs as the GPU has multiprocessors share the tiles out. The copy engine (TMA) feeds the
+matrix unit: a block of x, and one of W with rows of gate and the same rows of up, are one
+instruction each, lie in shared memory as the unit wants them, and end in zeros where x or W ends.
+Both halves are one product, so a thread has gate and up of the same outputs: SwiGLU reads and
+writes nothing, and a product of 8192 tokens saves three passes over its rows.
 
-Invariant: a number of the output is the work of one program (of one for each part), added in
-float32 in the order of the columns, and rounded once.
+Invariant: a tile is the work of one program, added in float32 in the order of the columns, rounded
+before SwiGLU and behind it, as where they are two operations.
 """
+
+from dataclasses import dataclass, replace
 
 import torch
 import triton
@@ -20,156 +22,139 @@ from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from plamo_ref.kernels.launch import (
-    prefetch,
+    Config,
+    launch,
+    pick,
+    precision,
     silu,
     start_next,
     wait_for_earlier,
 )
 
-LINE = tl.constexpr(64)  # elements of two bytes in a line of the cache
+
+@dataclass(frozen=True)
+class Tiles(Config):
+    """A block is rows of gate, and as many of up; a tile columns of one loop iteration."""
+
+    tokens: int = 128  # of an output tile
+    ahead: bool = False  # the next tile's loads are under way while this one is written
+    least: float = 0.0  # the share of a launch's work that must be of use
 
 
-@triton.jit
-def tile_place(tile, tiles_t, tiles_n, GROUP: tl.constexpr):
-    """Which tokens, which rows and which part a tile is of: GROUP blocks of tokens take their turn
-    with the same rows, so that what runs at the same time shares what it reads."""
-    of_part = tiles_t * tiles_n
-    part, tile = tile // of_part, tile % of_part
-    first = tile // (GROUP * tiles_n) * GROUP
-    size = tl.minimum(tiles_t - first, GROUP)
-    tile = tile % (GROUP * tiles_n)
-    return first + tile % size, tile // size, part
+# Size: tokens. Measured on an H200.
+TILES = (
+    Tiles(up_to=128, block=64, warps=8, stages=5, tile=64, ahead=True),
+    Tiles(up_to=1 << 20, block=128, warps=8, stages=3, tile=64, ahead=True, least=0.8),
+)
+GROUP = 8  # blocks of tokens that take their turn with the same rows of W
+MULTIPROCESSORS = 132  # of a Hopper GPU, where none can be asked
 
 
-@triton.jit(do_not_specialize=["T", "steps"])
-def tiles_kernel(
-    x_rows,  # descriptors of x and W
-    w_rows,
-    w_ptr,
+@triton.jit(do_not_specialize=["T"])
+def tiles_swiglu_kernel(
+    x_rows,  # descriptors: x [T, K]
+    w_rows,  # W [2, N, K]
     out_ptr,
     T,
     N,
     K,
-    w_stride,
-    steps,  # of a part: iterations of the loop over columns
-    parts,
-    SWIGLU: tl.constexpr,
     BLOCK_T: tl.constexpr,
-    BLOCK_N: tl.constexpr,  # with SwiGLU of gate, and as many of up
+    BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     GROUP: tl.constexpr,
-    HALVES: tl.constexpr,  # pieces in which a tile is written
     PRECISION: tl.constexpr,
-    FLATTEN: tl.constexpr,
-    PREFETCH: tl.constexpr,  # columns of W asked for while earlier kernels still run
+    AHEAD: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    ROWS: tl.constexpr = BLOCK_N * 2 if SWIGLU else BLOCK_N
+    """Tiles [BLOCK_T, BLOCK_N] of the output, one after the other."""
     tiles_t, tiles_n = tl.cdiv(T, BLOCK_T), tl.cdiv(N, BLOCK_N)
     kind = out_ptr.dtype.element_ty
     if PDL:
         start_next()
-        if PREFETCH > 0:
-            # A weight depends on nobody: its way from memory to L2 can begin before x is there.
-            _, n_tile, part = tile_place(tl.program_id(0), tiles_t, tiles_n, GROUP)
-            row = n_tile * BLOCK_N + tl.arange(0, BLOCK_N)
-            line = part * steps * BLOCK_K + tl.arange(0, PREFETCH // LINE) * LINE
-            at = w_ptr + tl.minimum(row, N - 1).to(tl.int64)[:, None] * w_stride
-            at = at + tl.minimum(line, K - 1)[None, :]
-            prefetch(at)
-            if SWIGLU:
-                prefetch(at + N.to(tl.int64) * w_stride)
         wait_for_earlier()
     for tile in tl.range(
-        tl.program_id(0),
-        tiles_t * tiles_n * parts,
-        tl.num_programs(0),
-        flatten=FLATTEN,
+        tl.program_id(0), tiles_t * tiles_n, tl.num_programs(0), flatten=AHEAD
     ):
-        t_tile, n_tile, part = tile_place(tile, tiles_t, tiles_n, GROUP)
-        t0, n0 = t_tile * BLOCK_T, n_tile * BLOCK_N
-        acc = tl.zeros((BLOCK_T, ROWS), dtype=tl.float32)
-        for step in range(steps):
-            column = (part * steps + step) * BLOCK_K
-            x = x_rows.load([t0, column])
-            w = tl.reshape(w_rows.load([0, n0, column]), (ROWS, BLOCK_K))
+        # GROUP blocks of tokens, then the next rows: programs of one time share what they read.
+        first = tile // (GROUP * tiles_n) * GROUP
+        size = tl.minimum(tiles_t - first, GROUP)
+        within = tile % (GROUP * tiles_n)
+        t0, n0 = (first + within % size) * BLOCK_T, within // size * BLOCK_N
+        acc = tl.zeros((BLOCK_T, 2 * BLOCK_N), dtype=tl.float32)
+        for step in range(tl.cdiv(K, BLOCK_K)):
+            x = x_rows.load([t0, step * BLOCK_K])
+            w = tl.reshape(w_rows.load([0, n0, step * BLOCK_K]), (2 * BLOCK_N, BLOCK_K))
             acc = tl.dot(x, w.T, acc=acc, input_precision=PRECISION)
-        if SWIGLU:
-            # The product is rounded before SwiGLU, as where they are two operations.
-            both = tl.reshape(acc.to(kind).to(tl.float32), (BLOCK_T, 2, BLOCK_N))
-            gate, up = tl.split(tl.permute(both, (0, 2, 1)))
-            acc = silu(gate) * up
-        t = t0 + tl.arange(0, BLOCK_T)
-        out = out_ptr + (part * T + t).to(tl.int64)[:, None] * N
-        t_in = (t < T)[:, None]
-        if HALVES == 1:
-            n = n0 + tl.arange(0, BLOCK_N)
-            tl.store(out + n[None, :], acc.to(kind), mask=t_in & (n < N)[None, :])
-        else:
-            pair = tl.permute(tl.reshape(acc.to(kind), (BLOCK_T, 2, BLOCK_N // 2)), (0, 2, 1))
-            left, right = tl.split(pair)
-            n = n0 + tl.arange(0, BLOCK_N // 2)
-            tl.store(out + n[None, :], left, mask=t_in & (n < N)[None, :])
-            n += BLOCK_N // 2
-            tl.store(out + n[None, :], right, mask=t_in & (n < N)[None, :])
+        # Halves of a row are half the tile apart, in registers of the same thread.
+        both = tl.reshape(acc.to(kind).to(tl.float32), (BLOCK_T, 2, BLOCK_N))
+        gate, up = tl.split(tl.permute(both, (0, 2, 1)))
+        t, n = t0 + tl.arange(0, BLOCK_T), n0 + tl.arange(0, BLOCK_N)
+        out = out_ptr + t.to(tl.int64)[:, None] * N + n[None, :]
+        inside = (t < T)[:, None] & (n < N)[None, :]
+        tl.store(out, (silu(gate) * up).to(kind), mask=inside)
 
 
-def multiply(
-    x: Tensor,
-    weight: Tensor,
-    *,
-    block_t: int,
-    block_n: int,
-    block_k: int,
-    stages: int,
-    warps: int,
-    parts: int = 1,
-    group: int = 16,
-    halves: int = 1,
-    flatten: bool = True,
-    swiglu: bool = False,
-    programs: int = 132,
-    prefetched: int = 256,
-    pdl: bool = False,
-    out: Tensor | None = None,
-) -> Tensor:
-    (tokens, columns), rows = x.shape, weight.shape[0] // (2 if swiglu else 1)
-    height = 2 if swiglu else 1
-    steps = triton.cdiv(triton.cdiv(columns, parts), block_k)
-    parts = triton.cdiv(columns, steps * block_k)
-    if out is None:
-        dtype = x.dtype if parts == 1 else torch.float32
-        out = torch.empty((parts, tokens, rows), dtype=dtype, device=x.device)
-    tiles = triton.cdiv(tokens, block_t) * triton.cdiv(rows, block_n) * parts
-    options = {"launch_pdl": True} if pdl else {}
-    call = tiles_kernel.warmup if x.is_meta else tiles_kernel[(min(programs, tiles),)]
-    if x.is_meta:
-        options["grid"] = (1,)
-    made = call(
-        TensorDescriptor.from_tensor(x, [block_t, block_k]),
-        TensorDescriptor.from_tensor(
-            weight.view(height, rows, columns), [height, block_n, block_k]
+def tiles_for(x: Tensor, weight: Tensor) -> Tiles | None:
+    """How the product with weight [2F, in] is cut; None: others are faster, or this cannot be."""
+    (tokens, _), config = x.shape, pick(TILES, x.shape[0])
+    if not (tokens and has_copy_engine(x.device) and can_be_copied(x) and can_be_copied(weight)):
+        return None
+    assert isinstance(config, Tiles)
+    places = multiprocessors(x.device)
+    tiles = triton.cdiv(tokens, config.tokens) * triton.cdiv(weight.shape[0] // 2, config.block)
+    done = triton.cdiv(tiles, places) * places * config.tokens * config.block
+    return config if tokens * (weight.shape[0] // 2) >= config.least * done else None
+
+
+def swiglu_in_tiles(x: Tensor, weight: Tensor, config: Tiles, *, pdl: bool = False) -> Tensor:
+    """x [T, in], weight [2F, in], gate rows first → [T, F]."""
+    (tokens, columns), rows = x.shape, weight.shape[0] // 2
+    if x.dtype == torch.float32:  # twice as wide, and every operand in two halves: for checking
+        config = replace(config, tokens=64, block=32, tile=32, stages=2, warps=4)
+    out = torch.empty((tokens, rows), dtype=x.dtype, device=x.device)
+    stride, height = weight.stride(0), 2
+    tiles = triton.cdiv(tokens, config.tokens) * triton.cdiv(rows, config.block)
+    launch(
+        tiles_swiglu_kernel,
+        (min(tiles, multiprocessors(x.device)),),
+        TensorDescriptor(x, [tokens, columns], [x.stride(0), 1], [config.tokens, config.tile]),
+        TensorDescriptor(
+            weight,
+            [height, rows, columns],
+            [rows * stride, stride, 1],
+            [height, config.block, config.tile],
         ),
-        weight,
         out,
         tokens,
         rows,
         columns,
-        weight.stride(0),
-        steps,
-        parts,
-        SWIGLU=swiglu,
-        BLOCK_T=block_t,
-        BLOCK_N=block_n,
-        BLOCK_K=block_k,
-        GROUP=group,
-        HALVES=halves,
-        PRECISION="tf32",
-        FLATTEN=flatten,
-        PREFETCH=prefetched,
+        config=config,
+        BLOCK_T=config.tokens,
+        BLOCK_N=config.block,
+        BLOCK_K=config.tile,
+        GROUP=GROUP,
+        PRECISION=precision(x.dtype),
+        AHEAD=config.ahead,
         PDL=pdl,
-        num_warps=warps,
-        num_stages=stages,
-        **options,
     )
-    return made if x.is_meta else out
+    return out
+
+
+def can_be_copied(matrix: Tensor) -> bool:
+    """The copy engine reads rows that lie 16 bytes, or a multiple, apart."""
+    in_line = matrix.stride(0) * matrix.itemsize % 16 == 0 and matrix.data_ptr() % 16 == 0
+    return matrix.stride(1) == 1 and in_line
+
+
+def has_copy_engine(device: torch.device) -> bool:
+    """Hopper has one, and so has the interpreter."""
+    if device.type == "meta":  # compiled for the GPU that is here, or for a new one
+        return not torch.cuda.is_available() or torch.cuda.get_device_capability() >= (9, 0)
+    return device.type != "cuda" or torch.cuda.get_device_capability(device) >= (9, 0)
+
+
+def multiprocessors(device: torch.device) -> int:
+    """How many programs that need all of a multiprocessor run at once."""
+    if device.type != "cuda":
+        return MULTIPROCESSORS
+    return torch.cuda.get_device_properties(device).multi_processor_count
