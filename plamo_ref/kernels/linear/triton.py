@@ -136,7 +136,7 @@ def linear_parts(x: Tensor, weight: Tensor, *, pdl: bool = False) -> Tensor:
 
 def linear_swiglu(x: Tensor, weight: Tensor, *, pdl: bool = False) -> Tensor:
     """x [T, in], weight [2F, in], gate rows first → [T, F]."""
-    tiles = tiles_for(x, weight) if x.shape[0] > FEW else None
+    tiles = tiles_for(x, weight)
     if tiles is not None:
         return swiglu_in_tiles(x, weight, tiles, pdl=pdl)
     if x.shape[0] > SWIGLU_CONFIGS[-1].up_to:

@@ -9,6 +9,9 @@ instruction each, lie in shared memory as the unit wants them, and end in zeros 
 Both halves are one product, so a thread has gate and up of the same outputs: SwiGLU reads and
 writes nothing, and a product of 8192 tokens saves three passes over its rows.
 
+A block of x that ends in zeros takes the copy engine up to twice as long, so the last tile begins
+early: what two tiles have in common both compute, and write the same.
+
 Invariant: a tile is the work of one program, added in float32 in the order of the columns, rounded
 before SwiGLU and behind it, as where they are two operations.
 """
@@ -24,7 +27,6 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 from plamo_ref.kernels.launch import (
     Config,
     launch,
-    pick,
     precision,
     silu,
     start_next,
@@ -36,15 +38,18 @@ from plamo_ref.kernels.launch import (
 class Tiles(Config):
     """A block is rows of gate, and as many of up; a tile columns of one loop iteration."""
 
+    over: int = 0  # the row is for more tokens than these
+    least: float = 0.0  # the share of what its programs multiply that must be of use
     tokens: int = 128  # of an output tile
-    ahead: bool = False  # the next tile's loads are under way while this one is written
-    least: float = 0.0  # the share of a launch's work that must be of use
+    ahead: bool = True  # the next tile's loads are under way while this one is written
 
 
-# Size: tokens. Measured on an H200.
+# Size: tokens. Measured on an H200 by benchmarks/linear_sweep.py. Up to 64 tokens the kernel of few
+# is faster, from 129 to 256 the library with SwiGLU apart: its tiles fit numbers like 160, too.
 TILES = (
-    Tiles(up_to=128, block=64, warps=8, stages=5, tile=64, ahead=True),
-    Tiles(up_to=1 << 20, block=128, warps=8, stages=3, tile=64, ahead=True, least=0.8),
+    Tiles(over=64, up_to=128, least=0.84, block=64, warps=8, stages=5, tile=64),
+    Tiles(over=64, up_to=128, least=0.49, block=128, warps=8, stages=4, tile=64, ahead=False),
+    Tiles(over=256, up_to=1 << 20, least=0.84, block=128, warps=8, stages=3, tile=64),
 )
 GROUP = 8  # blocks of tokens that take their turn with the same rows of W
 MULTIPROCESSORS = 132  # of a Hopper GPU, where none can be asked
@@ -72,14 +77,13 @@ def tiles_swiglu_kernel(
     if PDL:
         start_next()
         wait_for_earlier()
-    for tile in tl.range(
-        tl.program_id(0), tiles_t * tiles_n, tl.num_programs(0), flatten=AHEAD
-    ):
+    for tile in tl.range(tl.program_id(0), tiles_t * tiles_n, tl.num_programs(0), flatten=AHEAD):
         # GROUP blocks of tokens, then the next rows: programs of one time share what they read.
         first = tile // (GROUP * tiles_n) * GROUP
         size = tl.minimum(tiles_t - first, GROUP)
         within = tile % (GROUP * tiles_n)
         t0, n0 = (first + within % size) * BLOCK_T, within // size * BLOCK_N
+        t0 = tl.maximum(tl.minimum(t0, T - BLOCK_T), 0)
         acc = tl.zeros((BLOCK_T, 2 * BLOCK_N), dtype=tl.float32)
         for step in range(tl.cdiv(K, BLOCK_K)):
             x = x_rows.load([t0, step * BLOCK_K])
@@ -96,14 +100,22 @@ def tiles_swiglu_kernel(
 
 def tiles_for(x: Tensor, weight: Tensor) -> Tiles | None:
     """How the product with weight [2F, in] is cut; None: others are faster, or this cannot be."""
-    (tokens, _), config = x.shape, pick(TILES, x.shape[0])
-    if not (tokens and has_copy_engine(x.device) and can_be_copied(x) and can_be_copied(weight)):
+    if not (has_copy_engine(x.device) and can_be_copied(x) and can_be_copied(weight)):
         return None
-    assert isinstance(config, Tiles)
-    places = multiprocessors(x.device)
-    tiles = triton.cdiv(tokens, config.tokens) * triton.cdiv(weight.shape[0] // 2, config.block)
-    done = triton.cdiv(tiles, places) * places * config.tokens * config.block
-    return config if tokens * (weight.shape[0] // 2) >= config.least * done else None
+    tokens, rows, places = x.shape[0], weight.shape[0] // 2, multiprocessors(x.device)
+
+    def is_worth(row: Tiles) -> bool:
+        if not row.over < tokens <= row.up_to:
+            return False
+        turns = triton.cdiv(number_of_tiles(row, tokens, rows), places)
+        useful = tokens * rows / (turns * places * row.tokens * row.block)
+        return useful >= row.least
+
+    return next((row for row in TILES if is_worth(row)), None)
+
+
+def number_of_tiles(config: Tiles, tokens: int, rows: int) -> int:
+    return triton.cdiv(tokens, config.tokens) * triton.cdiv(rows, config.block)
 
 
 def swiglu_in_tiles(x: Tensor, weight: Tensor, config: Tiles, *, pdl: bool = False) -> Tensor:
@@ -113,7 +125,7 @@ def swiglu_in_tiles(x: Tensor, weight: Tensor, config: Tiles, *, pdl: bool = Fal
         config = replace(config, tokens=64, block=32, tile=32, stages=2, warps=4)
     out = torch.empty((tokens, rows), dtype=x.dtype, device=x.device)
     stride, height = weight.stride(0), 2
-    tiles = triton.cdiv(tokens, config.tokens) * triton.cdiv(rows, config.block)
+    tiles = number_of_tiles(config, tokens, rows)
     launch(
         tiles_swiglu_kernel,
         (min(tiles, multiprocessors(x.device)),),
