@@ -1,6 +1,7 @@
 """Which configuration multiplies a few tokens fastest: `python benchmarks/linear_sweep.py`.
 
-It made the tables in plamo_ref/kernels/linear/triton.py. For every projection of the 8B shape and
+It made the tables in plamo_ref/kernels/linear/triton.py, and with `--tokens 80,128,384,2048,8192`
+that of SwiGLU in tiles in triton_tiles.py. For every projection of the 8B shape and
 several numbers of tokens it times candidates and cuBLAS on weights that do not fit the cache, all
 launches in one CUDA graph, as a decode step makes them. Needs a GPU.
 """
@@ -36,6 +37,11 @@ SMALL = [
 MIDDLE = [(64, 128, 4, 4), (64, 64, 6, 4), (128, 64, 4, 4), (128, 128, 3, 8), (128, 64, 5, 8),
           (32, 128, 4, 4), (32, 256, 3, 4), (64, 128, 4, 8), (64, 256, 2, 8)]  # fmt: skip
 LARGE = [(64, 64, 5, 4), (128, 64, 3, 8), (128, 64, 4, 8), (64, 128, 3, 8), (128, 128, 2, 8)]
+#        tokens, block, tile, stages, ahead: with SwiGLU from 65 tokens on
+TILED = [
+    (128, 64, 64, 5, True), (128, 128, 64, 4, False), (128, 128, 64, 3, True),
+    (128, 128, 64, 4, True), (128, 64, 128, 3, True), (256, 64, 64, 4, True),
+]  # fmt: skip
 CANDIDATES = {16: SMALL, 32: MIDDLE, 64: MIDDLE, 128: LARGE, 256: LARGE}
 
 
@@ -91,7 +97,7 @@ def main() -> None:
     jobs = [
         (rung, candidate, swiglu, pdl, wide)
         for rung in rungs
-        for candidate in CANDIDATES[rung]
+        for candidate in CANDIDATES.get(rung, ())
         for swiglu, wide in ((False, False), (False, True), (True, False))
         for pdl in (False, True)
     ]
@@ -105,6 +111,7 @@ def main() -> None:
     from plamo_ref.kernels.linear.swiglu import swiglu as swiglu_twin
     from plamo_ref.kernels.linear.triton import LEAST_COLUMNS, linear_kernel
     from plamo_ref.kernels.linear.triton_swiglu import swiglu as swiglu_op
+    from plamo_ref.kernels.linear.triton_tiles import Tiles, swiglu_in_tiles
 
     torch.manual_seed(0)
     print(torch.cuda.get_device_name())
@@ -130,7 +137,7 @@ def main() -> None:
             moved = 2 * outs * ins
             base = graph_ms(library) / copies
             found = [("cublas", 1, False, base, 0.0)]
-            for candidate, pdl in itertools.product(CANDIDATES[rung], (True, False)):
+            for candidate, pdl in itertools.product(CANDIDATES.get(rung, ()), (True, False)):
                 block, tile, *_ = candidate
                 blocks = triton.cdiv(n, block)
                 most = max(1, ins // max(LEAST_COLUMNS, tile))
@@ -171,6 +178,17 @@ def main() -> None:
                         print(name, tokens, candidate, str(problem)[:80])
                         continue
                     found.append((str(candidate), parts, pdl, took, error))
+            for candidate in TILED if swiglu and tokens > 64 else ():
+                height, block, tile, stages, ahead = candidate
+                row = Tiles(0, block, 8, stages, tile, tokens=height, ahead=ahead)
+
+                def tiled(x=x, weights=weights, row=row):
+                    for w in weights:
+                        swiglu_in_tiles(x, w, row, pdl=True)
+
+                got = swiglu_in_tiles(x, weights[0], row, pdl=True).double()
+                error = float((got - truth).norm() / truth.norm())
+                found.append((f"tiles {candidate}", 1, True, graph_ms(tiled) / copies, error))
             found.sort(key=lambda row: row[3])
             bad = [row for row in found if not row[4] < 1e-2]
             for label, parts, pdl, took, error in found:

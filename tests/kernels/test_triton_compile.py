@@ -83,6 +83,7 @@ def calls(table: Kernels, shape: Shape, dtype: torch.dtype) -> Iterator[Callable
             yield lambda t=t: table.linear_parts(x(t, channels), x(hidden // 16 + 128, channels))
             if dtype == BF16:
                 yield from quantized_calls(table, shape, t)
+        yield lambda: table.linear_swiglu(x(80, hidden), x(2 * shape.intermediate, hidden))
         params = SelectionParams(
             x(shape.state), x(shape.state), x(256), x(shape.mamba_heads, 256), eps=1e-6
         )
