@@ -1,6 +1,6 @@
 """Which configuration multiplies a few tokens fastest: `python benchmarks/linear_sweep.py`.
 
-It made the tables in plamo_ref/kernels/linear/triton.py, and with `--tokens 80,128,384,2048,8192`
+It made the tables in plamo_ref/kernels/linear/triton.py, and with `--tokens 80,96,112,128`
 that of SwiGLU in tiles in triton_tiles.py. For every projection of the 8B shape and
 several numbers of tokens it times candidates and cuBLAS on weights that do not fit the cache, all
 launches in one CUDA graph, as a decode step makes them. Needs a GPU.
@@ -37,11 +37,8 @@ SMALL = [
 MIDDLE = [(64, 128, 4, 4), (64, 64, 6, 4), (128, 64, 4, 4), (128, 128, 3, 8), (128, 64, 5, 8),
           (32, 128, 4, 4), (32, 256, 3, 4), (64, 128, 4, 8), (64, 256, 2, 8)]  # fmt: skip
 LARGE = [(64, 64, 5, 4), (128, 64, 3, 8), (128, 64, 4, 8), (64, 128, 3, 8), (128, 128, 2, 8)]
-#        tokens, block, tile, stages, ahead: with SwiGLU from 65 tokens on
-TILED = [
-    (128, 64, 64, 5, True), (128, 128, 64, 4, False), (128, 128, 64, 3, True),
-    (128, 128, 64, 4, True), (128, 64, 128, 3, True), (256, 64, 64, 4, True),
-]  # fmt: skip
+#        block, tile, stages: of 65 to 128 tokens with SwiGLU
+TILED = [(64, 64, 5), (128, 64, 4), (64, 128, 3), (128, 64, 3)]
 CANDIDATES = {16: SMALL, 32: MIDDLE, 64: MIDDLE, 128: LARGE, 256: LARGE}
 
 
@@ -52,6 +49,10 @@ def constants(rung: int, candidate: tuple[int, ...], swiglu: bool, pdl: bool) ->
         "PREFETCH": 256, "PDL": pdl, "num_warps": warps, "num_stages": stages,
         "enable_fp_fusion": True, "launch_pdl": pdl,
     }  # fmt: skip
+
+
+def rung_of(tokens: int) -> int:
+    return max(16, 1 << (tokens - 1).bit_length())
 
 
 def compile_one(job: tuple[int, tuple[int, ...], bool, bool, bool]) -> str:
@@ -93,11 +94,11 @@ def main() -> None:
     parser.add_argument("--tokens", default=",".join(map(str, TOKENS)))
     options = parser.parse_args()
     counts = [int(n) for n in options.tokens.split(",")]
-    rungs = sorted({max(16, n) for n in counts})
+    rungs = sorted({rung_of(n) for n in counts})
     jobs = [
         (rung, candidate, swiglu, pdl, wide)
         for rung in rungs
-        for candidate in CANDIDATES.get(rung, ())
+        for candidate in CANDIDATES[rung]
         for swiglu, wide in ((False, False), (False, True), (True, False))
         for pdl in (False, True)
     ]
@@ -108,10 +109,11 @@ def main() -> None:
 
     import triton
 
+    from plamo_ref.kernels.launch import Config
     from plamo_ref.kernels.linear.swiglu import swiglu as swiglu_twin
     from plamo_ref.kernels.linear.triton import LEAST_COLUMNS, linear_kernel
     from plamo_ref.kernels.linear.triton_swiglu import swiglu as swiglu_op
-    from plamo_ref.kernels.linear.triton_tiles import Tiles, swiglu_in_tiles
+    from plamo_ref.kernels.linear.triton_tiles import swiglu_in_tiles
 
     torch.manual_seed(0)
     print(torch.cuda.get_device_name())
@@ -126,7 +128,7 @@ def main() -> None:
             truth = x.double() @ weights[0].double().T
             if swiglu:
                 truth = swiglu_twin(truth)
-            rung = max(16, tokens)
+            rung = rung_of(tokens)
 
             def library(weights=weights, x=x, swiglu=swiglu):
                 for w in weights:
@@ -137,7 +139,7 @@ def main() -> None:
             moved = 2 * outs * ins
             base = graph_ms(library) / copies
             found = [("cublas", 1, False, base, 0.0)]
-            for candidate, pdl in itertools.product(CANDIDATES.get(rung, ()), (True, False)):
+            for candidate, pdl in itertools.product(CANDIDATES[rung], (True, False)):
                 block, tile, *_ = candidate
                 blocks = triton.cdiv(n, block)
                 most = max(1, ins // max(LEAST_COLUMNS, tile))
@@ -178,9 +180,9 @@ def main() -> None:
                         print(name, tokens, candidate, str(problem)[:80])
                         continue
                     found.append((str(candidate), parts, pdl, took, error))
-            for candidate in TILED if swiglu and tokens > 64 else ():
-                height, block, tile, stages, ahead = candidate
-                row = Tiles(0, block, 8, stages, tile, tokens=height, ahead=ahead)
+            for candidate in TILED if swiglu and 64 < tokens <= 128 else ():
+                block, tile, stages = candidate
+                row = Config(tokens, block, warps=8, stages=stages, tile=tile)
 
                 def tiled(x=x, weights=weights, row=row):
                     for w in weights:

@@ -8,7 +8,7 @@ weights. One program reads BLOCK_N rows of W (or a part of their columns) and mu
 all tokens: W is the tall operand of the matrix unit, the tokens are the short one.
 
 Invariant: W is read once whatever the number of tokens, up to the table's last row; beyond it the
-product is bound by arithmetic, and cuBLAS is used, or with SwiGLU triton_tiles.py, where it wins.
+product is bound by arithmetic, and cuBLAS is used. Below, triton_tiles.py has what it wins.
 """
 
 import torch
@@ -45,7 +45,7 @@ TALL_CONFIGS = (  # of a W with many more rows than programs are wanted, as the 
     Config(up_to=64, block=128, warps=8, stages=3, tile=128),
     Config(up_to=128, block=128, warps=8, stages=3, tile=64),
 )
-SWIGLU_CONFIGS = (
+SWIGLU_CONFIGS = (  # beyond FEW where triton_tiles.py has no better cut
     Config(up_to=64, block=64, warps=4, stages=4, tile=128),
     Config(up_to=128, block=64, warps=8, stages=3, tile=128),
 )
