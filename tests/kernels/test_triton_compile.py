@@ -387,7 +387,7 @@ REGISTERS = {
     "dequantize_kernel": 64,
     "selection_row_kernel": 96,
     "selection_kernel": 216,
-    "tiles_swiglu_kernel": 200,  # 128 of them sums; one program has a multiprocessor to itself
+    "tiles_swiglu_kernel": 248,  # 128 of them sums; one program has a multiprocessor to itself
     "swiglu_kernel": 136,  # in e4m3: a program has all of a row
     "qk_norm_rope_kernel": 56,
     "decode_kernel": 152,
