@@ -1,6 +1,7 @@
 """Which configuration multiplies a few tokens fastest: `python benchmarks/linear_sweep.py`.
 
-It made the tables in plamo_ref/kernels/linear/triton.py. For every projection of the 8B shape and
+It made the tables in plamo_ref/kernels/linear/triton.py, and with `--tokens 80,96,112,128`
+that of SwiGLU in tiles in triton_tiles.py. For every projection of the 8B shape and
 several numbers of tokens it times candidates and cuBLAS on weights that do not fit the cache, all
 launches in one CUDA graph, as a decode step makes them. Needs a GPU.
 """
@@ -36,6 +37,8 @@ SMALL = [
 MIDDLE = [(64, 128, 4, 4), (64, 64, 6, 4), (128, 64, 4, 4), (128, 128, 3, 8), (128, 64, 5, 8),
           (32, 128, 4, 4), (32, 256, 3, 4), (64, 128, 4, 8), (64, 256, 2, 8)]  # fmt: skip
 LARGE = [(64, 64, 5, 4), (128, 64, 3, 8), (128, 64, 4, 8), (64, 128, 3, 8), (128, 128, 2, 8)]
+#        block, tile, stages: of 65 to 128 tokens with SwiGLU
+TILED = [(64, 64, 5), (128, 64, 4), (64, 128, 3), (128, 64, 3)]
 CANDIDATES = {16: SMALL, 32: MIDDLE, 64: MIDDLE, 128: LARGE, 256: LARGE}
 
 
@@ -46,6 +49,10 @@ def constants(rung: int, candidate: tuple[int, ...], swiglu: bool, pdl: bool) ->
         "PREFETCH": 256, "PDL": pdl, "num_warps": warps, "num_stages": stages,
         "enable_fp_fusion": True, "launch_pdl": pdl,
     }  # fmt: skip
+
+
+def rung_of(tokens: int) -> int:
+    return max(16, 1 << (tokens - 1).bit_length())
 
 
 def compile_one(job: tuple[int, tuple[int, ...], bool, bool, bool]) -> str:
@@ -87,7 +94,7 @@ def main() -> None:
     parser.add_argument("--tokens", default=",".join(map(str, TOKENS)))
     options = parser.parse_args()
     counts = [int(n) for n in options.tokens.split(",")]
-    rungs = sorted({max(16, n) for n in counts})
+    rungs = sorted({rung_of(n) for n in counts})
     jobs = [
         (rung, candidate, swiglu, pdl, wide)
         for rung in rungs
@@ -102,9 +109,11 @@ def main() -> None:
 
     import triton
 
+    from plamo_ref.kernels.launch import Config
     from plamo_ref.kernels.linear.swiglu import swiglu as swiglu_twin
     from plamo_ref.kernels.linear.triton import LEAST_COLUMNS, linear_kernel
     from plamo_ref.kernels.linear.triton_swiglu import swiglu as swiglu_op
+    from plamo_ref.kernels.linear.triton_tiles import swiglu_in_tiles
 
     torch.manual_seed(0)
     print(torch.cuda.get_device_name())
@@ -119,7 +128,7 @@ def main() -> None:
             truth = x.double() @ weights[0].double().T
             if swiglu:
                 truth = swiglu_twin(truth)
-            rung = max(16, tokens)
+            rung = rung_of(tokens)
 
             def library(weights=weights, x=x, swiglu=swiglu):
                 for w in weights:
@@ -171,6 +180,17 @@ def main() -> None:
                         print(name, tokens, candidate, str(problem)[:80])
                         continue
                     found.append((str(candidate), parts, pdl, took, error))
+            for candidate in TILED if swiglu and 64 < tokens <= 128 else ():
+                block, tile, stages = candidate
+                row = Config(tokens, block, warps=8, stages=stages, tile=tile)
+
+                def tiled(x=x, weights=weights, row=row):
+                    for w in weights:
+                        swiglu_in_tiles(x, w, row, pdl=True)
+
+                got = swiglu_in_tiles(x, weights[0], row, pdl=True).double()
+                error = float((got - truth).norm() / truth.norm())
+                found.append((f"tiles {candidate}", 1, True, graph_ms(tiled) / copies, error))
             found.sort(key=lambda row: row[3])
             bad = [row for row in found if not row[4] < 1e-2]
             for label, parts, pdl, took, error in found:

@@ -32,6 +32,7 @@ from plamo_ref.kernels.launch import Config
 from plamo_ref.kernels.linear.triton_dequantize import dequantize
 from plamo_ref.kernels.linear.triton_quantized import MANY
 from plamo_ref.kernels.linear.triton_swiglu import swiglu_parts, swiglu_quantized
+from plamo_ref.kernels.linear.triton_tiles import TILES, swiglu_in_tiles, tiles_for
 from plamo_ref.kernels.ssm.triton_plan import Plan, plan_scan
 from plamo_ref.quantization import quantize as quantize_module
 from plamo_ref.quantization.quantize import quantize
@@ -73,6 +74,41 @@ def test_selection_of_several_tiles_of_heads():
         params = case.arguments[1]
         wide = params.dt_gain.shape[0] + 2 * shape.state
         agrees(replace(case, arguments=(make.parts(5, tokens, wide), params)))
+
+
+# --- SwiGLU in tiles ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("tokens", [1, 65, 128])
+def test_swiglu_in_tiles_is_its_twin(tokens, monkeypatch):
+    """Rows of gate and of up end within a block, and columns within an iteration; rows are further
+    apart than they are long; a program has several tiles, the last one fewer."""
+    monkeypatch.setattr("plamo_ref.kernels.linear.triton_tiles.multiprocessors", lambda device: 2)
+    make = Maker(CPU, F32, seed=tokens)
+    x, weight = make.noise(tokens, 88)[:, :72], make.noise(2 * 70, 80)[:, :72] / 9
+    agrees(Case(f"{tokens}", "linear_swiglu", (x, weight)))
+    in_tiles = KERNELS.but(linear_swiglu=partial(swiglu_in_tiles, config=TILES[0]))
+    ((*_, good),) = check([Case("tiles", "linear_swiglu", (x, weight))], F32, in_tiles)
+    assert good
+
+
+def test_tiles_are_taken_where_they_are_faster():
+    def row(tokens: int, rows: int, columns: int = 4096) -> int | None:
+        x, weight = (torch.empty(n, columns, device="meta") for n in (tokens, 2 * rows))
+        found = tiles_for(x, weight)
+        return found and TILES.index(found)
+
+    assert [row(t, 16384) for t in (0, 64, 65, 111, 112, 128, 129)] == [
+        None,
+        None,
+        0,
+        0,
+        1,
+        1,
+        None,
+    ]
+    assert [row(t, 8192) for t in (96, 128)] == [None, 1], "too few large blocks"
+    assert row(128, 16384, 4095) is None, "rows that the copy engine cannot read"
 
 
 # --- quantized products ---------------------------------------------------------------------------

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from tools.ledger.ablation import ablation
 from tools.ledger.exactness import deviations
+from tools.ledger.joints import joints
 from tools.ledger.narrow import narrow, replay_kernel, replayed
 from tools.ledger.neighbours import (
     arena,
@@ -321,6 +322,7 @@ TABLES: Mapping[str, Callable[[Sequence[Row]], list[Table]]] = {
     "gpu_decode_8b_narrow": narrow,
     "gpu_decode_8b_replay": replayed,
     "gpu_state_replay_8b": replay_kernel,
+    "gpu_joints_8b": joints,
     "gpu_decode_translate_int4": _decode,
     "gpu_decode_1b": _decode,
     "gpu_decode_1b_bf16": _decode,

@@ -8,7 +8,7 @@ weights. One program reads BLOCK_N rows of W (or a part of their columns) and mu
 all tokens: W is the tall operand of the matrix unit, the tokens are the short one.
 
 Invariant: W is read once whatever the number of tokens, up to the table's last row; beyond it the
-product is bound by arithmetic, and cuBLAS is used.
+product is bound by arithmetic, and cuBLAS is used. Below, triton_tiles.py has what it wins.
 """
 
 import torch
@@ -31,6 +31,7 @@ from plamo_ref.kernels.launch import (
     with_unit_stride,
 )
 from plamo_ref.kernels.linear import triton_swiglu as triton_mlp
+from plamo_ref.kernels.linear.triton_tiles import swiglu_in_tiles, tiles_for
 
 # Size: tokens. A block is rows of W, a tile columns of one loop iteration. Measured on an H100 by
 # benchmarks/linear_sweep.py.
@@ -44,7 +45,7 @@ TALL_CONFIGS = (  # of a W with many more rows than programs are wanted, as the 
     Config(up_to=64, block=128, warps=8, stages=3, tile=128),
     Config(up_to=128, block=128, warps=8, stages=3, tile=64),
 )
-SWIGLU_CONFIGS = (
+SWIGLU_CONFIGS = (  # beyond FEW where triton_tiles.py has no better cut
     Config(up_to=64, block=64, warps=4, stages=4, tile=128),
     Config(up_to=128, block=64, warps=8, stages=3, tile=128),
 )
@@ -135,6 +136,9 @@ def linear_parts(x: Tensor, weight: Tensor, *, pdl: bool = False) -> Tensor:
 
 def linear_swiglu(x: Tensor, weight: Tensor, *, pdl: bool = False) -> Tensor:
     """x [T, in], weight [2F, in], gate rows first → [T, F]."""
+    tiles = tiles_for(x, weight)
+    if tiles is not None:
+        return swiglu_in_tiles(x, weight, tiles, pdl=pdl)
     if x.shape[0] > SWIGLU_CONFIGS[-1].up_to:
         return triton_mlp.swiglu(F.linear(x, weight))
     config = pick(SWIGLU_CONFIGS, x.shape[0])
