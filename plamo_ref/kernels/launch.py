@@ -26,6 +26,7 @@ class Config:
     stages: int = 1  # loop iterations whose loads are in flight at once
     tile: int = 0  # tokens of one loop iteration, where there is a loop
     programs: int = 256  # wanted in all, where several share a row: two for each multiprocessor
+    slices: int = 0  # warps that have columns of their own; 0: they have rows
 
 
 def pick(table: tuple[Config, ...], size: int) -> Config:
