@@ -71,6 +71,14 @@ def precision(dtype: torch.dtype) -> str:
     return "tf32x3" if dtype == torch.float32 else "tf32"
 
 
+def before_hopper(device: torch.device) -> bool:
+    """Whether kernels for `device` have less shared memory than Hopper gives, and no wgmma."""
+    if device.type == "cpu" or not torch.cuda.is_available():
+        return False
+    which = device if device.type == "cuda" else None  # meta: compiled for the GPU that is here
+    return torch.cuda.get_device_capability(which) < (9, 0)
+
+
 def with_unit_stride(x: Tensor) -> Tensor:
     """x itself if its last dimension is contiguous (all that kernels ask), else a copy."""
     return x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()

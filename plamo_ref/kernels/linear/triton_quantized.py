@@ -32,7 +32,7 @@ from plamo_ref.kernels.linear.triton import LEAST_TOKENS, parts_of
 from plamo_ref.kernels.linear.triton_dequantize import dequantize, quantize_tokens
 from plamo_ref.kernels.linear.triton_numbers import as_stored
 from plamo_ref.kernels.linear.triton_product import quantized_linear_kernel
-from plamo_ref.kernels.linear.triton_words_product import MOST_TOKENS, words_product
+from plamo_ref.kernels.linear.triton_words_product import tile_tokens, words_product
 from plamo_ref.quantization.weight import Activations, QuantizedTokens, QuantizedWeight
 
 # Measured on an H200 by benchmarks/quantized_sweep.py, but for int8 and int4 with SwiGLU.
@@ -94,7 +94,7 @@ def quantized_linear_parts(x: Activations, weight: QuantizedWeight, *, pdl: bool
     if _many(x, weight):
         return _library(x, weight)[None]
     tokens, config = x.shape[0], pick(CONFIGS[_kind(x, weight)], x.shape[0])
-    tiles = triton.cdiv(tokens, MOST_TOKENS if weight.unit else BLOCK_T)
+    tiles = triton.cdiv(tokens, tile_tokens(weight.values.device) if weight.unit else BLOCK_T)
     parts = 1
     if weight.unit or tokens <= BLOCK_T:
         parts = parts_of(weight.shape[0] * tiles, weight.shape[1], config, tokens)

@@ -217,18 +217,21 @@ def words_dequantize_kernel(
     UNIT: tl.constexpr,
     ASM: tl.constexpr,
     BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,  # whole units
 ):
-    """One unit of BLOCK_N rows."""
-    WORDS: tl.constexpr = UNIT * BITS // 32
-    n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
-    unit, word, k = tl.program_id(1), tl.arange(0, WORDS), tl.arange(0, UNIT)
-    n_in, at = n < N, n.to(tl.int64)[:, None]
-    words = tl.load(w_ptr + at * w_stride + unit * WORDS + word[None, :], mask=n_in[:, None])
-    scale = tl.load(scale_ptr + n * scale_row_stride + unit * scale_stride, mask=n_in, other=0.0)
+    """BLOCK_K columns of BLOCK_N rows; neighbours have neighbouring columns."""
+    WORDS: tl.constexpr = BLOCK_K * BITS // 32
+    UNITS: tl.constexpr = BLOCK_K // UNIT if BITS == 4 else 1  # which have scales
+    n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
+    block, word, k = tl.program_id(0), tl.arange(0, WORDS), tl.arange(0, BLOCK_K)
+    n_in, at = (n < N)[:, None], n.to(tl.int64)[:, None]
+    words = tl.load(w_ptr + at * w_stride + block * WORDS + word[None, :], mask=n_in)
+    unit = (block * UNITS + tl.arange(0, UNITS)) * scale_stride
+    scale = tl.load(scale_ptr + n[:, None] * scale_row_stride + unit[None, :], mask=n_in, other=0.0)
     kind = out_ptr.dtype.element_ty
-    made = numbers_of(words, scale[:, None], BITS, UNIT, kind, ASM).to(tl.float32)
+    made = numbers_of(words, scale, BITS, UNIT, kind, ASM).to(tl.float32)
     if ASM:
         made *= UNIT_OF_4 if BITS == 4 else UNIT_OF_8
     if BITS == 8:
-        made *= scale[:, None]
-    tl.store(out_ptr + at * K + unit * UNIT + k[None, :], made.to(kind), mask=n_in[:, None])
+        made *= scale
+    tl.store(out_ptr + at * K + block * BLOCK_K + k[None, :], made.to(kind), mask=n_in)

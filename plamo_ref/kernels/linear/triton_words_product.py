@@ -12,13 +12,13 @@ import torch
 import triton
 from torch import Tensor
 
-from plamo_ref.kernels.launch import Config, launch, power_of_two, precision
+from plamo_ref.kernels.launch import Config, before_hopper, launch, power_of_two, precision
 from plamo_ref.kernels.linear.triton_few_words import few_words_kernel
 from plamo_ref.kernels.linear.triton_words import words_linear_kernel
 from plamo_ref.quantization.weight import QuantizedWeight
 from plamo_ref.quantization.words import BITS
 
-MOST_TOKENS = 256  # of a tile
+MOST_TOKENS = 256  # of a tile; half of it before Hopper, whose shared memory it needs
 LEAST_TOKENS, LEAST_OF_FEW = 16, 8  # the matrix units have so many: what is missing is masked
 PREFETCH_WORDS = 64  # of a row, asked for while earlier kernels still run
 
@@ -34,7 +34,7 @@ def words_product(
 ) -> Tensor:
     """x [T, in] with unit stride, weight [out, in] in words → [parts, T, out]."""
     (tokens, columns), rows = x.shape, weight.shape[0] // (2 if swiglu else 1)
-    config, most = _fitting(config, weight, x.dtype)
+    config, most = _fitting(config, weight, x)
     step = config.tile * max(config.slices, 1)
     part = triton.cdiv(columns // step, parts)  # iterations
     parts = triton.cdiv(columns // step, part)
@@ -74,12 +74,19 @@ def words_product(
     return out
 
 
-def _fitting(config: Config, weight: QuantizedWeight, dtype: torch.dtype) -> tuple[Config, int]:
-    """The row of the table for this weight, and how many tokens a tile has at most.
+def tile_tokens(device: torch.device) -> int:
+    """Tokens of a tile, at most."""
+    return MOST_TOKENS // 2 if before_hopper(device) else MOST_TOKENS
 
-    A step takes whole units, and a row has a whole number of steps."""
-    columns, most = weight.shape[1], MOST_TOKENS
-    if dtype == torch.float32:  # twice as wide, every operand in two halves: for checking
+
+def _fitting(config: Config, weight: QuantizedWeight, x: Tensor) -> tuple[Config, int]:
+    """The row of the table for these, and how many tokens a tile has at most.
+
+    A step takes whole units, and a row has a whole number of steps.
+    """
+    columns, most = weight.shape[1], tile_tokens(x.device)
+    if x.dtype == torch.float32 and x.device.type != "cpu":
+        # Twice as wide, every operand in two halves: for checking.
         config, most = replace(config, stages=2, tile=32, block=min(config.block, 64)), 32
     tile = math.gcd(columns, max(config.tile, weight.unit))
     if config.slices:
