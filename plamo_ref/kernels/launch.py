@@ -79,6 +79,14 @@ def before_hopper(device: torch.device) -> bool:
     return torch.cuda.get_device_capability(which) < (9, 0)
 
 
+def has_wgmma(device: torch.device) -> bool:
+    """Whether kernels for `device` multiply with Hopper's unit, which works on while they do."""
+    if device.type == "cpu":
+        return False
+    which = device if device.type == "cuda" else None
+    return not torch.cuda.is_available() or torch.cuda.get_device_capability(which)[0] == 9
+
+
 def with_unit_stride(x: Tensor) -> Tensor:
     """x itself if its last dimension is contiguous (all that kernels ask), else a copy."""
     return x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()
@@ -140,6 +148,24 @@ def prefetch(address):
         "prefetch.global.L2 [$1]; mov.u32 $0, 0;",
         "=r,l",
         [address],
+        dtype=tl.int32,
+        is_pure=False,
+        pack=1,
+    )
+
+
+@triton.jit
+def wait_for_products(step):
+    """Hopper: products under way are done, and the registers that they read may be written.
+
+    A loop leaves the last ones of an iteration under way. Where their operand is in registers, the
+    next iteration was seen to write its own there before they had read it: in one of a thousand
+    runs a sum came out as NaN. `step` is any number.
+    """
+    tl.inline_asm_elementwise(
+        "wgmma.wait_group.sync.aligned 0; mov.u32 $0, $1;",
+        "=r,r",
+        [step],
         dtype=tl.int32,
         is_pure=False,
         pack=1,

@@ -41,6 +41,7 @@ def few_words_kernel(
     BLOCK_K: tl.constexpr,  # columns of a step and a warp, whole units of them
     BLOCK_T: tl.constexpr,
     WARPS: tl.constexpr,  # each has a slice of the columns
+    WAIT: tl.constexpr,  # for nothing: this unit works on its own
     PRECISION: tl.constexpr,
     PREFETCH: tl.constexpr,  # words of a row asked for while earlier kernels still run
     PDL: tl.constexpr,

@@ -32,7 +32,7 @@ from plamo_ref.kernels.linear.triton import LEAST_TOKENS, parts_of
 from plamo_ref.kernels.linear.triton_dequantize import dequantize, quantize_tokens
 from plamo_ref.kernels.linear.triton_numbers import as_stored
 from plamo_ref.kernels.linear.triton_product import quantized_linear_kernel
-from plamo_ref.kernels.linear.triton_words_product import tile_tokens, words_product
+from plamo_ref.kernels.linear.triton_words_product import parts_of_many, words_product
 from plamo_ref.quantization.weight import Activations, QuantizedTokens, QuantizedWeight
 
 # Measured on an H200 by benchmarks/quantized_sweep.py, but for int8 and int4 with SwiGLU.
@@ -48,15 +48,16 @@ CONFIGS = {
         Config(up_to=128, block=64, warps=4, stages=4, tile=128),
     ),
     "int8": (
-        Config(up_to=16, block=32, warps=4, stages=4, tile=64, programs=512, slices=4),
+        Config(up_to=16, block=32, warps=4, stages=4, tile=64, slices=4),
         Config(up_to=32, block=64, warps=4, stages=6, tile=128),
-        Config(up_to=128, block=128, warps=8, stages=4, tile=128),
-        Config(up_to=512, block=128, warps=8, stages=4, tile=64),
+        Config(up_to=128, block=128, warps=8, stages=6, tile=64),
+        Config(up_to=1024, block=128, warps=8, stages=4, tile=64, programs=264),
     ),
     "int4": (
         Config(up_to=16, block=32, warps=4, stages=4, tile=128, programs=512, slices=4),
+        Config(up_to=32, block=128, warps=4, stages=4, tile=128),
         Config(up_to=128, block=128, warps=8, stages=4, tile=128),
-        Config(up_to=512, block=128, warps=8, stages=3, tile=128),
+        Config(up_to=1024, block=128, warps=8, stages=3, tile=128, programs=264),
     ),
 }
 SWIGLU_CONFIGS = {  # two accumulators, or half a block's rows; beyond the last row two operations
@@ -70,16 +71,20 @@ SWIGLU_CONFIGS = {  # two accumulators, or half a block's rows; beyond the last 
         Config(up_to=128, block=64, warps=8, stages=3, tile=128),
     ),
     "int8": (
-        Config(up_to=16, block=32, warps=4, stages=4, tile=64, slices=4),
         Config(up_to=64, block=128, warps=8, stages=4, tile=128),
+        Config(up_to=128, block=128, warps=8, stages=6, tile=64),
+        Config(up_to=1024, block=128, warps=8, stages=4, tile=64),
     ),
     "int4": (
-        Config(up_to=16, block=32, warps=4, stages=4, tile=128, slices=4),
+        Config(up_to=16, block=64, warps=2, stages=4, tile=128, slices=2),
+        Config(up_to=32, block=128, warps=4, stages=4, tile=128),
         Config(up_to=64, block=128, warps=8, stages=4, tile=128),
+        Config(up_to=128, block=256, warps=8, stages=3, tile=128),
+        Config(up_to=1024, block=128, warps=8, stages=3, tile=128),
     ),
 }
 BLOCK_T = 128  # tokens of a tile, at most
-MANY, MANY_FOR_WORDS = 256, 512  # tokens from which on the library multiplies
+MANY, MANY_FOR_WORDS = 256, 1024  # tokens from which on the library multiplies
 
 
 def quantized_linear(x: Activations, weight: QuantizedWeight, *, pdl: bool = False) -> Tensor:
@@ -94,10 +99,10 @@ def quantized_linear_parts(x: Activations, weight: QuantizedWeight, *, pdl: bool
     if _many(x, weight):
         return _library(x, weight)[None]
     tokens, config = x.shape[0], pick(CONFIGS[_kind(x, weight)], x.shape[0])
-    tiles = triton.cdiv(tokens, tile_tokens(weight.values.device) if weight.unit else BLOCK_T)
-    parts = 1
-    if weight.unit or tokens <= BLOCK_T:
-        parts = parts_of(weight.shape[0] * tiles, weight.shape[1], config, tokens)
+    if weight.unit and tokens > BLOCK_T:
+        parts = parts_of_many(weight, config, tokens)
+    else:
+        parts = parts_of(*weight.shape, config, tokens) if tokens <= BLOCK_T else 1
     return _few_tokens(x, weight, parts, pdl=pdl)
 
 

@@ -19,7 +19,13 @@ Invariant: a word of W is read once for each tile of tokens.
 import triton
 import triton.language as tl
 
-from plamo_ref.kernels.launch import prefetch, silu, start_next, wait_for_earlier
+from plamo_ref.kernels.launch import (
+    prefetch,
+    silu,
+    start_next,
+    wait_for_earlier,
+    wait_for_products,
+)
 
 LINE = tl.constexpr(32)  # words in a line of the cache
 UNIT_OF_4, UNIT_OF_8 = tl.constexpr(2.0**21), tl.constexpr(64.0)  # what ASM leaves to be made good
@@ -140,6 +146,7 @@ def words_linear_kernel(
     BLOCK_K: tl.constexpr,  # columns of a step, whole units of them
     BLOCK_T: tl.constexpr,
     WARPS: tl.constexpr,  # each has 16 rows, or several times 16
+    WAIT: tl.constexpr,  # Hopper: for products under way
     PRECISION: tl.constexpr,
     PREFETCH: tl.constexpr,  # words of a row asked for while earlier kernels still run
     PDL: tl.constexpr,
@@ -187,6 +194,8 @@ def words_linear_kernel(
         )
         w = tl.reshape(w, (BLOCK_N, BLOCK_K))
         acc = tl.dot(w, x, acc=acc, input_precision=PRECISION)
+        if WAIT:
+            wait_for_products(step)
         scale = next_scale
     if ASM:
         acc *= UNIT_OF_4 if BITS == 4 else UNIT_OF_8

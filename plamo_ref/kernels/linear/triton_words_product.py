@@ -12,7 +12,15 @@ import torch
 import triton
 from torch import Tensor
 
-from plamo_ref.kernels.launch import Config, before_hopper, launch, power_of_two, precision
+from plamo_ref.kernels.launch import (
+    Config,
+    before_hopper,
+    has_wgmma,
+    launch,
+    power_of_two,
+    precision,
+)
+from plamo_ref.kernels.linear.triton import LEAST_COLUMNS
 from plamo_ref.kernels.linear.triton_few_words import few_words_kernel
 from plamo_ref.kernels.linear.triton_words import words_linear_kernel
 from plamo_ref.quantization.weight import QuantizedWeight
@@ -67,6 +75,7 @@ def words_product(
         BLOCK_K=config.tile,
         BLOCK_T=block_t,
         WARPS=config.slices or warps,
+        WAIT=has_wgmma(x.device) and config.block >= 64 and not config.slices,
         PRECISION=precision(x.dtype),
         PREFETCH=PREFETCH_WORDS,
         PDL=pdl,
@@ -77,6 +86,14 @@ def words_product(
 def tile_tokens(device: torch.device) -> int:
     """Tokens of a tile, at most."""
     return MOST_TOKENS // 2 if before_hopper(device) else MOST_TOKENS
+
+
+def parts_of_many(weight: QuantizedWeight, config: Config, tokens: int) -> int:
+    """How many programs share the columns where each has a multiprocessor to itself: as many as
+    there are multiprocessors for, in one go."""
+    tiles = triton.cdiv(tokens, tile_tokens(weight.values.device))
+    blocks = triton.cdiv(weight.shape[0], config.block) * tiles
+    return max(1, min(config.programs // 2 // blocks, weight.shape[1] // LEAST_COLUMNS))
 
 
 def _fitting(config: Config, weight: QuantizedWeight, x: Tensor) -> tuple[Config, int]:
