@@ -21,6 +21,7 @@ from torch import Tensor
 from plamo_ref.kernels.errors import KernelError
 from plamo_ref.kernels.launch import (
     Config,
+    has_wgmma,
     launch,
     pick,
     power_of_two,
@@ -191,6 +192,7 @@ def _few_tokens(
     block_t = min(power_of_two(tokens, LEAST_TOKENS), BLOCK_T)
     grid = (triton.cdiv(rows, config.block) * triton.cdiv(tokens, block_t), parts)
     values, decode = as_stored(weight.values)
+    in_fp8 = quantized and not decode and x.dtype == torch.bfloat16
     launch(
         quantized_linear_kernel,
         grid,
@@ -207,9 +209,10 @@ def _few_tokens(
         part,
         config=config,
         QUANTIZED=quantized,
-        IN_FP8=quantized and not decode and x.dtype == torch.bfloat16,
+        IN_FP8=in_fp8,
         DECODE=decode,
         SWIGLU=swiglu,
+        WAIT=has_wgmma(given.device) and not in_fp8,
         PRECISION=precision(x.dtype),
         PREFETCH=256,
         BLOCK_N=config.block,
