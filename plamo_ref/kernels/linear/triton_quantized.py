@@ -51,12 +51,11 @@ CONFIGS = {
     "int8": (
         Config(up_to=16, block=32, warps=4, stages=4, tile=64, slices=4),
         Config(up_to=32, block=64, warps=4, stages=6, tile=128),
-        Config(up_to=128, block=128, warps=8, stages=6, tile=64),
-        Config(up_to=1024, block=128, warps=8, stages=4, tile=64, programs=264),
+        Config(up_to=128, block=128, warps=8, stages=4, tile=128),
+        Config(up_to=1024, block=128, warps=8, stages=3, tile=128, programs=264),
     ),
     "int4": (
         Config(up_to=16, block=32, warps=4, stages=4, tile=128, programs=512, slices=4),
-        Config(up_to=32, block=128, warps=4, stages=4, tile=128),
         Config(up_to=128, block=128, warps=8, stages=4, tile=128),
         Config(up_to=1024, block=128, warps=8, stages=3, tile=128, programs=264),
     ),
@@ -72,13 +71,12 @@ SWIGLU_CONFIGS = {  # two accumulators, or half a block's rows; beyond the last 
         Config(up_to=128, block=64, warps=8, stages=3, tile=128),
     ),
     "int8": (
-        Config(up_to=64, block=128, warps=8, stages=4, tile=128),
-        Config(up_to=128, block=128, warps=8, stages=6, tile=64),
-        Config(up_to=1024, block=128, warps=8, stages=4, tile=64),
+        Config(up_to=16, block=32, warps=2, stages=8, tile=64, slices=2),
+        Config(up_to=128, block=128, warps=8, stages=4, tile=128),
+        Config(up_to=1024, block=128, warps=8, stages=3, tile=128),
     ),
     "int4": (
         Config(up_to=16, block=64, warps=2, stages=4, tile=128, slices=2),
-        Config(up_to=32, block=128, warps=4, stages=4, tile=128),
         Config(up_to=64, block=128, warps=8, stages=4, tile=128),
         Config(up_to=128, block=256, warps=8, stages=3, tile=128),
         Config(up_to=1024, block=128, warps=8, stages=3, tile=128),

@@ -146,12 +146,14 @@ def words_linear_kernel(
     BLOCK_K: tl.constexpr,  # columns of a step, whole units of them
     BLOCK_T: tl.constexpr,
     WARPS: tl.constexpr,  # each has 16 rows, or several times 16
+    CHAIN: tl.constexpr,  # a step adds to the sums within the unit of matrices; else behind it
     WAIT: tl.constexpr,  # Hopper: for products under way
     PRECISION: tl.constexpr,
     PREFETCH: tl.constexpr,  # words of a row asked for while earlier kernels still run
     PDL: tl.constexpr,
 ):
     """BLOCK_N rows of W, one part of its columns, a tile of tokens: [BLOCK_N, BLOCK_T]."""
+    MISSING: tl.constexpr = (UNIT_OF_4 if BITS == 4 else UNIT_OF_8) if ASM else 1.0
     WORDS: tl.constexpr = BLOCK_K * BITS // 32
     UNITS: tl.constexpr = BLOCK_K // UNIT if BITS == 4 else 1  # which have scales
     OUTS: tl.constexpr = BLOCK_N // 2 if SWIGLU else BLOCK_N
@@ -193,12 +195,15 @@ def words_linear_kernel(
             tl.reshape(w, (BLOCK_N // (16 * WARPS), 2, WARPS, 8, BLOCK_K)), (0, 2, 1, 3, 4)
         )
         w = tl.reshape(w, (BLOCK_N, BLOCK_K))
-        acc = tl.dot(w, x, acc=acc, input_precision=PRECISION)
-        if WAIT:
-            wait_for_products(step)
+        if CHAIN:
+            acc = tl.dot(w, x, acc=acc, input_precision=PRECISION)
+            if WAIT:
+                wait_for_products(step)
+        else:
+            acc += tl.dot(w, x) * MISSING
         scale = next_scale
-    if ASM:
-        acc *= UNIT_OF_4 if BITS == 4 else UNIT_OF_8
+    if CHAIN:
+        acc *= MISSING
     if BITS == 8:
         i = tl.arange(0, BLOCK_N)
         acc *= tl.load(scale_ptr + tl.minimum(first + i % OUTS, N - 1) + i // OUTS * N)[:, None]

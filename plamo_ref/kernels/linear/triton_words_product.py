@@ -28,6 +28,7 @@ from plamo_ref.quantization.words import BITS
 
 MOST_TOKENS = 256  # of a tile; half of it before Hopper, whose shared memory it needs
 LEAST_TOKENS, LEAST_OF_FEW = 16, 8  # the matrix units have so many: what is missing is masked
+FEW_TOKENS = 64  # int4: up to these, sums behind the unit of matrices cost less than a wait for it
 PREFETCH_WORDS = 64  # of a row, asked for while earlier kernels still run
 
 
@@ -52,6 +53,7 @@ def words_product(
     block_t = min(power_of_two(tokens, least), most)
     warps = min(config.warps, config.block // 16)
     words = weight.values.view(torch.int32)
+    asm = x.device.type != "cpu" and x.dtype == torch.bfloat16
     launch(
         few_words_kernel if config.slices else words_linear_kernel,
         (triton.cdiv(weight.shape[0], config.block) * triton.cdiv(tokens, block_t), parts),
@@ -69,12 +71,13 @@ def words_product(
         config=config,
         BITS=BITS[weight.format],
         UNIT=weight.unit,
-        ASM=x.device.type != "cpu" and x.dtype == torch.bfloat16,
+        ASM=asm,
         SWIGLU=swiglu,
         BLOCK_N=config.block,
         BLOCK_K=config.tile,
         BLOCK_T=block_t,
         WARPS=config.slices or warps,
+        CHAIN=not (asm and weight.group and block_t <= FEW_TOKENS) or bool(config.slices),
         WAIT=has_wgmma(x.device) and config.block >= 64 and not config.slices,
         PRECISION=precision(x.dtype),
         PREFETCH=PREFETCH_WORDS,
