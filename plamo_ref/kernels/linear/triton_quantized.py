@@ -1,12 +1,15 @@
 """Products with a quantized weight: as fast as its fewer bytes can be read.
 
 Formulas and twins: plamo_ref/kernels/linear/quantized.py. The kernels: triton_product.py, and of
-int4 and int8 triton_words.py.
+int4 and int8 those that triton_words_product.py chooses from.
 
-    tokens      e4m3 activations            plain activations
-    to 128      the kernel                  the kernel
-    to 256      the library's fp8 product   the kernel
-    more        the library's fp8 product   W made plain by `dequantize`, the library's product
+    tokens      e4m3 activations            plain activations, e4m3     … int4 or int8
+    to 128      the kernel                  the kernel                  the kernels
+    to 256      the library's fp8 product   the kernel                  the kernels
+    to 1024     the library's fp8 product   made plain                  the kernels
+    more        the library's fp8 product   made plain                  made plain
+
+A weight made plain by `dequantize` is the library's to multiply with.
 
 Invariant: what is computed is the same on each of these ways.
 """
