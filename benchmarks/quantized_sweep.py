@@ -21,16 +21,20 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
+import torch.nn.functional as F
 import triton
 
 from plamo_ref.kernels.launch import Config
 from plamo_ref.kernels.linear import triton_quantized as table
+from plamo_ref.kernels.linear import triton_words_product as launcher
 from plamo_ref.kernels.linear.quantized import quantized_linear, quantized_linear_swiglu
 from plamo_ref.kernels.linear.triton import LEAST_COLUMNS
+from plamo_ref.kernels.linear.triton_dequantize import dequantize
 from plamo_ref.kernels.linear.triton_swiglu import swiglu_parts
+from plamo_ref.kernels.norm.triton import add_norm
 from plamo_ref.quantization.schemes import SCHEMES
 from plamo_ref.quantization.weight import (
     FP8,
@@ -40,32 +44,62 @@ from plamo_ref.quantization.weight import (
     by_column,
 )
 
-SHAPES = {  # out, in, SwiGLU
-    "in": (16384, 4096, False),
-    "out": (4096, 8192, False),
-    "gate_up": (32768, 4096, True),
-    "down": (4096, 16384, False),
-    "qkv": (5120, 4096, False),
-    "o": (4096, 4096, False),
+T = TypeVar("T")
+SHAPES = {  # out, in, what reads it
+    "in": (16384, 4096, "whole"),
+    "out": (4096, 8192, "norm"),
+    "gate_up": (32768, 4096, "swiglu"),
+    "down": (4096, 16384, "norm"),
+    "qkv": (5120, 4096, "parts"),
+    "o": (4096, 4096, "norm"),
 }
 OF_A_LAYER = {"in": 0.5, "out": 0.5, "qkv": 0.5, "o": 0.5, "gate_up": 1, "down": 1}
 WEIGHT_BYTES = 300 << 20  # read in one graph, several times the L2 cache
-#       block, tile, warps, stages
-BYTES = [
+
+
+class Candidate(NamedTuple):
+    """A row of a table, and what is not in it."""
+
+    block: int
+    tile: int
+    warps: int
+    stages: int
+    slices: int = 0
+    prefetch: int = 64  # words of a row that are asked for at once
+    most: int = 256  # tokens of a tile
+
+    @property
+    def columns(self) -> int:
+        """Of a step."""
+        return self.tile * max(1, self.slices)
+
+
+FP8_ROWS = [
     (64, 128, 4, 5), (64, 128, 4, 8), (64, 256, 4, 4), (64, 256, 4, 6), (64, 512, 4, 3),
     (128, 128, 4, 4), (128, 128, 8, 5), (128, 256, 8, 3), (32, 256, 4, 6), (32, 512, 4, 3),
 ]  # fmt: skip
-#       … and words of a row that are asked for at once
-INT8 = [
-    (128, 128, 8, 4, 64), (128, 128, 8, 4, 256), (64, 256, 4, 4, 64), (64, 256, 4, 4, 256),
-    (64, 128, 4, 6, 64), (64, 128, 4, 6, 256),
-]  # fmt: skip
-INT4 = [
-    (128, 128, 4, 4, 64), (128, 128, 4, 4, 128), (128, 128, 4, 4, 256), (128, 128, 8, 4, 64),
-    (128, 128, 8, 4, 256), (64, 128, 4, 6, 128),
-]  # fmt: skip
-PROGRAMS = (128, 256, 512)  # wanted in all, by turns
-CANDIDATES = {"fp8": BYTES, "int8": INT8, "int4": INT4}
+CANDIDATES = {  # by tokens, up to
+    "fp8": {512: FP8_ROWS},
+    "int8": {
+        16: [(32, 64, 4, 4, 4), (32, 64, 4, 6, 4, 256), (64, 64, 4, 4, 4), (32, 64, 8, 4, 8, 128),
+             (32, 64, 2, 8, 2), (128, 128, 8, 4)],
+        32: [(64, 128, 4, 6), (128, 128, 8, 4), (128, 64, 4, 6), (32, 64, 4, 4, 4)],
+        128: [(128, 128, 8, 4), (128, 64, 8, 6), (256, 64, 8, 4), (64, 64, 4, 6)],
+        256: [(128, 64, 8, 4), (128, 128, 8, 3), (256, 64, 8, 4, 0, 64, 128), (64, 64, 4, 4)],
+        512: [(128, 64, 8, 4), (256, 64, 8, 4, 0, 64, 128)],
+    },
+    "int4": {
+        16: [(32, 128, 4, 4, 4), (32, 128, 4, 4, 4, 256), (32, 128, 4, 6, 4), (32, 128, 2, 6, 2),
+             (64, 128, 4, 4, 4), (32, 128, 8, 4, 8, 128), (16, 128, 4, 6, 4), (64, 128, 2, 4, 2),
+             (128, 128, 4, 4)],
+        32: [(32, 128, 4, 3, 4), (64, 128, 2, 4, 2), (128, 128, 4, 4), (128, 128, 8, 4),
+             (64, 128, 4, 6), (128, 128, 4, 4, 0, 256)],
+        128: [(128, 128, 8, 4), (256, 128, 8, 3), (64, 128, 4, 4), (128, 128, 8, 4, 0, 256)],
+        256: [(128, 128, 8, 3), (64, 128, 4, 3), (256, 128, 8, 3, 0, 64, 128)],
+        512: [(128, 128, 8, 3), (256, 128, 8, 3, 0, 64, 128)],
+    },
+}  # fmt: skip
+PROGRAMS = {32: (256, 512, 1024), 512: (128, 256)}  # wanted in all; by tokens, up to
 
 
 class Job(NamedTuple):
@@ -74,24 +108,36 @@ class Job(NamedTuple):
     scheme: str
     shape: str
     tokens: int
-    candidate: tuple[int, ...]
+    candidate: Candidate
     programs: int
     fused: bool  # SwiGLU is a part of the kernel
 
     @property
     def parts(self) -> int:
-        outs, ins, _ = SHAPES[self.shape]
-        most = max(1, ins // max(LEAST_COLUMNS, self.candidate[1]))
-        each = self.programs // triton.cdiv(outs, self.candidate[0])
-        return 1 if self.fused else min(most, 1 << max(1, each).bit_length() - 1)
+        outs, ins, reader = SHAPES[self.shape]
+        if self.fused or reader == "whole":
+            return 1
+        most = max(1, ins // max(LEAST_COLUMNS, self.candidate.columns))
+        blocks = triton.cdiv(outs, self.candidate.block)
+        each = self.programs // (blocks * triton.cdiv(self.tokens, self.candidate.most))
+        return min(most, 1 << max(1, each).bit_length() - 1)
+
+
+def up_to(table: dict[int, T], tokens: int) -> T:
+    return table[min(most for most in table if tokens <= most)]
+
+
+def name_of(candidate: Candidate) -> str:
+    return ",".join(map(str, candidate))
 
 
 def jobs(schemes: list[str], shapes: list[str], counts: list[int]) -> Iterator[Job]:
     for scheme, shape, tokens in itertools.product(schemes, shapes, counts):
-        for candidate in CANDIDATES[SCHEMES[scheme].format]:
-            if SHAPES[shape][2]:
+        for words in up_to(CANDIDATES[SCHEMES[scheme].format], tokens):
+            candidate = Candidate(*words)
+            if SHAPES[shape][2] == "swiglu":
                 yield Job(scheme, shape, tokens, candidate, 0, True)
-            for programs in PROGRAMS:
+            for programs in up_to(PROGRAMS, tokens):
                 yield Job(scheme, shape, tokens, candidate, programs, False)
 
 
@@ -122,15 +168,26 @@ def operands(job: Job, device: str, copies: int = 1) -> tuple[Activations, list[
 
 
 def multiply(job: Job, x: Activations, weight: QuantizedWeight) -> torch.Tensor:
-    block, tile, warps, stages, *words = job.candidate
-    table.PREFETCH_WORDS = words[0] if words else table.PREFETCH_WORDS
-    config = Config(up_to=1 << 30, block=block, warps=warps, stages=stages, tile=tile)
+    """The product, and where the table decides in how many parts it comes, what adds them."""
+    row = job.candidate
+    launcher.PREFETCH_WORDS, launcher.MOST_TOKENS = row.prefetch, row.most
+    config = Config(1 << 30, row.block, row.warps, row.stages, row.tile, slices=row.slices)
     configs = table.SWIGLU_CONFIGS if job.fused else table.CONFIGS
     configs[table._kind(x, weight)] = (config,)  # type: ignore[assignment]
-    product = table._few_tokens(x, weight, job.parts, swiglu=job.fused, pdl=True)
-    if SHAPES[job.shape][2] and not job.fused:
-        return swiglu_parts(product, torch.bfloat16, pdl=True)
-    return product
+    made = table._few_tokens(x, weight, job.parts, swiglu=job.fused, pdl=True)
+    return made if job.fused else read(job, made)
+
+
+def read(job: Job, made: torch.Tensor) -> torch.Tensor:
+    """What comes next in a layer, if it adds parts."""
+    reader = SHAPES[job.shape][2]
+    if reader == "swiglu":
+        return swiglu_parts(made, torch.bfloat16, pdl=True)
+    if reader == "norm":
+        stream = made.new_empty(made.shape[1:], dtype=torch.bfloat16)  # any numbers
+        gain = stream.new_empty(stream.shape[1])
+        add_norm(stream, made, gain, gain, 1e-6, pdl=True)
+    return made
 
 
 def compile_one(job: Job) -> str:
@@ -171,12 +228,12 @@ def distinct(all_jobs: list[Job]) -> list[Job]:
 
 def time_case(of_case: list[Job]) -> list[dict[str, object]]:
     """All candidates for one weight and number of tokens, the fastest first."""
-    outs, ins, swiglu = SHAPES[of_case[0].shape]
+    outs, ins, reader = SHAPES[of_case[0].shape]
     torch.manual_seed(0)
     size = outs * ins * (0.52 if of_case[0].scheme == "int4" else 1)
     copies = max(1, int(WEIGHT_BYTES / size))
     x, weights = operands(of_case[0], "cuda", copies)
-    twin = quantized_linear_swiglu if swiglu else quantized_linear
+    twin = quantized_linear_swiglu if reader == "swiglu" else quantized_linear
     truth = twin(x, weights[0]).double()
     rows: list[dict[str, object]] = []
 
@@ -189,7 +246,7 @@ def time_case(of_case: list[Job]) -> list[dict[str, object]]:
 
     done: set[str] = set()
     for job in of_case:
-        label = f"{job.candidate}/{'fused' if job.fused else job.parts}"
+        label = f"{name_of(job.candidate)}/{'fused' if job.fused else job.parts}"
         if label in done:
             continue
         done.add(label)
@@ -197,8 +254,16 @@ def time_case(of_case: list[Job]) -> list[dict[str, object]]:
             take(label, partial(multiply, job, x))
         except Exception as problem:
             print(job, " ".join(str(problem).split())[:90], flush=True)
-    if isinstance(x, QuantizedTokens) and not swiglu:
-        take("library", partial(table._library, x))
+    if isinstance(x, QuantizedTokens):
+        if reader != "swiglu":
+            take("library", partial(table._library, x))
+    elif x.shape[0] >= 128:
+        plain = [dequantize(weight, torch.bfloat16) for weight in weights]
+        of = {id(weight): each for weight, each in zip(weights, plain, strict=True)}
+        take("made plain", lambda w: read(of_case[0], table._library(x, w)[None]))
+        take("bfloat16", lambda w: read(of_case[0], F.linear(x, of[id(w)])[None]))
+        us = graph_us(lambda: [dequantize(w, torch.bfloat16) for w in weights]) / copies
+        print(f"to make it plain takes {us:.1f} us", flush=True)
     return sorted(rows, key=lambda row: row["us"])  # type: ignore[return-value, arg-type]
 
 
@@ -209,10 +274,10 @@ def best_of_all(wanted: list[Job], rows: list[dict[str, object]]) -> Iterator[st
     sums: dict[tuple[str, int], dict[str, list[float]]] = {}
     for job in wanted:
         of_case = sums.setdefault((job.scheme, job.tokens), {})
-        label = f"{job.candidate}/{'fused' if job.fused else job.parts}"
+        label = f"{name_of(job.candidate)}/{'fused' if job.fused else job.parts}"
         took = us.get((job.scheme, job.shape, job.tokens, label))
-        if took is not None and not SHAPES[job.shape][2]:
-            name = f"{job.candidate} programs={job.programs}"
+        if took is not None and not job.fused:
+            name = f"{name_of(job.candidate)} programs={job.programs}"
             of_case.setdefault(name, []).append(took * OF_A_LAYER[job.shape])
     for case, found in sums.items():
         whole = max(map(len, found.values()), default=0)

@@ -26,6 +26,7 @@ class Config:
     stages: int = 1  # loop iterations whose loads are in flight at once
     tile: int = 0  # tokens of one loop iteration, where there is a loop
     programs: int = 256  # wanted in all, where several share a row: two for each multiprocessor
+    slices: int = 0  # warps that have columns of their own; 0: they have rows
 
 
 def pick(table: tuple[Config, ...], size: int) -> Config:
@@ -68,6 +69,22 @@ def precision(dtype: torch.dtype) -> str:
     products instead of one, which together keep nearly all 23.
     """
     return "tf32x3" if dtype == torch.float32 else "tf32"
+
+
+def before_hopper(device: torch.device) -> bool:
+    """Whether kernels for `device` have less shared memory than Hopper gives, and no wgmma."""
+    if device.type == "cpu" or not torch.cuda.is_available():
+        return False
+    which = device if device.type == "cuda" else None  # meta: compiled for the GPU that is here
+    return torch.cuda.get_device_capability(which) < (9, 0)
+
+
+def has_wgmma(device: torch.device) -> bool:
+    """Whether kernels for `device` multiply with Hopper's unit, which works on while they do."""
+    if device.type == "cpu":
+        return False
+    which = device if device.type == "cuda" else None
+    return not torch.cuda.is_available() or torch.cuda.get_device_capability(which)[0] == 9
 
 
 def with_unit_stride(x: Tensor) -> Tensor:
@@ -131,6 +148,24 @@ def prefetch(address):
         "prefetch.global.L2 [$1]; mov.u32 $0, 0;",
         "=r,l",
         [address],
+        dtype=tl.int32,
+        is_pure=False,
+        pack=1,
+    )
+
+
+@triton.jit
+def wait_for_products(step):
+    """Hopper: products under way are done, and the registers that they read may be written.
+
+    A loop leaves the last ones of an iteration under way. Where their operand is in registers, the
+    next iteration was seen to write its own there before they had read it: in one of a thousand
+    runs a sum came out as NaN. `step` is any number.
+    """
+    tl.inline_asm_elementwise(
+        "wgmma.wait_group.sync.aligned 0; mov.u32 $0, $1;",
+        "=r,r",
+        [step],
         dtype=tl.int32,
         is_pure=False,
         pack=1,

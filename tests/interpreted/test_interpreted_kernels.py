@@ -30,7 +30,7 @@ from plamo_ref.kernels.choice import TORCH, triton_table
 from plamo_ref.kernels.errors import KernelError
 from plamo_ref.kernels.launch import Config
 from plamo_ref.kernels.linear.triton_dequantize import dequantize
-from plamo_ref.kernels.linear.triton_quantized import MANY
+from plamo_ref.kernels.linear.triton_quantized import MANY, MANY_FOR_WORDS
 from plamo_ref.kernels.linear.triton_swiglu import swiglu_parts, swiglu_quantized
 from plamo_ref.kernels.linear.triton_tiles import TILES, swiglu_in_tiles, tiles_for
 from plamo_ref.kernels.ssm.triton_plan import Plan, plan_scan
@@ -124,9 +124,25 @@ def test_quantized_products_of_several_tiles_and_parts(name, tokens):
     given = TORCH.quantize_tokens(x) if weight.quantized_activations else x
     for operation in ("quantized_linear", "quantized_linear_parts"):
         agrees(Case(f"{tokens}, {name}", operation, (given, weight)))
-    assert len(KERNELS.quantized_linear_parts(given, weight)) == columns // 256
+    few = weight.unit and tokens == 1  # whose step takes as many columns as there are
+    assert len(KERNELS.quantized_linear_parts(given, weight)) == (1 if few else columns // 256)
     weight = quantize(make.noise(2 * 70, columns) / 32, SCHEMES[name])  # two blocks of them
     agrees(Case(f"{tokens}, {name}", "quantized_linear_swiglu", (given, weight)))
+
+
+@pytest.mark.parametrize("name", ["int8", "int4"])
+@pytest.mark.parametrize(
+    ("tokens", "rows", "columns"), [(5, 70, 160), (33, 70, 160), (257, 3, 192)]
+)
+def test_products_in_words_of_rows_and_columns_that_fill_no_tile(name, tokens, rows, columns):
+    """160 columns are five units of 32, which four warps cannot share. 257 tokens are a large tile
+    and one of a single token."""
+    make = Maker(CPU, F32, seed=tokens)
+    x = make.noise(tokens, columns)
+    weight = quantize(make.noise(2 * rows, columns) / 16, SCHEMES[name])
+    assert weight.unit
+    for operation in ("quantized_linear_parts", "quantized_linear_swiglu"):
+        agrees(Case(f"{tokens}, {name}, {columns}", operation, (x, weight)))
 
 
 @pytest.mark.parametrize("name", SCHEMES)
@@ -136,7 +152,8 @@ def test_many_tokens_meet_a_weight_made_plain(name):
     truth = quantize_module.dequantize(weight, torch.float64)
     torch.testing.assert_close(dequantize(weight, F32).double(), truth, rtol=1e-6, atol=1e-9)
     if not weight.quantized_activations:
-        agrees(Case(name, "quantized_linear", (make.noise(MANY + 1, 192), weight)))
+        many = MANY_FOR_WORDS if weight.unit else MANY
+        agrees(Case(name, "quantized_linear", (make.noise(many + 1, 192), weight)))
 
 
 def same(got, truth):

@@ -209,6 +209,9 @@ def quantized_calls(table: Kernels, shape: Shape, tokens: int) -> Iterator[Calla
             )
         if tokens in (8, 128):
             yield lambda g=given, w=weight: table.quantized_linear_parts(g, w)
+        if tokens == 128 and weight.unit:
+            many = empty(256, hidden)
+            yield lambda w=weight, x=many: table.quantized_linear_parts(x, w)
         if tokens <= 128:
             yield lambda g=given, w=weight: table.quantized_linear_swiglu(g, w)
         else:
@@ -243,9 +246,10 @@ def launches(shape: Shape, dtype: torch.dtype, capability: int = 90) -> tuple[La
         m for name, m in sys.modules.items() if re.match(r"plamo_ref\.kernels\..*\.triton", name)
     ]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            "plamo_ref.kernels.ssm.triton_plan.before_hopper", lambda device: capability < 90
-        )
+        for module in ("ssm.triton_plan", "linear.triton_words_product"):
+            patch.setattr(
+                f"plamo_ref.kernels.{module}.before_hopper", lambda device: capability < 90
+            )
         patch.setattr(
             "plamo_ref.kernels.linear.triton_numbers.knows_fp8", lambda device: capability >= 89
         )
@@ -382,6 +386,7 @@ REGISTERS = {
     "linear_kernel": 200,
     "quantized_linear_kernel": 255,
     "words_linear_kernel": 255,
+    "few_words_kernel": 136,
     "words_dequantize_kernel": 128,
     "quantize_tokens_kernel": 48,
     "dequantize_kernel": 64,
@@ -467,13 +472,16 @@ def test_products_in_words_fit_in_float32(compiler):
         found.append(Launch(kernel, arguments, constants, config.warps, config.stages))
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("plamo_ref.kernels.linear.triton_quantized.launch", record)
+        patch.setattr("plamo_ref.kernels.linear.triton_words_product.launch", record)
         for scheme in ("int8", "int4"):
             weight = quantize(empty(256, 1024), SCHEMES[scheme])
             for tokens in (1, 128):
                 triton_table(pdl=True).quantized_linear(empty(tokens, 1024, dtype=F32), weight)
             triton_table(pdl=True).quantized_linear_swiglu(empty(64, 1024, dtype=F32), weight)
-    assert {launch.kernel.__name__ for launch in found} == {"words_linear_kernel"}
+    assert {launch.kernel.__name__ for launch in found} == {
+        "few_words_kernel",
+        "words_linear_kernel",
+    }
     for launch in found:
         used = compiler(launch, 90)
         assert used.shared <= SHARED_MEMORY[90], launch.constants
@@ -529,21 +537,22 @@ def test_a_quantized_weight_becomes_numbers_in_registers(compiler):
     seen = set()
     for launch in launches(MODELS[0], BF16):
         name, constants = launch.kernel.__name__, launch.constants
-        if constants.get("BLOCK_T") != 16:
+        if constants.get("BLOCK_T") not in (8, 16):
             continue
         if name == "quantized_linear_kernel":
             ptx = compiler(launch, 90).ptx
             assert "st.shared" not in ptx
             seen.add("fp8" if constants["IN_FP8"] else "e4m3")
-        if name == "words_linear_kernel":
+        if name == "few_words_kernel":
             ptx, bits = compiler(launch, 90).ptx, constants["BITS"]
-            numbers = constants["BLOCK_N"] * constants["BLOCK_K"] // (32 * launch.warps)
-            assert ptx.count("fma.rn.bf16x2") == numbers // 2
+            numbers = constants["BLOCK_N"] * constants["BLOCK_K"] // 32  # of a thread
+            scales = 3 * constants["BLOCK_N"] // 8 if bits == 4 else 0
+            assert numbers // 2 <= ptx.count("fma.rn.bf16x2") <= numbers // 2 + scales * numbers
             fours = len(re.findall(r"ld\.shared\.v4\.b32", ptx))  # words, 16 bytes at a time
             assert fours >= numbers * bits // 128
-            assert "wgmma.mma_async" in ptx
-            if not constants["SWIGLU"]:  # which brings gate and up together, once
-                assert not re.search(r"shfl|ld\.shared\.(v\d\.)?b8", ptx)
+            assert ptx.count("mma.sync") == numbers * 32 // 256
+            loop = ptx[: ptx.rindex("mma.sync")]  # behind it warps add what they have
+            assert not re.search(r"shfl|ld\.shared\.(v\d\.)?b8", loop)
             seen.add(f"int{bits}")
     assert seen == {"fp8", "e4m3", "int8", "int4"}
 

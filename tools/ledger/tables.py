@@ -329,6 +329,8 @@ TABLES: Mapping[str, Callable[[Sequence[Row]], list[Table]]] = {
     "gpu_prefill_8b": _prefill,
     "gpu_prefill_1b": _prefill,
     "gpu_prefill_8b_fp8": _prefill,
+    "gpu_prefill_8b_int8": _prefill,
+    "gpu_prefill_8b_int4": _prefill,
     "gpu_mixed_8b": _whole,
     "gpu_mixed_8b_bf16": _whole,
     "gpu_mixed_8b_fp8": _whole,

@@ -186,6 +186,8 @@ def model_cases(device: torch.device, dtype: torch.dtype, shape: Shape) -> Itera
             yield from cases(make, shape, tokens)
         yield rope_case(make, shape, tokens)
         yield qk_case(make, shape, tokens)
+    for tokens in (16, 32, 300):  # other kernels and tiles of these
+        yield from quantized_cases(make, shape, tokens, ("int8", "int4"))
     for tokens in (1, 32, 64, 128, 256, 2048):
         yield from selection_cases(make, shape, tokens)
     for context, requests in ((300, 1), (2047, 1), (300, 128), (2100, 32)):

@@ -10,6 +10,8 @@ Formulas and twins: plamo_ref/kernels/linear/quantized.py, plamo_ref/quantizatio
 Invariant: what is read is read once and what is written is written once, rounded once.
 """
 
+import math
+
 import torch
 import triton
 import triton.language as tl
@@ -34,7 +36,7 @@ TOKEN_CONFIGS = (
     Config(up_to=1 << 20, block=0, warps=16),
 )
 WEIGHT_CONFIG = Config(up_to=1 << 20, block=8, warps=4, tile=256)  # rows, columns
-ROWS_OF_WORDS = 64  # of a program, each of one unit
+WORDS_CONFIG = Config(up_to=1 << 20, block=16, warps=4, tile=512)
 
 
 @triton.jit
@@ -110,11 +112,11 @@ def dequantize(weight: QuantizedWeight, dtype: torch.dtype) -> Tensor:
     out = torch.empty(weight.shape, dtype=dtype, device=weight.values.device)
     (rows, columns), config = weight.shape, WEIGHT_CONFIG
     if weight.unit:
-        words = weight.values.view(torch.int32)
-        group_stride = weight.scale.stride(1) if weight.group else 0
+        words, config = weight.values.view(torch.int32), WORDS_CONFIG
+        tile = math.gcd(columns, config.tile)
         launch(
             words_dequantize_kernel,
-            (triton.cdiv(rows, ROWS_OF_WORDS), columns // weight.unit),
+            (columns // tile, triton.cdiv(rows, config.block)),
             words,
             weight.scale,
             out,
@@ -122,12 +124,13 @@ def dequantize(weight: QuantizedWeight, dtype: torch.dtype) -> Tensor:
             columns,
             words.stride(0),
             weight.scale.stride(0),
-            group_stride,
+            weight.scale.stride(1) if weight.group else 0,
             config=config,
             BITS=BITS[weight.format],
             UNIT=weight.unit,
             ASM=words.device.type != "cpu" and dtype == torch.bfloat16,
-            BLOCK_N=ROWS_OF_WORDS,
+            BLOCK_N=config.block,
+            BLOCK_K=tile,
         )
         return out
     values, decode = as_stored(weight.values)

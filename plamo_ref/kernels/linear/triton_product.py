@@ -18,7 +18,13 @@ Invariant: a byte of W is read once for each tile of tokens, whatever it becomes
 import triton
 import triton.language as tl
 
-from plamo_ref.kernels.launch import prefetch, silu, start_next, wait_for_earlier
+from plamo_ref.kernels.launch import (
+    prefetch,
+    silu,
+    start_next,
+    wait_for_earlier,
+    wait_for_products,
+)
 from plamo_ref.kernels.linear.triton_numbers import numbers
 
 LINE = tl.constexpr(128)  # bytes in a line of the cache
@@ -68,6 +74,7 @@ def quantized_linear_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     BLOCK_T: tl.constexpr,
+    WAIT: tl.constexpr,  # Hopper: for products under way
     PRECISION: tl.constexpr,
     PREFETCH: tl.constexpr,  # bytes of a row of W asked for while earlier kernels still run
     PDL: tl.constexpr,
@@ -107,6 +114,8 @@ def quantized_linear_kernel(
         if SWIGLU:
             w_up = w_row + far
             up = add_product(up, w_up, start, end, x, n_in, IN_FP8, DECODE, BLOCK_K, PRECISION)
+        if WAIT:
+            wait_for_products(start)
     acc *= tl.load(scale_row, mask=n_in, other=0.0)
     if SWIGLU:
         up *= tl.load(scale_row + N, mask=n_in, other=0.0)

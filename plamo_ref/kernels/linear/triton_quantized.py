@@ -1,17 +1,19 @@
 """Products with a quantized weight: as fast as its fewer bytes can be read.
 
 Formulas and twins: plamo_ref/kernels/linear/quantized.py. The kernels: triton_product.py, and of
-int4 and int8 triton_words.py.
+int4 and int8 those that triton_words_product.py chooses from.
 
-    tokens      e4m3 activations            plain activations
-    to 128      the kernel                  the kernel
-    to 256      the library's fp8 product   the kernel
-    more        the library's fp8 product   W made plain by `dequantize`, the library's product
+    tokens      e4m3 activations            plain activations, e4m3     … int4 or int8
+    to 128      the kernel                  the kernel                  the kernels
+    to 256      the library's fp8 product   the kernel                  the kernels
+    to 1024     the library's fp8 product   made plain                  the kernels
+    more        the library's fp8 product   made plain                  made plain
+
+A weight made plain by `dequantize` is the library's to multiply with.
 
 Invariant: what is computed is the same on each of these ways.
 """
 
-import math
 from dataclasses import replace
 
 import torch
@@ -22,6 +24,7 @@ from torch import Tensor
 from plamo_ref.kernels.errors import KernelError
 from plamo_ref.kernels.launch import (
     Config,
+    has_wgmma,
     launch,
     pick,
     power_of_two,
@@ -33,9 +36,8 @@ from plamo_ref.kernels.linear.triton import LEAST_TOKENS, parts_of
 from plamo_ref.kernels.linear.triton_dequantize import dequantize, quantize_tokens
 from plamo_ref.kernels.linear.triton_numbers import as_stored
 from plamo_ref.kernels.linear.triton_product import quantized_linear_kernel
-from plamo_ref.kernels.linear.triton_words import words_linear_kernel
+from plamo_ref.kernels.linear.triton_words_product import parts_of_many, words_product
 from plamo_ref.quantization.weight import Activations, QuantizedTokens, QuantizedWeight
-from plamo_ref.quantization.words import BITS
 
 # Measured on an H200 by benchmarks/quantized_sweep.py, but for int8 and int4 with SwiGLU.
 # Size: tokens. A block is rows of W, a tile columns of one loop iteration, of int4 at most a unit.
@@ -50,13 +52,15 @@ CONFIGS = {
         Config(up_to=128, block=64, warps=4, stages=4, tile=128),
     ),
     "int8": (
-        Config(up_to=16, block=128, warps=8, stages=4, tile=128),
+        Config(up_to=16, block=32, warps=4, stages=4, tile=64, slices=4),
         Config(up_to=32, block=64, warps=4, stages=6, tile=128),
         Config(up_to=128, block=128, warps=8, stages=4, tile=128),
+        Config(up_to=1024, block=128, warps=8, stages=3, tile=128, programs=264),
     ),
     "int4": (
-        Config(up_to=16, block=128, warps=4, stages=4, tile=128, programs=512),
+        Config(up_to=16, block=32, warps=4, stages=4, tile=128, programs=512, slices=4),
         Config(up_to=128, block=128, warps=8, stages=4, tile=128),
+        Config(up_to=1024, block=128, warps=8, stages=3, tile=128, programs=264),
     ),
 }
 SWIGLU_CONFIGS = {  # two accumulators, or half a block's rows; beyond the last row two operations
@@ -69,12 +73,20 @@ SWIGLU_CONFIGS = {  # two accumulators, or half a block's rows; beyond the last 
         Config(up_to=64, block=64, warps=8, stages=4, tile=128),
         Config(up_to=128, block=64, warps=8, stages=3, tile=128),
     ),
-    "int8": (Config(up_to=64, block=128, warps=8, stages=4, tile=128),),
-    "int4": (Config(up_to=64, block=128, warps=8, stages=4, tile=128),),
+    "int8": (
+        Config(up_to=16, block=32, warps=2, stages=8, tile=64, slices=2),
+        Config(up_to=128, block=128, warps=8, stages=4, tile=128),
+        Config(up_to=1024, block=128, warps=8, stages=3, tile=128),
+    ),
+    "int4": (
+        Config(up_to=16, block=64, warps=2, stages=4, tile=128, slices=2),
+        Config(up_to=64, block=128, warps=8, stages=4, tile=128),
+        Config(up_to=128, block=256, warps=8, stages=3, tile=128),
+        Config(up_to=1024, block=128, warps=8, stages=3, tile=128),
+    ),
 }
 BLOCK_T = 128  # tokens of a tile, at most
-PREFETCH_WORDS = 64  # of a row, asked for while earlier kernels still run
-MANY = 256  # tokens from which on the library multiplies
+MANY, MANY_FOR_WORDS = 256, 1024  # tokens from which on the library multiplies
 
 
 def quantized_linear(x: Activations, weight: QuantizedWeight, *, pdl: bool = False) -> Tensor:
@@ -89,7 +101,10 @@ def quantized_linear_parts(x: Activations, weight: QuantizedWeight, *, pdl: bool
     if _many(x, weight):
         return _library(x, weight)[None]
     tokens, config = x.shape[0], pick(CONFIGS[_kind(x, weight)], x.shape[0])
-    parts = parts_of(*weight.shape, config, tokens) if tokens <= BLOCK_T else 1
+    if weight.unit and tokens > BLOCK_T:
+        parts = parts_of_many(weight, config, tokens)
+    else:
+        parts = parts_of(*weight.shape, config, tokens) if tokens <= BLOCK_T else 1
     return _few_tokens(x, weight, parts, pdl=pdl)
 
 
@@ -124,7 +139,7 @@ def _many(x: Activations, weight: QuantizedWeight) -> bool:
     """Whether the library multiplies. Its fp8 product gives bfloat16, from sizes that 16 divides;
     it is the better one earlier, for it needs no plain weight."""
     if not isinstance(x, QuantizedTokens):
-        return x.shape[0] > MANY
+        return x.shape[0] > (MANY_FOR_WORDS if weight.unit else MANY)
     aligned = not any(size % 16 for size in weight.shape)
     return x.shape[0] > BLOCK_T and aligned and x.dtype == torch.bfloat16
 
@@ -166,51 +181,19 @@ def _few_tokens(
             "contiguous rows [out, in]"
         )
     config = pick((SWIGLU_CONFIGS if swiglu else CONFIGS)[_kind(x, weight)], tokens)
-    most = BLOCK_T
+    if weight.unit and not isinstance(x, QuantizedTokens):
+        return words_product(with_unit_stride(x), weight, config, parts, swiglu=swiglu, pdl=pdl)
     if x.dtype == torch.float32:  # twice as wide, and every operand in two halves: for checking
         config = replace(config, stages=2, tile=32)
-        if weight.unit:  # whole units of it, so fewer of everything else
-            config, most = replace(config, block=64), 32
-    if weight.unit:
-        tile = weight.group or math.gcd(columns, max(config.tile, weight.unit))
-        config = replace(config, tile=tile)
     part = triton.cdiv(triton.cdiv(columns, parts), config.tile) * config.tile
     parts = triton.cdiv(columns, part)
     given = with_unit_stride(given)
     dtype = x.dtype if parts == 1 else torch.float32
     out = torch.empty((parts, tokens, rows), dtype=dtype, device=given.device)
-    block_t = min(power_of_two(tokens, LEAST_TOKENS), most)
-    read = weight.shape[0] if weight.unit else rows  # a block's, or half of them: see the kernels
-    grid = (triton.cdiv(read, config.block) * triton.cdiv(tokens, block_t), parts)
-    tiles = {"BLOCK_N": config.block, "BLOCK_T": block_t, "PDL": pdl}
-    if weight.unit:
-        words = weight.values.view(torch.int32)
-        launch(
-            words_linear_kernel,
-            grid,
-            given,
-            words,
-            weight.scale,
-            out,
-            tokens,
-            given.stride(0),
-            rows,
-            words.stride(0),
-            weight.scale.stride(1) if weight.group else 0,
-            columns // config.tile,
-            part // config.tile,
-            config=config,
-            BITS=BITS[weight.format],
-            UNIT=weight.unit,
-            ASM=given.device.type != "cpu" and x.dtype == torch.bfloat16,
-            SWIGLU=swiglu,
-            PRECISION=precision(x.dtype),
-            PREFETCH=PREFETCH_WORDS,
-            BLOCK_K=config.tile,
-            **tiles,
-        )
-        return out
+    block_t = min(power_of_two(tokens, LEAST_TOKENS), BLOCK_T)
+    grid = (triton.cdiv(rows, config.block) * triton.cdiv(tokens, block_t), parts)
     values, decode = as_stored(weight.values)
+    in_fp8 = quantized and not decode and x.dtype == torch.bfloat16
     launch(
         quantized_linear_kernel,
         grid,
@@ -227,12 +210,15 @@ def _few_tokens(
         part,
         config=config,
         QUANTIZED=quantized,
-        IN_FP8=quantized and not decode and x.dtype == torch.bfloat16,
+        IN_FP8=in_fp8,
         DECODE=decode,
         SWIGLU=swiglu,
+        WAIT=has_wgmma(given.device) and not in_fp8,
         PRECISION=precision(x.dtype),
         PREFETCH=256,
+        BLOCK_N=config.block,
         BLOCK_K=config.tile,
-        **tiles,
+        BLOCK_T=block_t,
+        PDL=pdl,
     )
     return out

@@ -19,16 +19,27 @@ Invariant: a word of W is read once for each tile of tokens.
 import triton
 import triton.language as tl
 
-from plamo_ref.kernels.launch import prefetch, silu, start_next, wait_for_earlier
+from plamo_ref.kernels.launch import (
+    prefetch,
+    silu,
+    start_next,
+    wait_for_earlier,
+    wait_for_products,
+)
 
 LINE = tl.constexpr(32)  # words in a line of the cache
+UNIT_OF_4, UNIT_OF_8 = tl.constexpr(2.0**21), tl.constexpr(64.0)  # what ASM leaves to be made good
 
 UNPACK4 = tl.constexpr(
     """{
-    .reg .b32 high, n, low_place, high_place, less;
-    mov.b32 low_place, 0x7F007F00;   // 2^127
-    mov.b32 high_place, 0x7D007D00;  // 2^123
-    mov.b32 less, 0xBE00BE00;        // -8 / 64
+    .reg .b32 high, n, low_place, high_place, less, times, none;
+    mov.b32 none, 0x80008000;      // -0
+    mov.b32 times, 0x77807780;     // 2^112
+    fma.rn.bf16x2 low_place, $5, times, none;
+    mov.b32 times, 0x75807580;     // 2^108
+    fma.rn.bf16x2 high_place, $5, times, none;
+    mov.b32 times, 0xB680B680;     // -8 * 2^-21
+    fma.rn.bf16x2 less, $5, times, none;
     shr.b32 high, $4, 8;
     and.b32 n, $4, 0x000F000F;
     fma.rn.bf16x2 $0, n, low_place, less;
@@ -62,39 +73,44 @@ def halves(pair):
 
 
 @triton.jit
-def fields(words, place: tl.constexpr, BITS: tl.constexpr, KIND: tl.constexpr):
-    """The weights in one place of both halves of each word → [..., 2]."""
+def fields(words, place: tl.constexpr, BITS: tl.constexpr, scale, KIND: tl.constexpr):
+    """The weights in one place of both halves of each word, times their scale → [..., 2]."""
     low = (words >> (BITS * place)) & ((1 << BITS) - 1)
     high = (words >> (16 + BITS * place)) & ((1 << BITS) - 1)
     half: tl.constexpr = 1 << (BITS - 1)
-    low, high = (low - half).to(tl.float32), (high - half).to(tl.float32)
+    low, high = (low - half).to(tl.float32) * scale, (high - half).to(tl.float32) * scale
     return tl.join(low.to(KIND), high.to(KIND))
 
 
 @triton.jit
 def numbers_of(
-    words, BITS: tl.constexpr, UNIT: tl.constexpr, KIND: tl.constexpr, ASM: tl.constexpr
+    words, scale, BITS: tl.constexpr, UNIT: tl.constexpr, KIND: tl.constexpr, ASM: tl.constexpr
 ):
-    """words [n, w] → the weights [n, w · 32 / BITS] in the order of their columns; where ASM, a
-    64th of them. Nothing goes from one thread to another."""
+    """words [n, w] → the weights [n, w · 32 / BITS] in the order of their columns: of int4 times
+    `scale` [n, units]; where ASM, a 64th of int8's and 2^-21 of int4's. Nothing goes from one
+    thread to another."""
     ROWS: tl.constexpr = words.shape[0]
     COLUMNS: tl.constexpr = words.shape[1] * 32 // BITS
+    UNITS: tl.constexpr = COLUMNS // UNIT
     FOURTH: tl.constexpr = UNIT * BITS // 128
-    w = tl.reshape(words, (ROWS, COLUMNS // UNIT, 4, FOURTH))
+    w = tl.reshape(words, (ROWS, UNITS, 4, FOURTH))
     if BITS == 4:
+        s = scale[:, :, None, None]
         if ASM:
+            both = scale.to(tl.int16, bitcast=True).to(tl.int32) & 0xFFFF
+            both = tl.broadcast_to((both | (both << 16))[:, :, None, None], w.shape)
             p0, p1, p2, p3 = tl.inline_asm_elementwise(
                 UNPACK4,
-                "=r,=r,=r,=r,r",
-                [w],
+                "=r,=r,=r,=r,r,r",
+                [w, both],
                 dtype=(tl.int32, tl.int32, tl.int32, tl.int32),
                 is_pure=True,
                 pack=1,
             )
             n0, n1, n2, n3 = halves(p0), halves(p1), halves(p2), halves(p3)
         else:
-            n0, n1 = fields(w, 0, BITS, KIND), fields(w, 1, BITS, KIND)
-            n2, n3 = fields(w, 2, BITS, KIND), fields(w, 3, BITS, KIND)
+            n0, n1 = fields(w, 0, BITS, s, KIND), fields(w, 1, BITS, s, KIND)
+            n2, n3 = fields(w, 2, BITS, s, KIND), fields(w, 3, BITS, s, KIND)
         ns = tl.join(tl.join(n0, n2), tl.join(n1, n3))
         ns = tl.permute(ns, (0, 1, 3, 5, 6, 2, 4))
     else:
@@ -104,7 +120,7 @@ def numbers_of(
             )
             n0, n1 = halves(p0), halves(p1)
         else:
-            n0, n1 = fields(w, 0, BITS, KIND), fields(w, 1, BITS, KIND)
+            n0, n1 = fields(w, 0, BITS, 1.0, KIND), fields(w, 1, BITS, 1.0, KIND)
         ns = tl.permute(tl.join(n0, n1), (0, 1, 3, 5, 2, 4))
     return tl.reshape(ns, (ROWS, COLUMNS))
 
@@ -127,16 +143,24 @@ def words_linear_kernel(
     ASM: tl.constexpr,
     SWIGLU: tl.constexpr,  # of a tile's rows the second half is N rows further down
     BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr,  # columns of a step; of int4 a group
+    BLOCK_K: tl.constexpr,  # columns of a step, whole units of them
     BLOCK_T: tl.constexpr,
+    WARPS: tl.constexpr,  # each has 16 rows, or several times 16
+    CHAIN: tl.constexpr,  # a step adds to the sums within the unit of matrices; else behind it
+    WAIT: tl.constexpr,  # Hopper: for products under way
     PRECISION: tl.constexpr,
     PREFETCH: tl.constexpr,  # words of a row asked for while earlier kernels still run
     PDL: tl.constexpr,
 ):
     """BLOCK_N rows of W, one part of its columns, a tile of tokens: [BLOCK_N, BLOCK_T]."""
+    MISSING: tl.constexpr = (UNIT_OF_4 if BITS == 4 else UNIT_OF_8) if ASM else 1.0
     WORDS: tl.constexpr = BLOCK_K * BITS // 32
+    UNITS: tl.constexpr = BLOCK_K // UNIT if BITS == 4 else 1  # which have scales
     OUTS: tl.constexpr = BLOCK_N // 2 if SWIGLU else BLOCK_N
-    i, k, word = tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_K), tl.arange(0, WORDS)
+    k, word, unit = tl.arange(0, BLOCK_K), tl.arange(0, WORDS), tl.arange(0, UNITS)
+    # As warps come to what they load, eight rows each, a warp has those that it multiplies.
+    i = tl.arange(0, BLOCK_N)
+    i = i // (16 * WARPS) * (16 * WARPS) + i // 8 % WARPS * 16 + i // (8 * WARPS) % 2 * 8 + i % 8
     tiles = tl.cdiv(T, BLOCK_T)
     # Neighbours read the same rows of W.
     first = tl.program_id(0) // tiles * OUTS
@@ -147,7 +171,7 @@ def words_linear_kernel(
     end = tl.minimum(begin + part_steps, steps)
     w_row = w_ptr + row.to(tl.int64)[:, None] * w_stride
     x_row = x_ptr + t.to(tl.int64)[None, :] * x_stride + k[:, None]
-    scale_row = scale_ptr + row
+    scale_at = scale_ptr + row[:, None] + unit[None, :] * scale_stride
     t_in = (t < T)[None, :]
     acc = tl.zeros((BLOCK_N, BLOCK_T), dtype=tl.float32)
     if PDL:
@@ -157,25 +181,32 @@ def words_linear_kernel(
             line = begin * WORDS + tl.arange(0, PREFETCH // LINE) * LINE
             at = w_row + tl.minimum(line, end * WORDS - 1)[None, :]
             prefetch(at.to(tl.int64))
-    scale = tl.load(scale_row + begin * scale_stride)
+    scale = tl.load(scale_at + begin * UNITS * scale_stride) if BITS == 4 else 0.0
     if PDL:
         wait_for_earlier()
     for step in range(begin, end):
         next_scale = scale
         if BITS == 4:
-            next_scale = tl.load(scale_row + tl.minimum(step + 1, end - 1) * scale_stride)
+            next_scale = tl.load(scale_at + tl.minimum(step + 1, end - 1) * UNITS * scale_stride)
         x = tl.load(x_row + step * BLOCK_K, mask=t_in, other=0.0)
         words = tl.load(w_row + word[None, :] + step * WORDS)
-        w = numbers_of(words, BITS, UNIT, x.dtype, ASM)
-        if BITS == 4:
-            acc += tl.dot(w, x, input_precision=PRECISION) * scale[:, None].to(tl.float32)
-            scale = next_scale
-        else:
+        w = numbers_of(words, scale, BITS, UNIT, x.dtype, ASM)
+        w = tl.permute(
+            tl.reshape(w, (BLOCK_N // (16 * WARPS), 2, WARPS, 8, BLOCK_K)), (0, 2, 1, 3, 4)
+        )
+        w = tl.reshape(w, (BLOCK_N, BLOCK_K))
+        if CHAIN:
             acc = tl.dot(w, x, acc=acc, input_precision=PRECISION)
-    if ASM:
-        acc *= 64
+            if WAIT:
+                wait_for_products(step)
+        else:
+            acc += tl.dot(w, x) * MISSING
+        scale = next_scale
+    if CHAIN:
+        acc *= MISSING
     if BITS == 8:
-        acc *= scale[:, None]
+        i = tl.arange(0, BLOCK_N)
+        acc *= tl.load(scale_ptr + tl.minimum(first + i % OUTS, N - 1) + i // OUTS * N)[:, None]
     out_n = first + tl.arange(0, OUTS)
     if SWIGLU:
         # The product is rounded before SwiGLU, as where they are two operations.
@@ -200,15 +231,21 @@ def words_dequantize_kernel(
     UNIT: tl.constexpr,
     ASM: tl.constexpr,
     BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,  # whole units
 ):
-    """One unit of BLOCK_N rows."""
-    WORDS: tl.constexpr = UNIT * BITS // 32
-    n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
-    unit, word, k = tl.program_id(1), tl.arange(0, WORDS), tl.arange(0, UNIT)
-    n_in, at = n < N, n.to(tl.int64)[:, None]
-    words = tl.load(w_ptr + at * w_stride + unit * WORDS + word[None, :], mask=n_in[:, None])
-    scale = tl.load(scale_ptr + n * scale_row_stride + unit * scale_stride, mask=n_in, other=0.0)
+    """BLOCK_K columns of BLOCK_N rows; neighbours have neighbouring columns."""
+    WORDS: tl.constexpr = BLOCK_K * BITS // 32
+    UNITS: tl.constexpr = BLOCK_K // UNIT if BITS == 4 else 1  # which have scales
+    n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
+    block, word, k = tl.program_id(0), tl.arange(0, WORDS), tl.arange(0, BLOCK_K)
+    n_in, at = (n < N)[:, None], n.to(tl.int64)[:, None]
+    words = tl.load(w_ptr + at * w_stride + block * WORDS + word[None, :], mask=n_in)
+    unit = (block * UNITS + tl.arange(0, UNITS)) * scale_stride
+    scale = tl.load(scale_ptr + n[:, None] * scale_row_stride + unit[None, :], mask=n_in, other=0.0)
     kind = out_ptr.dtype.element_ty
-    scale = scale.to(tl.float32) * (64 if ASM else 1)
-    made = numbers_of(words, BITS, UNIT, kind, ASM).to(tl.float32) * scale[:, None]
-    tl.store(out_ptr + at * K + unit * UNIT + k[None, :], made.to(kind), mask=n_in[:, None])
+    made = numbers_of(words, scale, BITS, UNIT, kind, ASM).to(tl.float32)
+    if ASM:
+        made *= UNIT_OF_4 if BITS == 4 else UNIT_OF_8
+    if BITS == 8:
+        made *= scale
+    tl.store(out_ptr + at * K + block * BLOCK_K + k[None, :], made.to(kind), mask=n_in)

@@ -10,7 +10,7 @@ import torch
 import triton
 from torch import Tensor
 
-from plamo_ref.kernels.launch import Config, power_of_two
+from plamo_ref.kernels.launch import Config, before_hopper, power_of_two
 
 CARRY_CONFIG = Config(up_to=1 << 30, block=1024, warps=4, stages=4)
 PHOTOGRAPH_CONFIG = Config(up_to=1 << 30, block=64, warps=4, stages=2)
@@ -46,10 +46,6 @@ WIDE_PLAN = Plan(16, WIDE_CONFIG, WIDE_CONFIG, photograph=WIDE_CONFIG)
 MULTIPROCESSORS = 132  # of a large GPU
 PROGRAMS = 256  # that one step should have: two for each multiprocessor
 SEGMENTS = (256, 2048)  # the shortest (below, three launches cost more than they save), the longest
-
-
-def before_hopper(device: torch.device) -> bool:
-    return device.type == "cuda" and torch.cuda.get_device_capability(device) < (9, 0)
 
 
 def plan_scan(u: Tensor, requests: int) -> Plan:
