@@ -251,7 +251,7 @@ def test_no_pickle(package):
 
 def test_no_code_is_made_from_strings_and_no_globals(package):
     calls = {"eval", "exec", "compile"}
-    slips = "plamo_ref.teaching.your_engine.slips"  # a lesson's: our own source, a word changed
+    slips = "plamo_ref.teaching.mutants"  # of lessons: our own source, a word changed
     wrong = []
     assert slips in package
     for name, tree in package.items():

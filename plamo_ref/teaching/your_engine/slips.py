@@ -5,11 +5,10 @@ exercise lead to the same story: so a sentence is only said to those who made th
 Used by lesson 08b.
 """
 
-import inspect
 from collections.abc import Callable
-from textwrap import dedent
 from typing import Any
 
+from plamo_ref.teaching import mutants
 from plamo_ref.teaching.your_engine import verbs
 
 Verb = Callable[..., Any]
@@ -116,18 +115,8 @@ def ours(exercise: str) -> dict[str, Verb]:
 
 
 def mutant(name: str, old: str, new: str) -> Verb:
-    """One of our verbs with other words in one place.
-
-    Raises:
-        ValueError: it has no such words.
-    """
-    source = dedent(inspect.getsource(getattr(verbs, name)))
-    if old not in source:
-        raise ValueError(f"{name} has no {old!r}")
-    space = dict(vars(verbs))
-    exec(source.replace(old, new), space)
-    made: Verb = space[name]
-    return made
+    """One of our verbs with other words in one place."""
+    return mutants.mutant(getattr(verbs, name), old, new)
 
 
 def mistakes(exercise: str, story: Verb) -> dict[str, Callable[[], Any]]:
