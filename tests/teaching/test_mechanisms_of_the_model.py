@@ -1,7 +1,9 @@
-"""What lessons 02 and 03 lend acts as the package does.
+"""What lessons 02, 03 and 04b lend acts as the package does.
 
 Invariant tested: whoever goes on with what is lent, goes on with the model.
 """
+
+from pathlib import Path
 
 import torch
 
@@ -9,7 +11,10 @@ from plamo_ref.config import Plamo2Config
 from plamo_ref.reference.attention import Attention
 from plamo_ref.reference.functions import rms_norm, rope, visible
 from plamo_ref.reference.scan import scan_steps
-from plamo_ref.teaching.mechanisms import mamba_mixer, sliding_window
+from plamo_ref.sampling import SamplingParams
+from plamo_ref.teaching.mechanisms import logits_to_text, mamba_mixer, sliding_window
+from plamo_ref.text.stream import TextStream
+from plamo_ref.text.tokenizer import Plamo2Tokenizer
 
 
 def test_lesson_02_attends_as_the_models_layer_does():
@@ -34,3 +39,17 @@ def test_lesson_03_scans_as_the_model_does():
     x, delta, A, *rest = (torch.rand(s, dtype=torch.float64, generator=draw) for s in sizes)
     theirs = scan_steps(x, delta, -A, *rest)
     torch.testing.assert_close(mamba_mixer.loop(x, delta, -A, *rest), theirs)
+
+
+def test_lesson_04b_streams_as_the_package_does():
+    tokenizer = Plamo2Tokenizer.from_folder(Path("tests/golden/tok_a"))
+    for stop in ("END", "あい", "aab"):
+        stream, held = TextStream(tokenizer, SamplingParams(stop=[stop])), ""
+        for token in tokenizer.encode("aaaab EN ENDE ああい", add_bos=False):
+            new = tokenizer.decode([token])
+            if "\ufffd" in new:
+                continue
+            shown, held, stopped = logits_to_text.release(held, new, stop)
+            assert (stream.push(token), stream.stopped_by) == (shown, stop if stopped else None)
+            if stopped:
+                break
