@@ -1,7 +1,7 @@
 """lend(): what a reader has not written yet is lent to them, so that a lesson can go on.
 
 Invariant: what the reader has written is never replaced, unless they ask for it.
-Used by lessons 10 and 11.
+Used by the lessons whose mechanism the reader writes.
 """
 
 from collections.abc import MutableMapping

@@ -1,1 +1,1 @@
-"""The function of each lesson that its reader writes, lent to those who are behind: one file a lesson."""
+"""What the reader of each lesson writes, lent to those who are behind: one file a lesson."""
