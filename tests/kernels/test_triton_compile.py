@@ -250,6 +250,10 @@ def launches(shape: Shape, dtype: torch.dtype, capability: int = 90) -> tuple[La
             patch.setattr(
                 f"plamo_ref.kernels.{module}.before_hopper", lambda device: capability < 90
             )
+        for module in ("triton_words_product", "triton_quantized"):
+            patch.setattr(
+                f"plamo_ref.kernels.linear.{module}.has_wgmma", lambda device: capability == 90
+            )
         patch.setattr(
             "plamo_ref.kernels.linear.triton_numbers.knows_fp8", lambda device: capability >= 89
         )
@@ -437,8 +441,10 @@ def test_published_shapes_compile_without_spills(shape, capability, compiler):
             assert used.spills <= 8, where  # e4m3 made of integers, in registers
         elif (name, capability) == ("quantized_linear_kernel", 80) and launch.constants["SWIGLU"]:
             assert used.spills <= 64, where  # two accumulators and a weight in registers
-        elif (name, capability) == ("words_linear_kernel", 80) and launch.constants["BITS"] == 4:
-            assert used.spills <= 64, where  # a sum, that of a group, and a weight in registers
+        elif "words" in name and (capability, triton.__version__[:3]) == (90, "3.6"):
+            assert used.spills <= 2, where  # this version alone
+        elif (name, capability) == ("words_linear_kernel", 80):
+            assert used.spills <= 4, where  # int8 with SwiGLU
         elif name == "replay_update_kernel" and launch.constants["STOCHASTIC"]:
             assert used.spills <= 8, where  # a whole head of numbers, and their dice
         else:

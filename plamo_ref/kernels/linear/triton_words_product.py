@@ -105,6 +105,8 @@ def _fitting(config: Config, weight: QuantizedWeight, x: Tensor) -> tuple[Config
     A step takes whole units, and a row has a whole number of steps.
     """
     columns, most = weight.shape[1], tile_tokens(x.device)
+    if before_hopper(x.device):  # whose unit of matrices has both operands in registers
+        config = replace(config, block=min(config.block, 128))
     if x.dtype == torch.float32 and x.device.type != "cpu":
         # Twice as wide, every operand in two halves: for checking.
         config, most = replace(config, stages=2, tile=32, block=min(config.block, 64)), 32
