@@ -70,7 +70,7 @@ SECTIONS = (
         "a layer instead of 84, from which 2.5 ms were predicted, and with tiles of 256 tokens "
         "15.0 at batch 256 instead of 18.5. The sweep met a NaN, too: the last products of an "
         "iteration still read registers that the next one wrote. Each iteration now waits for "
-        "them, for 4 to 20 % of the time of these products. So beyond 128 requests bfloat16 "
+        "them, for up to a quarter of the time of a product. So beyond 128 requests bfloat16 "
         "remains faster, and with prompts of 2,048 tokens, whose weights are made plain first.",
         (
             "quantization_quality",
