@@ -1,4 +1,4 @@
-"""The policy that lesson 08 lends is its folded solution, and decides as the package.
+"""The policies that lessons 07 and 08 lend are their folded solutions, and decide as the package.
 
 Invariant tested: on random traces everybody gets the same tokens in every step.
 """
@@ -16,11 +16,14 @@ import pytest
 
 from plamo_ref import EngineConfig
 from plamo_ref.bench.simulator import Trace, replay
-from plamo_ref.teaching.mechanisms import v1_scheduler
+from plamo_ref.teaching.mechanisms import continuous_batching, v1_scheduler
 from tools.course.editions import exercises
 
 NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
-MECHANISMS = {"08_v1_scheduler": v1_scheduler.v1}
+MECHANISMS: dict[str, Callable[..., dict[Any, int]]] = {
+    "07_continuous_batching": continuous_batching.v0,
+    "08_v1_scheduler": v1_scheduler.v1,
+}
 
 
 @dataclass(eq=False)
@@ -87,3 +90,16 @@ def test_v1_decides_as_the_package():
         config = EngineConfig(max_num_seqs=seats, max_num_batched_tokens=budget)
         ours = shares(v1_scheduler.v1, pairs, seats=seats, budget=budget)
         assert ours == replayed(pairs, config), (pairs, seats, budget)
+
+
+def test_v0_decides_as_the_package():
+    draw = random.Random(707)
+    for _ in range(40):
+        pairs = [(draw.randint(1, 30), draw.randint(1, 9)) for _ in range(draw.randint(1, 9))]
+        seats, budget = draw.randint(1, 6), draw.randint(6, 25)
+        chunk = draw.randint(1, budget)  # a larger one would never be read
+        config = EngineConfig(
+            scheduler="v0", max_num_seqs=seats, max_num_batched_tokens=budget, chunk_size=chunk
+        )
+        ours = shares(continuous_batching.v0, pairs, seats=seats, budget=budget, chunk=chunk)
+        assert ours == replayed(pairs, config), (pairs, seats, budget, chunk)
