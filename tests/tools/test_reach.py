@@ -112,7 +112,7 @@ def test_the_devcontainer_has_a_python_and_a_command_of_the_project():
     assert stamp[1] in PROJECT["optional-dependencies"]
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     assert "\nVENV := .venv\n" in makefile
-    assert "\n$(VENV)/.installed-%: pyproject.toml" in makefile
+    assert "\n$(VENV)/.installed-%: $(VENV)/.installed\n" in makefile
     python = made_of["customizations"]["vscode"]["settings"]["python.defaultInterpreterPath"]
     assert python.endswith("/.venv/bin/python")
 
