@@ -1,4 +1,4 @@
-"""What lessons 02, 03 and 04b lend acts as the package does.
+"""What lessons 01, 02, 03 and 04b lend acts as the package does.
 
 Invariant tested: whoever goes on with what is lent, goes on with the model.
 """
@@ -7,14 +7,29 @@ from pathlib import Path
 
 import torch
 
+from plamo_ref.budget import cost_at, decode_bytes, weight_bytes_per_step
 from plamo_ref.config import Plamo2Config
 from plamo_ref.reference.attention import Attention
 from plamo_ref.reference.functions import rms_norm, rope, visible
 from plamo_ref.reference.scan import scan_steps
 from plamo_ref.sampling import SamplingParams
-from plamo_ref.teaching.mechanisms import logits_to_text, mamba_mixer, sliding_window
+from plamo_ref.teaching.mechanisms import anatomy, logits_to_text, mamba_mixer, sliding_window
 from plamo_ref.text.stream import TextStream
 from plamo_ref.text.tokenizer import Plamo2Tokenizer
+
+
+def test_lesson_01_keeps_and_moves_as_many_bytes_as_the_package_says():
+    config = Plamo2Config(
+        num_hidden_layers=16, hidden_size=12, hidden_size_per_head=4, num_attention_heads=6,
+        num_key_value_heads=2, mamba_num_heads=5, mamba_step=4, full_attention_idx=(6,),
+        attention_window_size=30,
+    )  # fmt: skip
+    for length in (1, 29, 30, 31, 500):
+        for itemsize in (2, 4):
+            kept = anatomy.request_bytes(config, length, itemsize)
+            assert kept == cost_at(config, length, itemsize=itemsize, bandwidth=1e9).request_bytes
+            moved = weight_bytes_per_step(config, itemsize) + kept + config.state_bytes(itemsize)
+            assert moved == decode_bytes(config, length, itemsize)
 
 
 def test_lesson_02_attends_as_the_models_layer_does():
