@@ -1,13 +1,16 @@
 """The instructions that spread a word of int4 or int8, carried out by hand: no interpreter runs
 them.
 
-Invariant tested: each of the numbers is a 64th of the weight that lies in its place, without
-rounding, and it comes from the half of a word that its place in a pair says.
+Invariant tested: each of the numbers is what its weight stands for, of int8 a 64th of it without
+rounding, of int4 2^-21 of it times its scale, rounded once; and it comes from the half of a word
+that its place in a pair says.
 """
 
+import math
 import random
 import re
 import struct
+from collections.abc import Iterator
 from fractions import Fraction
 
 import pytest
@@ -22,9 +25,19 @@ def bfloat16(bits: int) -> Fraction:
     return Fraction(struct.unpack(">f", struct.pack(">I", bits << 16))[0])
 
 
-def is_bfloat16(number: Fraction) -> bool:
+def bits_of(number: Fraction) -> int:
+    """Of a number that is a bfloat16."""
     bits = struct.unpack(">I", struct.pack(">f", float(number)))[0]
-    return bits & 0xFFFF == 0 and bfloat16(bits >> 16) == number
+    assert bits & 0xFFFF == 0
+    assert bfloat16(bits >> 16) == number
+    return bits >> 16
+
+
+def nearest(number: Fraction) -> Fraction:
+    """The bfloat16 that it is rounded to; of two, the one that is even."""
+    digits = math.frexp(float(number))[1] - 1  # floor(log2(|number|)); all are exact as float64
+    step = Fraction(2) ** max(digits - 7, -133)
+    return round(number / step) * step
 
 
 def prmt(a: int, b: int, select: int) -> int:
@@ -33,9 +46,9 @@ def prmt(a: int, b: int, select: int) -> int:
     return sum(byte << 8 * i for i, byte in enumerate(picked))
 
 
-def carried_out(bits: int, word: int) -> list[tuple[Fraction, Fraction]]:
+def carried_out(bits: int, word: int, scales: int) -> list[tuple[Fraction, Fraction]]:
     """The results in their order; of each, what is in the lower and in the upper half."""
-    held, results = {f"${16 // bits}": word}, {}
+    held = {f"${16 // bits}": word, f"${16 // bits + 1}": scales}
 
     def value(word: str) -> int:
         return held[word] if word in held else int(word, 0)
@@ -57,19 +70,32 @@ def carried_out(bits: int, word: int) -> list[tuple[Fraction, Fraction]]:
         else:
             assert name == "fma.rn.bf16x2"
             parts = [(value(word) & 0xFFFF, value(word) >> 16) for word in words]
-            made = [bfloat16(x) * bfloat16(y) + bfloat16(z) for x, y, z in zip(*parts, strict=True)]
-            assert all(map(is_bfloat16, made))
-            results[int(target[1:])] = made[0], made[1]
-    return [results[place] for place in range(16 // bits)]
+            made = [
+                nearest(bfloat16(x) * bfloat16(y) + bfloat16(z))
+                for x, y, z in zip(*parts, strict=True)
+            ]
+            held[target] = bits_of(made[0]) | bits_of(made[1]) << 16
+    results = [held[f"${place}"] for place in range(16 // bits)]
+    return [(bfloat16(both & 0xFFFF), bfloat16(both >> 16)) for both in results]
+
+
+def trials() -> Iterator[tuple[int, int]]:
+    """Words, and a scale in both halves of another."""
+    draw = random.Random(0)
+    words = [draw.getrandbits(32) for _ in range(200)]
+    for word in [*words, *(byte * 0x01010101 for byte in range(256))]:
+        yield word, 0x00010001 * (draw.randrange(110, 130) << 7 | draw.getrandbits(7))
 
 
 @pytest.mark.parametrize("bits", UNPACK)
-def test_a_word_becomes_its_weights_without_rounding(bits):
-    draw, mask, offset = random.Random(0), (1 << bits) - 1, 1 << bits - 1
-    words = [draw.getrandbits(32) for _ in range(200)]
-    for word in [*words, *(byte * 0x01010101 for byte in range(256))]:
-        wanted = [
-            tuple(Fraction((word >> bits * p + half & mask) - offset, 64) for half in (0, 16))
+def test_a_word_becomes_its_weights_rounded_once_at_the_most(bits):
+    mask, offset = (1 << bits) - 1, 1 << bits - 1
+    for word, scales in trials():
+        unit = bfloat16(scales & 0xFFFF) / 2**21 if bits == 4 else Fraction(1, 64)
+        exact = [
+            tuple(unit * ((word >> bits * p + half & mask) - offset) for half in (0, 16))
             for p in range(16 // bits)
         ]
-        assert carried_out(bits, word) == wanted
+        wanted = [tuple(map(nearest, pair)) for pair in exact]
+        assert wanted == exact or bits == 4
+        assert carried_out(bits, word, scales) == wanted

@@ -7,8 +7,9 @@ plamo_ref/quantization/words.py.
 What a thread has of the words of a unit is an operand of the matrix unit as it has to lie, once the
 bits are spread. Spreading costs few instructions because a byte u in the lowest place of a bfloat16
 is the number u · 2^-133, also where it is a denormal one. So a mask takes a weight out of each half
-of a word, and one multiplication and addition makes it (v - offset) / 64, without rounding; the 64
-is made good at the end. Eight weights of int4 are 9 instructions, four of int8 are 4.
+of a word, and one multiplication and addition makes it (v - offset) / 64 of int8, without rounding,
+and (v - 8) * scale / 2^21 of int4, rounded once; what is too little is made good at the end. Eight
+weights of int4 are 9 instructions and 6 for their scale, four of int8 are 4.
 
 The scales of an iteration are asked for in the one before: nothing else in the loop would wait for
 memory. A row that is not there is the last one once more: only what is stored needs a mask.
