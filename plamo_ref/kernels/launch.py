@@ -159,8 +159,8 @@ def wait_for_products(step):
     """Hopper: products under way are done, and the registers that they read may be written.
 
     A loop leaves the last ones of an iteration under way. Where their operand is in registers, the
-    next iteration was seen to write its own there before they had read it: in one of a thousand
-    runs a sum came out as NaN. `step` is any number.
+    next iteration's instructions write its own there without a wait, and a sum came out as NaN
+    once. `step` is any number.
     """
     tl.inline_asm_elementwise(
         "wgmma.wait_group.sync.aligned 0; mov.u32 $0, $1;",

@@ -41,8 +41,6 @@ def few_words_kernel(
     BLOCK_K: tl.constexpr,  # columns of a step and a warp, whole units of them
     BLOCK_T: tl.constexpr,
     WARPS: tl.constexpr,  # each has a slice of the columns
-    CHAIN: tl.constexpr,  # it does
-    WAIT: tl.constexpr,  # for nothing: this unit of matrices is done when it returns
     PRECISION: tl.constexpr,
     PREFETCH: tl.constexpr,  # words of a row asked for while earlier kernels still run
     PDL: tl.constexpr,

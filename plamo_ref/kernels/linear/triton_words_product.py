@@ -54,6 +54,10 @@ def words_product(
     warps = min(config.warps, config.block // 16)
     words = weight.values.view(torch.int32)
     asm = x.device.type != "cpu" and x.dtype == torch.bfloat16
+    how_sums_are_kept = {
+        "CHAIN": not (asm and weight.group and block_t <= FEW_TOKENS),
+        "WAIT": has_wgmma(x.device) and config.block >= 64,
+    }
     launch(
         few_words_kernel if config.slices else words_linear_kernel,
         (triton.cdiv(weight.shape[0], config.block) * triton.cdiv(tokens, block_t), parts),
@@ -77,11 +81,10 @@ def words_product(
         BLOCK_K=config.tile,
         BLOCK_T=block_t,
         WARPS=config.slices or warps,
-        CHAIN=not (asm and weight.group and block_t <= FEW_TOKENS) or bool(config.slices),
-        WAIT=has_wgmma(x.device) and config.block >= 64 and not config.slices,
         PRECISION=precision(x.dtype),
         PREFETCH=PREFETCH_WORDS,
         PDL=pdl,
+        **({} if config.slices else how_sums_are_kept),
     )
     return out
 
