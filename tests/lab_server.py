@@ -37,7 +37,7 @@ def jupyter_lab(root: Path, state: Path) -> Iterator[str]:
     news = {"fetchNews": "false", "checkForUpdates": False}
     write_setting(settings, "@jupyterlab/apputils-extension/notification", news)
     # All cells are in the page, so that a test sees outputs without scrolling to them.
-    write_setting(settings, "@jupyterlab/notebook-extension/tracker", {"windowingMode": "none"})
+    write_setting(settings, "@jupyterlab/notebook-extension/tracker", {"windowingMode": "contentVisibility"})
     names = {"CONFIG_DIR": "config", "DATA_DIR": "data", "RUNTIME_DIR": "runtime"}
     env = dict(os.environ) | {f"JUPYTER_{k}": str(state / v) for k, v in names.items()}
     env |= {

@@ -4,6 +4,7 @@ Invariant: they run in a process of their own, started by tests/kernels/test_tri
 because Triton decides when a kernel is defined whether it will be compiled or interpreted.
 """
 
+import dataclasses
 import os
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -21,7 +22,10 @@ def the_language_is_searched_once() -> Iterator[None]:
     from triton.runtime import interpreter
 
     search, found = interpreter._patch_lang, {}
-    scopes = []
+    scopes, builder = [], interpreter.interpreter_builder
+    # Every sum of integers would be computed again in int64, for an assertion that is then left out
+    # (it belongs to `debug`): four tenths of a kernel that is mostly addresses.
+    unchecked = dataclasses.replace(builder.options, sanitize_overflow=False)
 
     class Kept:
         def restore(self) -> None:
@@ -36,6 +40,7 @@ def the_language_is_searched_once() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(interpreter, "_patch_lang", once)
+        patch.setattr(builder, "options", unchecked)
         yield
     for scope in reversed(scopes):
         scope.restore()
