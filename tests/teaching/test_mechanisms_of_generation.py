@@ -1,4 +1,4 @@
-"""What lesson 04 lends acts as the reference's layer does.
+"""What lessons 00 and 04 lend acts as the reference does.
 
 Invariant tested: whoever goes on with what is lent, goes on with the model.
 """
@@ -7,8 +7,25 @@ import pytest
 import torch
 
 from plamo_ref.config import Plamo2Config
+from plamo_ref.reference import Plamo2Reference
 from plamo_ref.reference.model import Layer
 from plamo_ref.teaching.mechanisms.reference_generation import one_layer
+from plamo_ref.teaching.mechanisms.start_here import engine_for_one
+
+
+def test_lesson_00_continues_as_the_whole_text_does_and_feeds_each_token_once():
+    reference = Plamo2Reference.from_pretrained("tiny", torch.float64)
+    ids, fed = [1, 970, 389], []
+
+    def run(ids, state=None):
+        fed.append(len(ids))
+        return reference.run(torch.tensor(ids), state)
+
+    out = engine_for_one(run, ids, 6)
+    assert fed == [3, 1, 1, 1, 1, 1]
+    assert ids == [1, 970, 389]
+    scores = reference(torch.tensor(ids + out))
+    assert scores[2:-1].argmax(-1).tolist() == out
 
 
 @pytest.mark.parametrize("index", [0, 1])
