@@ -152,7 +152,9 @@ def _compare(
         return _compare_nested(got, expected, atol, rtol, told)
     a, b = _array(got), _array(expected)
     if a is None or b is None:
-        if (a is None) != (b is None) or type(got) is not type(expected) or got != expected:
+        if (a is None) != (b is None):
+            return _other_kind(got, expected, told), None
+        if type(got) is not type(expected) or got != expected:
             return _differ(repr(got), repr(expected), told), None
         return "", None
     return _compare_arrays(a, b, got, expected, atol, rtol, told)
@@ -160,6 +162,20 @@ def _compare(
 
 def _differ(got: str, expected: str, told: bool) -> str:
     return f"got {got}, " + (f"expected {expected}" if told else "which is not it")
+
+
+def _other_kind(got: Any, expected: Any, told: bool) -> str:
+    """Two values of which one is a block of numbers, or a container, and the other is not."""
+    if any(len(repr(value)) > 80 for value in (got, expected)):
+        return f"got {_kind(got)}, expected {_kind(expected)}"
+    return _differ(repr(got), repr(expected), told)
+
+
+def _kind(value: Any) -> str:
+    """What a value is, where it is too long to be shown."""
+    size = f" of shape {list(value.shape)}" if hasattr(value, "shape") else ""
+    size = f" of {len(value)} items" if isinstance(value, list | tuple) else size
+    return f"{type(value).__name__}{size}"
 
 
 def _is_nested(value: Any) -> bool:
@@ -184,7 +200,7 @@ def _compare_nested(
     ):
         pairs = [(i, a, b) for i, (a, b) in enumerate(zip(got, expected, strict=False))]
     else:
-        return _differ(repr(got), repr(expected), told), None
+        return _other_kind(got, expected, told), None
     bounds: list[float] = []
     for key, a, b in pairs:
         problem, bound = _compare(a, b, atol, rtol, told=told)
@@ -220,8 +236,8 @@ def _is_tensor(value: Any) -> bool:
     return hasattr(value, "detach") and hasattr(value, "dtype")
 
 
-def _dtype(value: Any) -> str:
-    return str(getattr(value, "dtype", type(value).__name__)).removeprefix("torch.")
+def _dtype(value: Any, kind: str = "") -> str:
+    return str(getattr(value, "dtype", kind)).removeprefix("torch.")
 
 
 def _itemsize(value: Any) -> int:
@@ -244,7 +260,8 @@ def _compare_arrays(
     if (typed and _KINDS[a.dtype.kind] != _KINDS[b.dtype.kind]) or (
         (a.dtype.kind == "b") != (b.dtype.kind == "b")
     ):
-        return f"dtype {_dtype(got)}, expected {_dtype(expected)}", None
+        kinds = _KINDS[a.dtype.kind], _KINDS[b.dtype.kind]  # of lists
+        return f"dtype {_dtype(got, kinds[0])}, expected {_dtype(expected, kinds[1])}", None
     if a.dtype.kind in "biu" and b.dtype.kind in "biu" and atol is None and rtol is None:
         differs, bound = a != b, None
     else:

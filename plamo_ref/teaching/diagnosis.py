@@ -16,7 +16,7 @@ def diagnose(got: Any, expected: Any) -> str:
         if got.keys() != expected.keys():
             return ""
         got, expected = [got[key] for key in expected], list(expected.values())
-    if got is None or (isinstance(got, list | tuple) and None in _flat(got, expected)):
+    if _gave_none(got, expected):
         return "the function gave None: is there a `return` on every way through it?"
     a, b = _numbers(got), _numbers(expected)
     if a is None or b is None:
@@ -28,10 +28,13 @@ def diagnose(got: Any, expected: Any) -> str:
     return _of_values(a.astype(float).ravel(), b.astype(float).ravel())
 
 
-def _flat(got: Any, expected: Any) -> list[Any]:
-    """The items of the answer that should not be None."""
-    right = expected if isinstance(expected, list | tuple) else []
-    return [g for g, e in zip(got, right, strict=False) if e is not None and g is None]
+def _gave_none(got: Any, expected: Any) -> bool:
+    """Whether it is None, all through or where None is never right."""
+    if not isinstance(got, list | tuple):
+        return got is None
+    right = expected if isinstance(expected, list | tuple) else [None]
+    nones = [g is None for g, _ in zip(got, right, strict=False)]
+    return any(nones) and (all(nones) or all(e is not None for e in right))
 
 
 def _numbers(value: Any) -> np.ndarray | None:

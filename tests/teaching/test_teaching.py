@@ -241,6 +241,23 @@ def test_a_wrong_exercise_is_told_its_mistake_and_not_the_answer() -> None:
     assert len(asked) == 2
 
 
+def test_what_is_long_or_of_another_kind_is_named_and_not_printed() -> None:
+    right, rows = torch.rand(7, 3), {"S = 0": torch.rand(7, 3), "S = 1": 2}
+    for wrong, expected, words in (
+        (list(right), right, "got list of 7 items, expected Tensor of shape [7, 3]"),
+        ((right, None), (right, right), "at [1]: got NoneType, expected Tensor of shape [7, 3]"),
+        ([True, False], [1, 0], "dtype bool, expected integer"),
+        (rows | {"S = 1": 3}, rows, "at ['S = 1']: got 3, which is not it"),
+    ):
+        with pytest.raises(CheckFailed) as failed:
+            check_exercise("loop", lambda wrong=wrong: wrong, expected)
+        assert words in str(failed.value)
+    for wrong, told in (([None, None], True), ([None, 5], False)):  # where None may be right
+        with pytest.raises(CheckFailed) as failed:
+            check_exercise("first", lambda wrong=wrong: wrong, [4, None])
+        assert ("is there a `return`" in str(failed.value)) == told
+
+
 # --- figures -------------------------------------------------------------------------------------
 
 
