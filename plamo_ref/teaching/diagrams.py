@@ -99,6 +99,7 @@ def frames(rows: Sequence[tuple[str, Sequence[tuple[str, str | int]]]]) -> Figur
     """Strips of frames: rows of (label, cells), a cell being (text, kind).
 
     For block tables, pools, prefixes: `frames([("request 0", [("7", "used"), ("", "free")])])`.
+    The legend names the kinds that their cells do not spell out.
     """
     longest = max(len(cells) for _, cells in rows)
     fig, ax = figure(max(4.5, 1.6 + 0.62 * longest), 0.9 + 0.55 * len(rows))
@@ -109,7 +110,7 @@ def frames(rows: Sequence[tuple[str, Sequence[tuple[str, str | int]]]]) -> Figur
     ax.set_yticks([-y for y in range(len(rows))], [name for name, _ in rows])
     ax.spines[:].set_visible(False)
     ax.tick_params(length=0)
-    _legend(ax, [kind for _, cells in rows for _, kind in cells])
+    _legend(ax, [kind for _, cells in rows for text, kind in cells if text != kind])
     return fig
 
 
@@ -131,7 +132,8 @@ def gantt(
     ticks = [f"{s}\n{n}/{budget}" if budget else str(s) for s, n in totals.items()]
     ax.set_xticks([s + 0.5 for s in totals], ticks)
     ax.set_yticks([-y for y in range(len(names))], names)
-    ax.set(xlim=(first, last + 1), ylim=(-len(names) + 0.5, 0.5))
+    # A little more than the cells, or half of the outer edges would be cut away.
+    ax.set(xlim=(first - 0.05, last + 1.05), ylim=(-len(names) + 0.5, 0.5))
     ax.set_xlabel("step" + (", tokens used / budget" if budget else ""))
     if title:
         ax.set_title(title)

@@ -14,7 +14,7 @@ import torch
 from plamo_ref.engine.memory.cache import AttentionGroup, HybridCache
 from plamo_ref.engine.memory.pool import Pool, PoolError
 from plamo_ref.kernels.attention.twin import gather_paged
-from plamo_ref.teaching.mechanisms.hybrid_cache_manager import Held, allocate
+from plamo_ref.teaching.mechanisms.hybrid_cache_manager import SLIPS, Held, allocate
 from plamo_ref.teaching.mechanisms.paged_attention import gather
 from plamo_ref.teaching.mutants import mutant
 
@@ -62,3 +62,8 @@ def test_a_mutant_is_ours_with_other_words():
     assert mutant(gather, "[table]", "[table + 1]")(memory, table) == gather(memory, table) + 1
     with pytest.raises(ValueError, match="gather has no 'tabel'"):
         mutant(gather, "tabel", "table")
+
+
+@pytest.mark.parametrize("words", SLIPS.values())
+def test_each_slip_of_allocate_can_be_made(words):
+    assert mutant(allocate, *words) is not allocate

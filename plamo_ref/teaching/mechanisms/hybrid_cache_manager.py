@@ -52,3 +52,23 @@ def allocate(rooms: Rooms, name: str, computed: int, new: int) -> None:
     held.first = first
     end = math.ceil((computed + new) / rooms.block_size)
     held.blocks += rooms.blocks.take(end - first - len(held.blocks))
+
+
+_REACH = "math.ceil((computed + new) / rooms.block_size)"
+
+# Slips: the sentence that mends each, our words in `allocate`, and what is written instead of them.
+SLIPS = {
+    "a request takes one slot, once": ("name not in rooms.held", "True"),
+    "`take` gives a list, and the slot is its only place": ("(slot,)", "slot"),
+    "what leaves the table goes back": ("rooms.blocks.give_back(", "tuple("),
+    "what no coming query sees goes back": ("first = first_needed", "first = 0 * first_needed"),
+    "`first` moves along": ("held.first = first", "pass"),
+    "the table begins at `held.first`, not at 0": (": first - held.first", ": first"),
+    "what is still needed stays where it is": (": first - held.first", ":"),
+    "the first new token sees W back": ("(computed,", "(computed + new,"),
+    "a partly filled block is a block": ("math.ceil", "int"),
+    "a full block needs none behind it": (_REACH, "(computed + new) // rooms.block_size + 1"),
+    "the old tokens keep their blocks": ("(computed + new)", "new"),
+    "what it has is not taken again": (" - len(held.blocks)", ""),
+    "new blocks come behind the old ones": ("held.blocks +=", "held.blocks[:0] ="),
+}
