@@ -59,7 +59,7 @@ LESSONS = (
     Lesson("11", ("lessons", "interpreter"), 153, 15),
     Lesson("12", ("lessons", "compiler"), 70, 14),
     Lesson("13", ("lessons",), 58, 9),
-    Lesson("14", ("lessons", "port"), 89, 11),
+    Lesson("14", ("lessons", "port"), 75, 11),
     Lesson("15", ("lessons",), 74, 14),
     Lesson("16", ("lessons", "server"), 74, 12),
     Lesson("17", ("lessons", "server", "port"), 82, 26),
