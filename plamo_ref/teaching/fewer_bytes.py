@@ -71,7 +71,7 @@ def moving_dots(steps: Mapping[str, Sequence[Row]]) -> Figure:
             if row["batch"] == batch
         ]
         ax.plot(*zip(*way, strict=True), color=GREY, linestyle=":", marker="", zorder=1)
-        beside: dict[str, Any] = {"xytext": (0, 8), "textcoords": "offset points", "ha": "center"}
+        beside: dict[str, Any] = {"xytext": (8, 1), "textcoords": "offset points", "ha": "left"}
         ax.annotate(str(batch), way[0], **beside)
     for number, (name, rows) in enumerate(steps.items()):
         style, x = SERIES[number], [bytes_of(row) for row in rows]

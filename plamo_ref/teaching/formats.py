@@ -17,6 +17,7 @@ from torch import Tensor
 
 from plamo_ref.teaching.figures import BLACK, SERIES, figure, use_style
 
+_PIXEL = 1e-4  # of the linear axis, below which bfloat16 has 30,000 numbers
 _WHAT = ("sign", "exponent", "mantissa, or whole number")
 
 
@@ -82,7 +83,7 @@ def combs(formats: Sequence[Format], least: float = 1e-4) -> Figure:
         ax = fig.add_subplot(2, 1, number + 1)
         for row, each in enumerate(reversed(formats)):
             teeth = each.positive()
-            teeth = teeth[teeth > (least if scale == "log" else 0)]
+            teeth = teeth[teeth > (least if scale == "log" else _PIXEL)]
             ax.vlines(teeth, row, row + 0.8, linewidth=0.5, color=BLACK)
         ax.set_yticks([row + 0.4 for row in range(len(formats))],
                       [each.name for each in reversed(formats)])  # fmt: skip

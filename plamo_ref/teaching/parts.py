@@ -114,8 +114,8 @@ class Parts:
         return torch.stack([self.says(name, each, size) for each in weights]).sum(0)
 
     def tried(self, name: str, cut: Cut) -> dict[str, Weights]:
-        """What a cut gives to each of two ranks, and of four."""
-        return {f"rank {r} of {n}": cut(self.weights[name], r, n) for r, n in TRIED}
+        """What a cut gives to each of two ranks, and of four; it may change its dict."""
+        return {f"rank {r} of {n}": cut(dict(self.weights[name]), r, n) for r, n in TRIED}
 
     def by_package(self, name: str, change: Cut | None = None) -> dict[str, Weights]:
         """What the package gives to each of them, with the tensors changed that `change` gives."""
