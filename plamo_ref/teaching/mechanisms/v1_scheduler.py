@@ -67,6 +67,7 @@ NEWCOMERS_SLIPS = {
         "A3 B1 C3 D2/A3 B0 C3/A0 B0 C3 D2/A3 B1/A0 B0 C3/1"
     ),
     "newcomers, too, need a free seat": "A3 B1 C3 D2/A1 C3 D2/C3 D2/A2 C3 D2/C3/3",
+    "whoever came in now is served twice: copy `running` first": "B1 C3 D2/C3/C3 D2/A3 B1/C3/3",
     "who comes in now is served twice: copy `running` first": "A3 B1 C2 D2/A3 C3/C3 D2/A3 B1/C3/3",
     "the budget shrinks with the old ones' shares, too": "A3 B1 C3 D2/A3 B1 C3/C3 D2/A3 B1/C3/3",
     "the budget shrinks with the newcomers' shares, too": (
