@@ -13,6 +13,15 @@ from plamo_ref.teaching.your_engine import verbs
 
 Verb = Callable[..., Any]
 
+_ADMITTING = (
+    "    while budget and waiting and len(running) < engine.seats and not short:\n"
+    "        r = waiting[0]\n"
+    "        new = min(r.left, budget)\n"
+    "        if not fits(memory, r, new):\n"
+    "            break\n"
+    "        running.append(waiting.popleft())\n"
+)
+
 # Exercise → what is said → (verb, words of ours, what the mistaken one has in their place).
 SLIPS: dict[str, dict[str, tuple[str, str, str]]] = {
     "memory": {
@@ -29,6 +38,11 @@ SLIPS: dict[str, dict[str, tuple[str, str, str]]] = {
         "after a release nothing is computed": ("release", "= r.computed = 0", "= 0"),
         "a table that is given back begins at block 0 again": (
             "release", ".pop(window, Table())", "[window]"),
+        "what leaves is what the first *new* token does not see: the one at `r.computed`": (
+            "reserve", "first_needed(r.computed, window", "first_needed(r.computed + new, window"),
+        "who has released has no slot, so `r.slot` is 0": (
+            "release", "r.slot = r.computed = 0", "r.computed = 0"),
+        "the slot goes back to its pool": ("release", "give_back([r.slot])", "num_free"),
     },
     "fits": {
         "blocks that `reserve` gives back first count as free": ("fits", " + leaving:", ":"),
@@ -52,6 +66,17 @@ SLIPS: dict[str, dict[str, tuple[str, str, str]]] = {
         "the budget shrinks with every share": (
             "schedule", "            share[r] = new\n            budget -= new\n",
             "            share[r] = new\n"),
+        "`r` itself may be the newest, and then it goes": (
+            "schedule", "r in running and not", "running[-1] is not r and not"),
+        "the first that does not fit ends it: nobody overtakes": (
+            "schedule", _ADMITTING,
+            "    for r in list(waiting):\n"
+            "        new = min(r.left, budget)\n"
+            "        full = len(running) == engine.seats or short\n"
+            "        if not new or full or not fits(memory, r, new):\n"
+            "            continue\n"
+            "        waiting.remove(r)\n"
+            "        running.append(r)\n"),
     },
     "batch": {
         "positions go on where the request stands": (
@@ -62,6 +87,15 @@ SLIPS: dict[str, dict[str, tuple[str, str, str]]] = {
             "flat_batch", "starts.append(len(ids))", "starts.append(new)"),
         "starts begin with 0 and have one entry more than there are requests": (
             "flat_batch", "starts = [0]", "starts: list[int] = []"),
+        "no more than the share: a prompt may be cut": (
+            "flat_batch", "r.computed : r.computed + new]", "r.computed :]"),
+        "a share begins at `r.computed`, it is not the end of the ids": (
+            "flat_batch", "r.ids[r.computed : r.computed + new]", "r.ids[-new:]"),
+        "a position is a place in the request's text, not in the batch": (
+            "flat_batch", "range(r.computed, r.computed + new)",
+            "range(len(positions), len(positions) + new)"),
+        "positions are whole numbers": (
+            "flat_batch", "torch.tensor(positions)", "torch.tensor(positions).float()"),
     },
     "attention": {
         "a value that no query sees may be NaN, and 0 · NaN is NaN: make it 0": (
@@ -74,6 +108,9 @@ SLIPS: dict[str, dict[str, tuple[str, str, str]]] = {
             "attention", "slots = blocks[at // size] * size + at % size", "slots = at"),
         "the window belongs into the mask": (
             "attention", "len(keys)), mixer.window)", "len(keys)), None)"),
+        "each attention group has a table of its own: that of `mixer.window`": (
+            "attention", "r.tables[mixer.window]", "r.tables[None]"),
+        "the last projection, `o_proj`, is missing": ("attention", "mixer.o_proj(", "("),
     },
     "mamba": {
         "of whom nothing is computed begins with None, whatever lies in the slot": (
@@ -85,6 +122,8 @@ SLIPS: dict[str, dict[str, tuple[str, str, str]]] = {
             "mamba", "cache.conv[r.slot], cache.ssm[r.slot] = state.conv, state.ssm",
             "cache.ssm[r.slot] = state.ssm"),
         "each request has its own slot": ("mamba", "r.slot", "1"),
+        "its slot is `r.slot`, wherever it stands in the batch": (
+            "mamba", "r.slot", "(batch.requests.index(r) + 1)"),
     },
     "model": {
         "the last row of each request, not the first": (
@@ -97,6 +136,10 @@ SLIPS: dict[str, dict[str, tuple[str, str, str]]] = {
             "sample", "len(r.made)", "len(r.ids)"),
         "logits are divided by the temperature": ("sample", "row / r", "row * r"),
         "every token has a number of its own": ("sample", "r.seed, len(r.made)", "r.seed, 0"),
+        "the first draw has number 0: so many were made *so far*": (
+            "sample", "len(r.made))", "len(r.made) + 1)"),
+        "temperature divides the logits, not the probabilities": (
+            "sample", "(row / r.temperature).softmax(-1)", "(row.softmax(-1) / r.temperature)"),
     },
     "step": {
         "only who has nothing left receives a token": ("step", "if r.left == 0:", "if True:"),
@@ -104,6 +147,15 @@ SLIPS: dict[str, dict[str, tuple[str, str, str]]] = {
             "step", "            release(engine.memory, r)\n", ""),
         "who is done leaves `running`": ("step", "            engine.running.remove(r)\n", ""),
         "what was run is computed": ("step", "        r.computed += new\n", ""),
+        "a token that was just made is not computed yet": (
+            "step", "r.ids.append(sample(row, r))",
+            "r.ids.append(sample(row, r)); r.computed += 1"),
+        "first count what was computed, then ask what is left": (
+            "step", "        r.computed += new\n        if r.left == 0:\n            r.ids.append("
+            "sample(row, r))\n", "        if r.left == 0:\n            r.ids.append(sample(row, "
+            "r))\n        r.computed += new\n"),
+        "`sample` draws; not every request is greedy": (
+            "step", "sample(row, r)", "int(row.argmax())"),
     },
 }  # fmt: skip
 

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from plamo_ref.batch import MambaCache
 from plamo_ref.engine.memory.pool import Pool
 from plamo_ref.reference.model import Plamo2Reference
 from plamo_ref.teaching.your_engine import verbs
@@ -89,6 +90,12 @@ def fits_story(fits: Verb, seed: int = 82) -> Story:
     return told(steps)
 
 
+def _given(share: Any) -> Any:
+    if not isinstance(share, dict):
+        raise TypeError(f"return the share, {{request: tokens}}; this is {share!r}")
+    return share
+
+
 def schedule_story(schedule: Verb, seed: int, blocks: int = 9) -> Story:
     """Who gets how many tokens in each step, and who waits; tokens are pretended."""
 
@@ -101,7 +108,7 @@ def schedule_story(schedule: Verb, seed: int, blocks: int = 9) -> Story:
         for _ in range(120):
             if not (engine.waiting or engine.running):
                 return
-            share = schedule(engine)
+            share = _given(schedule(engine))
             yield [(r.name, new) for r, new in share.items()], [r.name for r in engine.waiting]
             for r, new in share.items():
                 r.computed += new
@@ -128,7 +135,8 @@ def batch_story(flat_batch: Verb, seed: int = 86) -> Story:
                 share[r] = draw.randint(1, r.left)
             batch = flat_batch(share)
             yield [r.name for r in batch.requests]
-            yield from (t.tolist() for t in (batch.token_ids, batch.positions, batch.starts))
+            for numbers in (batch.token_ids, batch.positions, batch.starts):
+                yield numbers.tolist(), str(numbers.dtype)
 
     return told(steps)
 
@@ -139,7 +147,7 @@ def _walk(draw: random.Random) -> Iterator[dict[str, int]]:
     yield {"A": 3, "B": draw.randint(2, 9), "C": 1}
     yield {"A": 1, "B": 1, "C": 2}
     yield {"A": -1, "D": draw.randint(20, 40), "B": 1, "C": 1}
-    yield {"D": 1, "B": 1, "C": 1}
+    yield {"B": 1, "D": 1, "C": 1}
 
 
 def _batches(memory: Memory, seed: int) -> Iterator[Batch]:
@@ -159,15 +167,18 @@ def _batches(memory: Memory, seed: int) -> Iterator[Batch]:
 
 
 def layer_story(verb: Verb, model: Plamo2Reference, layer: int, seed: int) -> Story:
-    """What a mixer says, step by step, to random rows; a word where it says NaN."""
+    """What a mixer says, step by step, to random rows (a word where it says NaN), and which
+    blocks or slots hold something behind that."""
 
     def steps() -> Iterator[Any]:
         memory, draw = Memory.of(model, blocks=60, slots=3), torch.Generator().manual_seed(seed)
-        mixer = list(model.model.blocks())[layer].mixer
+        mixer, cache = list(model.model.blocks())[layer].mixer, memory.layers[layer]
+        kept = cache.ssm if isinstance(cache, MambaCache) else cache.keys
         for batch in _batches(memory, seed):
             shape = (len(batch.token_ids), model.config.hidden_size)
             x = torch.randn(shape, generator=draw, dtype=torch.float64)
-            yield _no_nan(verb(mixer, x, batch, memory.layers[layer]))
+            said = _no_nan(verb(mixer, x, batch, cache))
+            yield said, (~kept.flatten(1).isnan()).any(1).nonzero().flatten().tolist()
 
     return told(steps)
 
@@ -210,12 +221,13 @@ def engine_story(step: Verb, model: Plamo2Reference, seed: int) -> Story:
         requests = []
         for name, length in zip("ABC", (9, 5, 7), strict=True):
             ids = [draw.randint(10, 5000) for _ in range(length)]
-            requests.append(Request(name, ids, max_tokens=draw.randint(3, 6)))
+            temperature = 0.8 if name == "B" else 0.0
+            requests.append(Request(name, ids, draw.randint(3, 6), temperature, seed))
             engine.add(requests[-1])
         for _ in range(40):
             if not (engine.waiting or engine.running):
                 break
-            yield [(r.name, new) for r, new in step(engine).items()]
+            yield [(r.name, new) for r, new in _given(step(engine)).items()]
             yield [list(r.made) for r in requests]
             yield [pool.num_free for pool in (*engine.memory.pools.values(), engine.memory.slots)]
         else:
