@@ -72,8 +72,12 @@ PENALTIES = Part(
     "gpu_penalties",
 )
 BF16 = ("--state-dtype", "bfloat16")
+CHECK, CHECKS = ("-m", "plamo_ref.bench.kernels.check"), 3
 PARTS = {
-    "check": Part(("-m", "plamo_ref.bench.kernels.check"), None, 240),
+    **{
+        f"check{part}": Part((*CHECK, "--part", f"{part}/{CHECKS}"), None, 300)
+        for part in range(1, CHECKS + 1)
+    },
     "engine": Part(("benchmarks/gpu_engine.py",), None, 120),
     "decode8b": decode("8b"),
     "decode8b-bf16": decode("8b", *BF16),

@@ -9,7 +9,7 @@ it or after it, never in the middle. All the rest follows:
     who runs and holds memory    nobody: it is computed again, as after a preemption
     what is under way            nothing: those tokens were never read, and come out the same again
     how far a grammar has come   over the output so far
-    log probabilities            those of tokens in the output; a later one is noted again
+    log probabilities            those of tokens in the output; a later one is written over
     whether a request has ended  it says so, or its last token does
 
 A token depends on its request alone, on its seed and number too, so what is computed again is what
@@ -43,7 +43,6 @@ def rebuild(requests: dict[str, Request], queues: Queues) -> list[Request]:
 
 def _settle(request: Request) -> None:
     """Make everything about one request follow from what it durably is."""
-    del request.logprobs[len(request.output_ids) :]
     request.num_unread_tokens = 0
     if not request.output_ids:
         request.num_cached_tokens = None  # it begins anew

@@ -159,8 +159,9 @@ def wait_for_products(step):
     """Hopper: products under way are done, and the registers that they read may be written.
 
     A loop leaves the last ones of an iteration under way. Where their operand is in registers, the
-    next iteration's instructions write its own there without a wait, and a sum came out as NaN
-    once. `step` is any number.
+    next iteration's instructions write its own there without a wait (with Triton 3.6 to 3.8; 3.9
+    waits by itself), and a sum came out as NaN once. `step` is any number. That no kernel needs
+    this and lacks it is read from the machine code: tests/kernels/test_triton_compile.py.
     """
     tl.inline_asm_elementwise(
         "wgmma.wait_group.sync.aligned 0; mov.u32 $0, $1;",

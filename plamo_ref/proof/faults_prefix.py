@@ -22,7 +22,7 @@ from plamo_ref.engine.request import Request
 from plamo_ref.engine.runner import ModelRunner
 from plamo_ref.engine.scheduling.scheduler import Queues
 from plamo_ref.kernels.ssm.narrow import ReplayCache
-from plamo_ref.proof.planting import Fault, patch, patch_batch, patch_op, together
+from plamo_ref.proof.planting import Fault, patch, patch_batch, patch_op
 
 
 def _alias_slot(
@@ -92,13 +92,6 @@ def _one_root(_: Any, prefix: PrefixCache, request: Request) -> Any:
 
 def _leave_at_launch(_: Any, request: Request) -> bool:
     return request.num_output_tokens >= request.max_output_tokens
-
-
-def _file_under_what_is_known(freeze: Any, prefix: PrefixCache, request: Request) -> None:
-    computed = request.num_computed_tokens
-    request.num_computed_tokens = min(computed, request.num_known_tokens)
-    freeze(prefix, request)
-    request.num_computed_tokens = computed
 
 
 def _keep_entry_on_abort(remove: Any, queues: Queues, request: Request) -> None:
@@ -201,10 +194,7 @@ PREFIX_FAULTS = (
         "A request leaves while its last token but one is on its way: its state, which has that "
         "token, is filed under what the host knows.",
         "law",
-        together(
-            patch(core_module, "is_leaving", _leave_at_launch),
-            patch(PrefixCache, "freeze", _file_under_what_is_known),
-        ),
+        patch(core_module, "is_leaving", _leave_at_launch),
     ),
     Fault(
         "stale entry after an abort",

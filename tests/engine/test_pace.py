@@ -79,6 +79,9 @@ def test_a_step_has_the_device_since_it_was_launched_or_since_the_last_one_was_o
     core.add([1, 2, 3], SamplingParams(max_tokens=2))
     core.step()
     schedule = core.scheduler.schedule()
+    pace.launched(schedule)  # at 0; something is raised in it
+    core._torn = True
+    core.recover()
     for event, at in ((pace.launched, 10), (pace.launched, 11), (None, 14), (None, 15)):
         now[0] = at
         event(schedule) if event else pace.landed()

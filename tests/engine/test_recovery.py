@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from functools import cache
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -138,6 +139,20 @@ def test_a_second_interrupt_while_the_first_is_mended(monkeypatch):
     assert len(core.queues.waiting) == len(core.requests) == 4
     to_the_end(core)
     assert fates(requests) == fates(undisturbed)
+
+
+def test_who_leaves_before_an_interrupted_token_has_no_log_probability_of_it(monkeypatch):
+    core = new_core()
+    request = core.add([1, 2, 3], SamplingParams(max_tokens=9, logprobs=1))
+    for _ in range(2):
+        core.step()
+    with monkeypatch.context() as patched:
+        patched.setattr(Request, "append", Mock(side_effect=KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            core.step()
+    assert len(request.logprobs) == len(request.output_ids) + 1  # it would be written over
+    core.finish(request.request_id)
+    assert len(request.logprobs) == len(request.output_ids) == 2
 
 
 PLACES = [

@@ -443,7 +443,7 @@ def test_the_check_notices_a_wrong_kernel(monkeypatch, capsys):
 
     monkeypatch.setattr(check_module, "small_cases", few)
     assert main([]) == 0
-    assert "all good" in capsys.readouterr().out
+    assert "all 1 are good" in capsys.readouterr().out
     broken = KERNELS.but(linear_swiglu=lambda x, w: KERNELS.linear_swiglu(x, w) * 1.0001)
     monkeypatch.setattr(check_module, "triton_table", lambda: broken)
     assert main([]) == 1

@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 import torch
+from races import disassembled, too_early
 from torch import Tensor
 
 from plamo_ref.batch import NarrowCache
@@ -41,6 +42,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor  # noqa: E402
 if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("the interpreter compiles nothing", allow_module_level=True)
 
+TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 BF16, F32 = torch.bfloat16, torch.float32
 SHARED_MEMORY = {80: 163 << 10, 90: 227 << 10}  # bytes that one block may have
 
@@ -322,16 +324,16 @@ class Usage:
     spills: int
     shared: int
     ptx: str
+    cubin: bytes
 
 
 def usage(compiled: Any, folder: Path) -> Usage:
-    tools = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
     cubin = folder / "kernel.cubin"
     cubin.write_bytes(compiled.asm["cubin"])
 
     def output(tool: str, option: str) -> str:
         done = subprocess.run(
-            [tools / tool, option, cubin], capture_output=True, text=True, check=True
+            [TOOLS / tool, option, cubin], capture_output=True, text=True, check=True
         )
         return done.stdout
 
@@ -345,6 +347,7 @@ def usage(compiled: Any, folder: Path) -> Usage:
         spills=len(re.findall(r"\b(?:STL|LDL)\b", machine)),
         shared=compiled.metadata.shared,
         ptx=compiled.asm["ptx"],
+        cubin=compiled.asm["cubin"],
     )
 
 
@@ -468,6 +471,24 @@ def test_float32_compiles_with_few_spills(compiler):
             assert used.shared <= SHARED_MEMORY[90]
             seen.add(name)
     assert seen == with_products
+
+
+def test_nothing_touches_the_registers_of_a_product_under_way(compiler, tmp_path):
+    """And where its operand is in registers, the test would notice if nobody waited for it."""
+    cubins, names = dict[bytes, str](), set[str]()
+    for launch in (launch for shape in MODELS for launch in launches(shape, BF16)):
+        used = compiler(launch, 90)
+        if "wgmma" in used.ptx:
+            cubins[used.cubin] = f"{launch.kernel.__name__}, {launch.constants}"
+    machine = disassembled(list(cubins), TOOLS / "nvdisasm", tmp_path)
+    for name, sass in zip(cubins.values(), machine, strict=True):
+        assert not too_early(sass), name
+        kernel = name.partition(",")[0]
+        if kernel not in names and re.search(r"GMMA\S+ R\d+, R\d+", sass):
+            assert too_early(sass.replace("WARPGROUP.DEPBAR.LE gsb0", "NOP")), name
+            names.add(kernel)
+    assert names >= {"prefill_kernel", "scan_kernel", "segment_sum_kernel"}
+    assert names >= {"words_linear_kernel", "quantized_linear_kernel"}
 
 
 def test_products_in_words_fit_in_float32(compiler):

@@ -5,6 +5,7 @@ the same; where they cannot run, the choice says why.
 """
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from plamo_ref.bench.kernels import check
+from plamo_ref.bench.kernels.parts import Case
 from plamo_ref.kernels import choice
 from plamo_ref.kernels.choice import TORCH, select
 from plamo_ref.kernels.errors import KernelError
@@ -82,3 +85,28 @@ def test_check_without_a_gpu_says_what_it_leaves_out_and_does_not_time():
     )
     assert (done.returncode, done.stdout) == (2, "")
     assert "--time needs a CUDA GPU" in done.stderr
+
+
+def test_the_parts_of_a_check_make_every_comparison_once(monkeypatch, capsys):
+    def few(device, dtype):
+        for number in range(1, 8):
+            yield Case(f"case {number}", "argmax", (torch.ones(1, number),))
+
+    monkeypatch.setattr(check, "small_cases", few)
+    monkeypatch.setattr(check, "triton_table", lambda: TORCH)
+    made = {}
+    for part in ((1, 1), (1, 3), (2, 3), (3, 3), (8, 8)):
+        assert check.check_all(torch.device("cpu"), [], part=part)[0] == 0
+        made[part] = re.findall(r"case \d", capsys.readouterr().out)
+    assert len(made[1, 1]) == 7
+    assert made[1, 3] == ["case 1", "case 4", "case 7"]
+    assert sorted(made[1, 3] + made[2, 3] + made[3, 3]) == made[1, 1]
+    assert made[8, 8] == []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setenv("TRITON_INTERPRET", "")  # `main` sets it
+    assert [check.main(["--part", part]) for part in ("2/3", "8/8")] == [0, 2]
+    assert "nothing to compare" in capsys.readouterr().err
+    for text in ("0/3", "4/3", "3", "a/b", "1/3/5", "-1/3"):
+        with pytest.raises(SystemExit):
+            check.main(["--part", text])
+    assert "is no share as in 1/3" in capsys.readouterr().err

@@ -3,6 +3,7 @@
     --time      the published models' shapes on the GPU, timed: GB/s or TFLOP/s, share of the floor
     --model M   8B or 1B (default: both)
     --only OP   only this operation, as in scan_prefill; repeatable
+    --part I/N  share I of N, as in 1/3: every N-th comparison, so that one call is short
 
 On a CUDA GPU: float32 and bfloat16, odd shapes and the published models' shapes. Without one:
 Triton's interpreter, which proves the arithmetic and the addressing in float32 at odd shapes, and
@@ -20,6 +21,7 @@ import argparse
 import os
 import sys
 from collections.abc import Collection, Iterable, Iterator
+from itertools import islice
 
 import torch
 from torch import Tensor
@@ -102,12 +104,10 @@ def limit_of(case: Case, dtype: torch.dtype) -> float:
 
 
 def check(
-    cases: Iterable[Case], dtype: torch.dtype, table: Kernels, only: Collection[str] = ()
+    cases: Iterable[Case], dtype: torch.dtype, table: Kernels
 ) -> Iterator[tuple[Case, float, float, float, bool]]:
     """For each case: the kernel's ratio and maximum, the twin's ratio, and whether it is good."""
     for case in cases:
-        if only and case.operation not in only:
-            continue
         truth = results(case, TORCH, torch.float64)
         ratio, most = compare(results(case, table), truth)
         own, _ = compare(results(case, TORCH), truth)
@@ -115,26 +115,51 @@ def check(
         yield case, ratio, most, own, ratio <= limit and most <= MAXIMUM * limit
 
 
-def check_all(device: torch.device, models: list[str], only: Collection[str] = ()) -> int:
-    """Print one table, and the failures once more at its end. Returns their number."""
-    table, bad = triton_table(), list[str]()
-    print(f"{'':4} {'dtype':8} {'case':56} {'ratio':>9} {'maximum':>9} {'twin':>9}")
+def every_case(
+    device: torch.device, models: Collection[str], only: Collection[str] = ()
+) -> Iterator[tuple[torch.dtype, str, Case]]:
+    """What can be compared on this device, in one order: dtype, the model's name, the case."""
     dtypes = (torch.float32, torch.bfloat16) if device.type == "cuda" else (torch.float32,)
     for dtype in dtypes:
         sources = [("", small_cases(device, dtype))]
         if device.type == "cuda":
             wanted = [shape for shape in MODELS if shape.name in models]
-            sources += [(f"{s.name}: ", model_cases(device, dtype, s)) for s in wanted]
+            sources += [(shape.name, model_cases(device, dtype, shape)) for shape in wanted]
+        for model, cases in sources:
+            for case in cases:
+                if not only or case.operation in only:
+                    yield dtype, model, case
+
+
+def check_all(
+    device: torch.device,
+    models: list[str],
+    only: Collection[str] = (),
+    part: tuple[int, int] = (1, 1),
+) -> tuple[int, int]:
+    """Print one table, and the failures once more at its end. Returns how many there are, and how
+    many comparisons. `part`: which of how many shares."""
+    table, bad, count = triton_table(), list[str](), 0
+    print(f"{'':4} {'dtype':8} {'case':56} {'ratio':>9} {'maximum':>9} {'twin':>9}")
+    for dtype, model, one in islice(every_case(device, models, only), part[0] - 1, None, part[1]):
         kind = str(dtype).removeprefix("torch.").replace("float", "f")
-        for prefix, cases in sources:
-            for case, ratio, most, own, good in check(cases, dtype, table, only):
-                name = case.name if not prefix else f"{prefix}{case.operation} {case.name}"
-                word = "ok" if good else "BAD"
-                line = f"{word:4} {kind:8} {name:56} {ratio:9.1e} {most:9.1e} {own:9.1e}"
-                print(line)
-                bad += [] if good else [line]
+        for case, ratio, most, own, good in check([one], dtype, table):
+            name = f"{model}: {case.operation} {case.name}" if model else case.name
+            word = "ok" if good else "BAD"
+            line = f"{word:4} {kind:8} {name:56} {ratio:9.1e} {most:9.1e} {own:9.1e}"
+            print(line)
+            bad += [] if good else [line]
+            count += 1
     print(*bad, sep="\n")
-    return len(bad)
+    return len(bad), count
+
+
+def share(text: str) -> tuple[int, int]:
+    """What `--part` was given, as in "1/3"."""
+    number, _, count = text.partition("/")
+    if not (number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count)):
+        raise argparse.ArgumentTypeError(f"{text!r} is no share as in 1/3")
+    return int(number), int(count)
 
 
 def time_all(device: torch.device, models: list[str], only: Collection[str] = ()) -> None:
@@ -151,9 +176,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m plamo_ref.bench.kernels.check")
     parser.add_argument("--time", action="store_true", help="time the kernels (needs a GPU)")
     parser.add_argument("--model", choices=[s.name for s in MODELS], help="only this shape")
-    operations = OPERATIONS
-    parser.add_argument("--only", action="append", choices=operations, default=[])
+    parser.add_argument("--only", action="append", choices=OPERATIONS, default=[])
+    parser.add_argument("--part", type=share, default=(1, 1), metavar="I/N", help="share I of N")
     options = parser.parse_args(arguments)
+    if options.time and options.part != (1, 1):
+        parser.error("--part is for comparisons, not for --time")
     models = [options.model] if options.model else [s.name for s in MODELS]
     if torch.cuda.is_available():
         device = torch.device("cuda")
@@ -172,10 +199,13 @@ def main(arguments: list[str] | None = None) -> int:
             "no CUDA GPU: Triton's interpreter, float32, odd shapes. Not checked: bfloat16, speed"
         )
     try:
-        bad = check_all(device, models, options.only)
+        bad, count = check_all(device, models, options.only, options.part)
     except ImportError as error:
         raise KernelError(f"Triton cannot be imported here: {error}") from None
-    print(f"{bad} of the comparisons are bad" if bad else "all good")
+    if not count:
+        print("nothing to compare: no such case, or more parts than cases", file=sys.stderr)
+        return 2
+    print(f"{bad} of {count} comparisons are bad" if bad else f"all {count} are good")
     return 1 if bad else 0
 
 

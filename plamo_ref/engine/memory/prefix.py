@@ -178,10 +178,11 @@ class PrefixCache:
     # --- what is kept --------------------------------------------------------------------------
 
     def freeze(self, request: Request) -> None:
-        """Take a request's memory; what it has computed is kept, if it can be."""
+        """Take a request's memory; what it has computed is kept. The host knows those tokens: who
+        has one that is on its way stays until it is read (`endings.is_leaving`)."""
         computed, held = request.num_computed_tokens, request.request_id in self.cache.holdings
         path = self._paths.get(request)
-        if held and path is not None and 0 < computed <= request.num_known_tokens:
+        if held and path is not None:
             start = path if computed >= path.position else self._root(request)
             node = insert(start, request.tokens(start.position, computed))
             if node.kept is None:

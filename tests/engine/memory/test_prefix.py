@@ -638,7 +638,8 @@ def test_nothing_of_use_goes_for_a_photograph_by_the_way():
 
 def test_several_requests_take_photographs_in_one_step_and_no_moment_is_taken_twice():
     core = new_core(seats=12, enable_prefix_caching=True, max_num_batched_tokens=64)
-    plans = []
+    plans, copies = [], []
+    core.runner.copy = copies.extend
     place = core.runner.place
     core.runner.place = lambda room: (plans.append(room.photographs), place(room))[1]
     crowd = [
@@ -647,6 +648,7 @@ def test_several_requests_take_photographs_in_one_step_and_no_moment_is_taken_tw
     ]
     run(core)
     assert plans == [6]  # two of each
+    assert not copies  # the step itself leaves the states
     assert positions(core.queues.prefix) == [5, 5, 5, 10, 10, 10, 11, 11, 11]
     assert all(r.num_cached_tokens == 0 for r in crowd)
 

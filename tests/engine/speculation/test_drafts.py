@@ -170,17 +170,39 @@ def test_a_draft_takes_only_what_is_left():
         assert max(record.num_tokens for record in llm.records) == 3
 
 
+def with_a_guess(**params):
+    """A core, and a request in it behind whose first output one guess is worth a look."""
+    core = new_core(longest=200, max_num_batched_tokens=512, speculative_config=NGRAM)
+    request = core.add(list(range(64)), SamplingParams(temperature=0, ignore_eos=True, **params))
+    core.step()  # whatever it got is in its prompt
+    assert request.num_computed_tokens + 1 == request.num_tokens
+    return core, request
+
+
 @pytest.mark.parametrize("unread", [0, 1])
 def test_nothing_is_guessed_behind_a_token_that_nobody_has_read(unread):
-    core = new_core(longest=200, max_num_batched_tokens=64, speculative_config=NGRAM)
-    request = core.add(list(range(64)), SamplingParams(temperature=0, ignore_eos=True))
-    core.step()  # whatever it got is in its prompt
+    core, request = with_a_guess()
     request.num_unread_tokens = unread
     request.num_computed_tokens += unread
-    assert request.num_computed_tokens + 1 == request.num_tokens
     schedule = Schedule({request: 1})
     core.queues.drafter.draft(schedule)
     assert bool(schedule.drafts) == (not unread)
+
+
+@pytest.mark.parametrize("left", [0, 1])
+def test_a_step_that_is_long_anyway_has_no_drafts(left):
+    core, request = with_a_guess()
+    assert core.config.step_tokens > MOST_TOKENS
+    other = Request("other", (1,) * 300, SamplingParams(), (), 0, 1)
+    schedule = Schedule({request: 1, other: MOST_TOKENS - 1 - left})
+    core.queues.drafter.draft(schedule)
+    assert bool(schedule.drafts) == left
+
+
+@pytest.mark.parametrize("params", [{}, {"min_tokens": 1}])
+def test_nobody_waits_for_tokens_behind_which_nothing_may_be_guessed(params):
+    core, request = with_a_guess(**params)
+    assert core.queues.drafter.wants([request]) == request.is_plain == (not params)
 
 
 def test_where_blocks_are_short_a_drafts_slot_goes_back(monkeypatch):
