@@ -28,7 +28,7 @@ TARGETS = {
     "format",
     "clean",
 }
-PYTEST = "pytest -n 3 --dist loadfile --no-loadscope-reorder -m "  # … and the marks
+PYTEST = "pytest -n 4 --dist loadfile --no-loadscope-reorder -m "  # … and the marks
 
 needs_make = pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
 
