@@ -174,17 +174,18 @@ def _rounded(state: SequenceState, dtype: torch.dtype) -> SequenceState:
 
 
 def draw_departures(found: Sequence[Departure], window: int) -> Figure:
-    """Error by position; a mark where another token is the likeliest for the first time."""
+    """Error by position; a large mark where another token is the likeliest for the first time."""
     fig, ax = figure(9.0, 4.0)
     for index, departure in enumerate(found):
         style, every = style_of(index), departure.every
         errors = [error if error > ROUNDING else math.nan for error in departure.errors]
         (line,) = ax.plot([every * i for i in range(len(errors))], errors, label=departure.name)
-        line.set(color=style.colour, linestyle=style.dash, marker="")
+        line.set(color=style.colour, linestyle=style.dash, marker=style.marker)
+        line.set(markersize=4, markevery=(3 * index, 15))
         first = departure.first_other_token
         if first is not None:
             error = errors[first // every]
-            ax.plot(first, error, color=style.colour, marker=style.marker, markersize=8)
+            ax.plot(first, error, color=style.colour, marker=style.marker, ms=10, mec="black")
     ax.axvline(window, color="0.6", linewidth=0.8)
     ax.text(window, 2e-4, f"W = {window:,} ", color="0.35", va="bottom", ha="right")
     ax.set(xlabel="position in the text", ylabel="relative error of the logits")
