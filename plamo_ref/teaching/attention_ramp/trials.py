@@ -139,7 +139,7 @@ def _backwards(t: Trial) -> Tensor:
 
 def _halves(t: Trial) -> Tensor:
     x, gain, cos, sin = _rotation_of(t)
-    scaled = rms_norm(x, gain, QK_NORM_EPS) / math.sqrt(2)
+    scaled = rms_norm(x, gain, QK_NORM_EPS / 2) / math.sqrt(2)  # √(2 mean + ε) below
     return rope.rotate(scaled, torch.stack((cos, sin))[:, :, None])
 
 
