@@ -15,8 +15,8 @@ from plamo_ref.teaching.attention_ramp import trials
 from plamo_ref.teaching.attention_ramp.trials import Mistakes, randoms
 from plamo_ref.teaching.kernel_checks import Trial, unwritten
 
-_CASES = ((7, 3, 4, 20), (16, 2, 1, 1000), (5, 1, 7, 0))  # SIZE, G, heads of a group, window
-_LENGTHS = (37, 1, 64, 18)
+_CASES = ((7, 2, 3, 20), (16, 1, 5, 1000), (5, 2, 1, 0))  # SIZE, G, heads of a group, window
+_LENGTHS = (37, 1, 64)  # an interpreted program takes 10 ms: few requests, no two alike
 
 
 def decodes() -> list[Trial]:
@@ -25,9 +25,9 @@ def decodes() -> list[Trial]:
 
 
 def split_decodes() -> list[Trial]:
-    """The same with a tensor for partial results: 4 parts, then 2, then 8."""
+    """The first two with a tensor for partial results: 4 parts of a tile, then 2 of two tiles."""
     found = []
-    for case, parts in zip(_CASES, (4, 2, 8), strict=True):
+    for case, parts in zip(_CASES, (4, 2), strict=False):
         t = _decode(*case)
         rows, heads, size = t.given["q"].shape
         given = {k: v for k, v in t.given.items() if k != "out"}
@@ -51,6 +51,8 @@ def _decode(block_size: int, groups: int, per_group: int, window: int) -> Trial:
             keys[place], values[place] = 3 * random(groups, size), random(groups, size)
         table[row, math.ceil(length / block_size) :] = 0  # nobody's block
     q, lens = 3 * random(rows, groups * per_group, size), torch.tensor(_LENGTHS)
+    if window > max(_LENGTHS):  # scores beyond what 2 ** score can hold: the maximum must go
+        q[:, :, 0], keys[..., 0] = 110, keys[..., 0] * 0 + math.sqrt(size)
     given = {"q": q, "keys": keys, "values": values, "table": table, "lens": lens}
     given |= {"window": window, "out": unwritten(*q.shape)}
     programs = {"decode_kernel": rows * groups}

@@ -51,18 +51,21 @@ COPY_MISTAKES: Mistakes = {
 def norms() -> list[Trial]:
     """Rows of odd lengths."""
     found = []
-    for rows, width in ((3, 10), (7, 13), (5, 33)):
+    for rows, width in ((3, 10), (2, 13), (2, 33)):
         random = randoms(width)
         x, gain = random(rows, width) * 3, random(width)
+        x[-1] *= 3e-4  # so small that ε shows
         out = rms_norm(x.double(), gain.double(), 1e-6).float()
         given = {"x": x, "gain": gain, "out": unwritten(rows, width)}
         found.append(Trial(given, {"out": out}, {"norm_kernel": rows}))
     return found
 
 
-def _norm_with(t: Trial, divisor: Callable[[int], float], gain: bool = True) -> Tensor:
+def _norm_with(
+    t: Trial, divisor: Callable[[int], float], gain: bool = True, eps: float = 1e-6
+) -> Tensor:
     x = t.given["x"].double()
-    scale = (x.square().sum(-1, keepdim=True) / divisor(x.shape[-1]) + 1e-6).rsqrt()
+    scale = (x.square().sum(-1, keepdim=True) / divisor(x.shape[-1]) + eps).rsqrt()
     return (x * scale * (t.given["gain"] if gain else 1)).float()
 
 
@@ -72,6 +75,9 @@ NORM_MISTAKES: Mistakes = {
     ),
     "the mean of the squares, not their sum": lambda t: _norm_with(t, lambda _: 1.0),
     "the gain is missing": lambda t: _norm_with(t, float, gain=False),
+    "ε is missing: it is added to the mean, in front of the root": lambda t: _norm_with(
+        t, float, eps=0.0
+    ),
     "the mean is subtracted: that is LayerNorm; RMS norm divides by the root of mean x²": (
         lambda t: torch.nn.functional.layer_norm(
             t.given["x"], t.given["gain"].shape, t.given["gain"], None, 1e-6
@@ -90,11 +96,12 @@ def angles(tokens: int, size: int) -> tuple[Tensor, Tensor]:
 
 
 def rotations() -> list[Trial]:
-    """An odd number of tokens and of heads."""
+    """More heads than tokens, and fewer."""
     found = []
-    for tokens, heads, size in ((3, 5, 8), (5, 3, 16), (1, 7, 32)):
+    for tokens, heads, size in ((2, 3, 8), (3, 2, 16), (1, 3, 32)):
         random = randoms(heads)
         x, gain = random(tokens, heads, size) * 2, random(heads, size)
+        x[-1, -1] *= 5e-4  # so small that ε shows
         cos, sin = angles(tokens, size)
         given = {"x": x, "gain": gain, "cos": cos, "sin": sin}
         out = _rotated(*(v.double() for v in given.values())).float()
@@ -103,8 +110,8 @@ def rotations() -> list[Trial]:
     return found
 
 
-def _rotated(x: Tensor, gain: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    return rope.rotate(rms_norm(x, gain, QK_NORM_EPS), torch.stack((cos, sin))[:, :, None])
+def _rotated(x: Tensor, gain: Tensor, cos: Tensor, sin: Tensor, eps: float = QK_NORM_EPS) -> Tensor:
+    return rope.rotate(rms_norm(x, gain, eps), torch.stack((cos, sin))[:, :, None])
 
 
 def _rotation_of(t: Trial) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -132,7 +139,7 @@ def _backwards(t: Trial) -> Tensor:
 
 def _halves(t: Trial) -> Tensor:
     x, gain, cos, sin = _rotation_of(t)
-    scaled = rms_norm(x, gain, QK_NORM_EPS) / math.sqrt(2)
+    scaled = rms_norm(x, gain, QK_NORM_EPS / 2) / math.sqrt(2)  # √(2 mean + ε) below
     return rope.rotate(scaled, torch.stack((cos, sin))[:, :, None])
 
 
@@ -141,6 +148,13 @@ ROTATE_MISTAKES: Mistakes = {
     "norm *and gain* come first, the rotation last": _gain_last,
     "the rotation goes the other way: x1 cos − x2 sin, x2 cos + x1 sin": _backwards,
     "the mean is over all P numbers of the head, not over P/2": _halves,
+    "each head has a gain of its own, from head · P on": lambda t: _rotated(
+        *(x[:1].expand_as(x) if i == 1 else x for i, x in enumerate(_rotation_of(t)))
+    ),
+    "each token has angles of its own, from token · P/2 on": lambda t: _rotated(
+        *(x[:1].expand_as(x) if i > 1 else x for i, x in enumerate(_rotation_of(t)))
+    ),
+    "ε is missing in the norm": lambda t: _rotated(*_rotation_of(t), eps=0.0),
     "the rotation is missing": lambda t: rms_norm(t.given["x"], t.given["gain"], QK_NORM_EPS),
     "the norm is missing": lambda t: rope.rotate(
         t.given["x"], torch.stack((t.given["cos"], t.given["sin"]))[:, :, None]
@@ -172,7 +186,7 @@ def writes() -> list[Trial]:
 def requests() -> list[Trial]:
     """All scores far below 0, then far above: without a maximum, 2 to their power is 0 or ∞."""
     found = []
-    cases = ((3, 37, 8, -110), (5, 50, 16, 110), (2, 16, 4, 0), (7, 1, 8, 0))
+    cases = ((2, 37, 8, -110), (3, 50, 16, 110), (1, 16, 4, 0), (2, 1, 8, 0))
     for heads, keys, size, common in cases:
         random = randoms(keys)
         q, k, v = 2 * random(heads, size), random(keys, size), random(keys, size)
@@ -196,7 +210,9 @@ def _wrongly(scale: Callable[[int], float]) -> Callable[[Trial], Tensor]:
     return attended
 
 
-def _in_tiles(t: Trial, acc_shrinks: bool = True, total_shrinks: bool = True) -> Tensor:
+def _in_tiles(
+    t: Trial, acc_shrinks: bool = True, total_shrinks: bool = True, divided: bool = True
+) -> Tensor:
     """Tile by tile, with or without what a new maximum asks for."""
     q, k, v = (t.given[name].double() for name in ("q", "keys", "values"))
     scores = q @ k.T / math.sqrt(q.shape[-1])
@@ -209,7 +225,7 @@ def _in_tiles(t: Trial, acc_shrinks: bool = True, total_shrinks: bool = True) ->
         total = total * (old if total_shrinks else 1) + weights.sum(1, keepdim=True)
         acc = acc * (old if acc_shrinks else 1) + weights @ v[begin : begin + 16]
         m = m_new
-    return (acc / total).float()
+    return (acc / total if divided else acc).float()
 
 
 def _last_tile(t: Trial) -> Tensor:
@@ -227,6 +243,7 @@ def _absent_keys_count(t: Trial) -> Tensor:
 
 
 ATTEND_MISTAKES: Mistakes = {
+    "nobody divides acc by total": lambda t: _in_tiles(t, divided=False),
     "the scores are not divided by √P": _wrongly(lambda size: 1.0),
     "log₂e is missing: exp2 is 2ˣ, and softmax wants eˣ": _wrongly(
         lambda size: math.log(2) / math.sqrt(size)

@@ -39,9 +39,9 @@ def decay() -> list[Tensors]:
 
 def conv() -> list[Tensors]:
     draw = Draw(112)
-    memory, slots = draw.slots(draw.normal(6, 13, 3), [4, 1, 2])
+    memory, slots = draw.slots(draw.normal(6, 13, 3), [4, 1])
     return [
-        {"u": draw.normal(3, 13), "weight": draw.normal(13, 4)} | _cache(memory, slots, "memory")
+        {"u": draw.normal(2, 13), "weight": draw.normal(13, 4)} | _cache(memory, slots, "memory")
     ]
 
 
@@ -62,8 +62,8 @@ def slots() -> list[Tensors]:
 
 def update() -> list[Tensors]:
     draw = Draw(115)
-    given = _rows(draw, 3, 2, 13, 7) | _layer(draw, 3, 2, 13)
-    return [given | _cache(*draw.slots(draw.normal(6, 2, 13, 7), [5, 2, 1]))]
+    given = _rows(draw, 2, 2, 13, 7) | _layer(draw, 2, 2, 13)
+    return [given | _cache(*draw.slots(draw.normal(6, 2, 13, 7), [5, 2]))]
 
 
 def walk() -> list[Tensors]:

@@ -48,7 +48,7 @@ EXERCISES = {
     ),
     "conv_step": Exercise(
         *(inputs.conv, slow.conv, "u weight memory slots out", ("out",), "u"),
-        programs=("conv_kernel", 12),
+        programs=("conv_kernel", 8),
         numbers=(("BLOCK", 4),),
     ),
     "head_step": Exercise(
@@ -63,7 +63,7 @@ EXERCISES = {
     ),
     "update": Exercise(
         *(inputs.update, slow.update, f"{LAYER} y", ("y",), "u"),
-        programs=("update_kernel", 24),
+        programs=("update_kernel", 16),
         once="cache",
         numbers=(("BLOCK_P", 4),),
     ),
