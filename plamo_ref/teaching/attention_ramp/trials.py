@@ -110,7 +110,9 @@ def rotations() -> list[Trial]:
     return found
 
 
-def _rotated(x: Tensor, gain: Tensor, cos: Tensor, sin: Tensor, eps: float = QK_NORM_EPS) -> Tensor:
+def _rotated(
+    x: Tensor, gain: Tensor, cos: Tensor, sin: Tensor, *, eps: float = QK_NORM_EPS
+) -> Tensor:
     return rope.rotate(rms_norm(x, gain, eps), torch.stack((cos, sin))[:, :, None])
 
 
