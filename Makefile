@@ -41,8 +41,9 @@ demo: $(VENV)/.installed
 	$(RUN) plamo_ref generate --model tiny --echo --prompt '吾輩は' --max-tokens 80 --temperature 0.7 --top-p 0.95 --seed 1 --stats
 	$(RUN) plamo_ref generate --model tiny --echo --prompt 'To be, or' --max-tokens 80 --temperature 0.7 --top-p 0.95 --seed 1 --stats
 
+# Not `jupyter lab`, which would start the first one on the PATH.
 lab: $(VENV)/.installed-notebooks
-	$(RUN) jupyter lab --LabApp.default_url=/lab/tree/notebooks $(if $(filter 0,$(shell id -u)),--allow-root)
+	$(RUN) jupyterlab --LabApp.default_url=/lab/tree/notebooks $(if $(filter 0,$(shell id -u)),--allow-root)
 
 student: $(VENV)/.installed-notebooks
 	$(RUN) tools.course.editions build/student

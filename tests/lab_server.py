@@ -48,7 +48,7 @@ def jupyter_lab(root: Path, state: Path) -> Iterator[str]:
         "JUPYTER_PATH": str(state / "kernels"),
     }
     port = free_port()
-    command = [sys.executable, "-m", "jupyter", "lab", "--no-browser", "--allow-root"]
+    command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root"]
     command += ["--expose-app-in-browser", "--ServerApp.ip=127.0.0.1", "--ServerApp.port_retries=0"]
     command += [f"--ServerApp.port={port}", f"--IdentityProvider.token={TOKEN}"]
     command += [f"--ServerApp.root_dir={root}", "--LabApp.extension_manager=readonly"]

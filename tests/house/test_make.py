@@ -166,7 +166,7 @@ def test_test_leaves_browser_tests_out_without_chromium(clone):
 def test_lab_opens_the_lessons(clone):
     calls = calls_of(clone, "make", "lab")
     assert installs(calls) == [".", "plamo-ref[notebooks]"]
-    assert calls[-1].startswith("-m jupyter lab")
+    assert calls[-1].startswith("-m jupyterlab ")
     assert "/lab/tree/notebooks" in calls[-1]
 
 
