@@ -30,10 +30,11 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 # Processes share the tests a file at a time: were a long one begun last, the others would wait.
 _LONGEST_FIRST = (
     "test_lab",
+    "test_triton_compile",
+    "test_triton_compile_sm_80",
+    "test_triton_kernels",
     "test_editions",
     "test_notebooks",
-    "test_triton_kernels",
-    "test_triton_compile",
     "test_faults",
     "test_teaching_gallery",
     "test_precompile",

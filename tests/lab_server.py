@@ -36,10 +36,8 @@ def jupyter_lab(root: Path, state: Path) -> Iterator[str]:
     settings = state / "settings"
     news = {"fetchNews": "false", "checkForUpdates": False}
     write_setting(settings, "@jupyterlab/apputils-extension/notification", news)
-    # All cells are in the page, so that a test sees outputs without scrolling to them; what is out
-    # of sight is not drawn, which is two fifths of what the browser has to do as a lesson opens.
-    in_page = {"windowingMode": "contentVisibility"}
-    write_setting(settings, "@jupyterlab/notebook-extension/tracker", in_page)
+    # All cells are in the page, so that a test sees outputs without scrolling to them.
+    write_setting(settings, "@jupyterlab/notebook-extension/tracker", {"windowingMode": "none"})
     names = {"CONFIG_DIR": "config", "DATA_DIR": "data", "RUNTIME_DIR": "runtime"}
     env = dict(os.environ) | {f"JUPYTER_{k}": str(state / v) for k, v in names.items()}
     env |= {

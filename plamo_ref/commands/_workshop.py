@@ -61,7 +61,7 @@ LESSONS = (
     Lesson("13", ("lessons",), 58, 9),
     Lesson("14", ("lessons", "port"), 75, 11),
     Lesson("15", ("lessons",), 74, 14),
-    Lesson("16", ("lessons", "server"), 74, 12),
+    Lesson("16", ("lessons", "server"), 73, 12),
     Lesson("17", ("lessons", "server", "port"), 82, 26),
     Lesson("18", ("lessons",), 102, 21),
 )
