@@ -251,7 +251,7 @@ ATTEND_MISTAKES: Mistakes = {
         lambda size: math.log(2) / math.sqrt(size)
     ),
     "scores are divided by P, not by its root": _wrongly(lambda size: 1 / size),
-    "only the last tile is in the result: total and acc go on from tile to tile": _last_tile,
+    "only the last tile is in the result: total, acc and m (m = m_new) go on": _last_tile,
     "a new maximum shrinks acc as well: acc · old": lambda t: _in_tiles(t, acc_shrinks=False),
     "a new maximum shrinks total as well: total · old": lambda t: _in_tiles(t, total_shrinks=False),
     "sums of different maxima are added: both shrink by old, 2 ** (m − m_new)": lambda t: _in_tiles(
