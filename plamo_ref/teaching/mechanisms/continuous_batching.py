@@ -2,6 +2,7 @@
 
 Invariant: a step holds only prefills or only decodes, and no prefill step exceeds `budget` tokens.
 Built in notebooks/07_continuous_batching.ipynb.
+Below it: the steps that the self-check asks, and the slips that it knows by name.
 """
 
 from collections import deque

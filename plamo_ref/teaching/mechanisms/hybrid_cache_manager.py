@@ -3,6 +3,7 @@
 Invariant: after `allocate` a request has one slot, and exactly the blocks from the first one that a
 coming query sees to the last one that is written.
 Built in notebooks/06_hybrid_cache_manager.ipynb.
+Below it: the slips that the self-check knows by name.
 """
 
 import math

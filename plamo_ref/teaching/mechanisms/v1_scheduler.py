@@ -2,6 +2,7 @@
 
 Invariant: no step computes more than `budget` tokens; a prompt is cut where the budget ends.
 Built in notebooks/08_v1_scheduler.ipynb.
+Below it: the slips that the self-check knows by name.
 """
 
 from collections import deque
