@@ -1,18 +1,15 @@
-"""Every Triton kernel as the published models launch it, compiled with no GPU.
+"""Every Triton kernel as the published models launch it, ready to be compiled with no GPU.
 
-Invariant tested: none here; two files share it, so that two processes share the compiling. The
-launches are those of the kernels' own launchers: they get tensors without content, and their launch
-is recorded instead of run.
+Invariant tested: none here. The launches are those of the kernels' own launchers: they get tensors
+without content, and their launch is noted instead of run.
 """
 
 import os
 import re
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,7 +17,7 @@ import torch
 from torch import Tensor
 
 from plamo_ref.batch import NarrowCache
-from plamo_ref.bench.kernels.parts import Shape
+from plamo_ref.bench.kernels.parts import MODELS, Shape
 from plamo_ref.bench.kernels.state_cases import NARROW
 from plamo_ref.kernels.choice import triton_table
 from plamo_ref.kernels.linear.triton_dequantize import dequantize
@@ -33,17 +30,17 @@ from plamo_ref.kernels.ssm.twin import ScanInputs, ScanParams
 from plamo_ref.kernels.table import Kernels
 from plamo_ref.quantization.quantize import quantize
 from plamo_ref.quantization.schemes import SCHEMES
-from plamo_ref.quantization.weight import FP8, QuantizedTokens
+from plamo_ref.quantization.weight import FP8, QuantizedTokens, QuantizedWeight
 
 triton = pytest.importorskip("triton")
+from triton.backends.compiler import GPUTarget  # noqa: E402
+from triton.compiler import ASTSource  # noqa: E402
 from triton.tools.tensor_descriptor import TensorDescriptor  # noqa: E402
 
 if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("the interpreter compiles nothing", allow_module_level=True)
 
-TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 BF16, F32 = torch.bfloat16, torch.float32
-SHARED_MEMORY = {80: 163 << 10, 90: 227 << 10}  # bytes that one block may have
 
 
 @dataclass(frozen=True)
@@ -194,7 +191,7 @@ def peer_calls(shape: Shape, tokens: int) -> Iterator[Callable[[], Any]]:
 
 def quantized_calls(table: Kernels, shape: Shape, tokens: int) -> Iterator[Callable[[], Any]]:
     """Products with a weight of each kind, and what stands around them."""
-    hidden, gate_up = shape.hidden, empty(2 * shape.intermediate, shape.hidden)
+    hidden = shape.hidden
     x = empty(tokens, hidden)
     gain, parts = empty(hidden), empty(2, tokens, 2 * shape.intermediate, dtype=F32)
     if tokens > 128:
@@ -202,7 +199,7 @@ def quantized_calls(table: Kernels, shape: Shape, tokens: int) -> Iterator[Calla
         yield lambda: table.add_norm(x, x, gain, gain, 1e-6, True)
         yield lambda: swiglu_quantized(parts, BF16)
     for scheme in ("fp8", "fp8_weight_only", "int8", "int4"):
-        weight = quantize(gate_up, SCHEMES[scheme])
+        weight = gate_up(shape, scheme)
         given = x
         if weight.quantized_activations:
             given = QuantizedTokens(
@@ -217,6 +214,11 @@ def quantized_calls(table: Kernels, shape: Shape, tokens: int) -> Iterator[Calla
             yield lambda g=given, w=weight: table.quantized_linear_swiglu(g, w)
         else:
             yield lambda w=weight: dequantize(w, BF16)
+
+
+@cache
+def gate_up(shape: Shape, scheme: str) -> QuantizedWeight:
+    return quantize(empty(2 * shape.intermediate, shape.hidden), SCHEMES[scheme])
 
 
 def scan(shape: Shape, tokens: int, dtype: torch.dtype) -> tuple[ScanInputs, ScanParams]:
@@ -234,10 +236,10 @@ def scan(shape: Shape, tokens: int, dtype: torch.dtype) -> tuple[ScanInputs, Sca
 
 @cache
 def launches(shape: Shape, dtype: torch.dtype, capability: int = 90) -> tuple[Launch, ...]:
-    """What the launchers would launch. Recorded, not run: nothing here has content."""
+    """What the launchers would launch. Noted, not run: nothing here has content."""
     found: list[Launch] = []
 
-    def record(kernel: Any, grid: Any, *arguments: Any, config: Any, **constants: Any) -> None:
+    def note(kernel: Any, grid: Any, *arguments: Any, config: Any, **constants: Any) -> None:
         assert all(0 < n < 2**31 for n in grid)
         assert all(n < 2**16 for n in grid[1:]), f"{kernel}: {grid} is beyond what CUDA launches"
         found.append(Launch(kernel, arguments, constants, config.warps, config.stages))
@@ -264,7 +266,7 @@ def launches(shape: Shape, dtype: torch.dtype, capability: int = 90) -> tuple[La
         )
         for module in modules:
             if hasattr(module, "launch"):
-                patch.setattr(module, "launch", record)
+                patch.setattr(module, "launch", note)
         for call in calls(table, shape, dtype):
             call()
     return tuple(found)
@@ -282,11 +284,24 @@ TYPES = {
 }
 
 
-def source(launch: Launch) -> tuple[Any, str]:
-    """The launch as Triton would specialise it, and a text that tells equal ones."""
-    from triton.compiler import ASTSource
+@dataclass(frozen=True)
+class Source:
+    """What goes into the compiler."""
 
+    made: ASTSource
+    capability: int
+    options: dict[str, Any]
+
+    def compile(self) -> Any:
+        target = GPUTarget("cuda", self.capability, 32)
+        return triton.compile(self.made, target=target, options=self.options)
+
+
+def source(launch: Launch, capability: int) -> Source:
+    """The launch as Triton would specialise it."""
     kernel, signature, attributes, constants = launch.kernel, {}, {}, dict(launch.constants)
+    if capability < 90 and "PDL" in constants:  # Ampere has no such launch
+        constants["PDL"] = False
     for index, value in enumerate(launch.arguments):
         param = kernel.params[index]
         fixed = param.do_not_specialize or param.do_not_specialize_on_alignment
@@ -312,141 +327,48 @@ def source(launch: Launch) -> tuple[Any, str]:
     signature = {name: signature[name] for name in kernel.arg_names}
     where = {name: kernel.arg_names.index(name) for name in constants}
     fixed_values = {(where[name],): value for name, value in constants.items()}
-    text = f"{kernel.__name__} {signature} {attributes} {constants} {launch.warps} {launch.stages}"
-    return ASTSource(kernel, signature, fixed_values, attributes), text
+    options = {
+        "num_warps": launch.warps,
+        "num_stages": launch.stages,
+        "enable_fp_fusion": True,
+        "launch_pdl": constants.get("PDL", False),
+    }
+    return Source(ASTSource(kernel, signature, fixed_values, attributes), capability, options)
 
 
-@dataclass(frozen=True)
-class Usage:
-    registers: int
-    stack: int
-    spills: int
-    shared: int
-    ptx: str
-    cubin: bytes
+def words_in_float32() -> tuple[Launch, ...]:
+    """Products with int8 and int4 weights: there a group of 128 columns is 512 bytes of a row."""
+    found: list[Launch] = []
+
+    def note(kernel: Any, grid: Any, *arguments: Any, config: Any, **constants: Any) -> None:
+        found.append(Launch(kernel, arguments, constants, config.warps, config.stages))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("plamo_ref.kernels.linear.triton_words_product.launch", note)
+        for scheme in ("int8", "int4"):
+            weight = quantize(empty(256, 1024), SCHEMES[scheme])
+            for tokens in (1, 128):
+                triton_table(pdl=True).quantized_linear(empty(tokens, 1024, dtype=F32), weight)
+            triton_table(pdl=True).quantized_linear_swiglu(empty(64, 1024, dtype=F32), weight)
+    return tuple(found)
 
 
-def usage(compiled: Any, folder: Path) -> Usage:
-    cubin = folder / "kernel.cubin"
-    cubin.write_bytes(compiled.asm["cubin"])
-
-    def output(tool: str, option: str) -> str:
-        done = subprocess.run(
-            [TOOLS / tool, option, cubin], capture_output=True, text=True, check=True
-        )
-        return done.stdout
-
-    resources = dict(re.findall(r"(REG|STACK):(\d+)", output("cuobjdump", "-res-usage")))
-    stack = int(resources["STACK"])
-    # What is spilled lies on the stack: without one there is nothing to count, which takes long.
-    machine = output("nvdisasm", "-c") if stack else ""
-    return Usage(
-        registers=int(resources["REG"]),
-        stack=stack,
-        spills=len(re.findall(r"\b(?:STL|LDL)\b", machine)),
-        shared=compiled.metadata.shared,
-        ptx=compiled.asm["ptx"],
-        cubin=compiled.asm["cubin"],
-    )
+def products_in_float32() -> tuple[Launch, ...]:
+    """The first launch of each kernel that multiplies matrices itself. On a GPU float32 is for
+    checking: each operand is two tf32 values."""
+    names = ("decode_kernel", "prefill_kernel", "scan_kernel")
+    found = {launch.kernel.__name__: launch for launch in reversed(launches(MODELS[0], F32))}
+    return tuple(found[name] for name in names)
 
 
-class Compiler:
-    """Compiles each launch once, however many calls or models lead to it."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.done = folder, {}
-
-    def __call__(self, launch: Launch, capability: int) -> Usage:
-        from triton.backends.compiler import GPUTarget
-
-        if capability < 90 and "PDL" in launch.constants:  # Ampere has no such launch
-            launch = replace(launch, constants=launch.constants | {"PDL": False})
-        made, text = source(launch)
-        if (text, capability) not in self.done:
-            compiled = triton.compile(
-                made,
-                target=GPUTarget("cuda", capability, 32),
-                options={
-                    "num_warps": launch.warps,
-                    "num_stages": launch.stages,
-                    "enable_fp_fusion": True,
-                    "launch_pdl": launch.constants.get("PDL", False),
-                },
-            )
-            self.done[text, capability] = usage(compiled, self.folder)
-        return self.done[text, capability]
-
-
-# Registers of one thread, a little above what the compiler uses now: a kernel that outgrows its
-# bound has become another kernel, and its number of programs at a time should be looked at.
-REGISTERS = {
-    "rms_norm_kernel": 48,
-    "add_norm_kernel": 64,
-    "peer_add_norm_kernel": 80,
-    "peer_sum_kernel": 64,
-    "linear_kernel": 200,
-    "quantized_linear_kernel": 255,
-    "words_linear_kernel": 255,
-    "few_words_kernel": 136,
-    "words_dequantize_kernel": 128,
-    "quantize_tokens_kernel": 48,
-    "dequantize_kernel": 64,
-    "selection_row_kernel": 96,
-    "selection_kernel": 216,
-    "tiles_swiglu_kernel": 248,  # 128 of them sums; one program has a multiprocessor to itself
-    "swiglu_kernel": 136,  # in e4m3: a program has all of a row
-    "qk_norm_rope_kernel": 56,
-    "decode_kernel": 152,
-    "join_kernel": 48,
-    "prefill_kernel": 255,
-    "conv_update_kernel": 112,
-    "conv_prefill_kernel": 128,
-    "conv_photograph_kernel": 72,
-    "state_update_kernel": 128,
-    "widen_state_kernel": 128,
-    "keep_state_kernel": 128,
-    "replay_update_kernel": 176,  # a whole head
-    "replay_flush_kernel": 128,
-    "decay_kernel": 64,
-    "segment_sum_kernel": 176,
-    "segment_carry_kernel": 56,
-    "scan_photograph_kernel": 112,
-    "scan_kernel": 255,
-    "sample_kernel": 128,
-    "argmax_part_kernel": 64,
-    "argmax_join_kernel": 40,
-    "rope_kernel": 48,
-}
-REGISTERS_OF_A_MULTIPROCESSOR = 65536
-
-
-def check_published(shape: Shape, capability: int, compiler: Compiler) -> None:
-    """Each kernel is launched at this shape and fits the device, with no spill but known ones."""
-    launched = launches(shape, BF16, capability)
-    found = {launch.kernel.__name__ for launch in launched}
-    hoppers = {"tiles_swiglu_kernel"} if capability < 90 else set()
-    assert found == set(REGISTERS) - hoppers, "every kernel is launched, and has a bound"
-    for launch in launched:
-        used, name = compiler(launch, capability), launch.kernel.__name__
-        where = f"{name} for sm_{capability}, {launch.constants}: {used.registers} registers"
-        if (name, capability) == ("scan_kernel", 90):
-            assert used.spills <= 12, where  # with one stage there are none, and it is 8 % slower
-        elif (name, capability, triton.__version__[:3]) == ("prefill_kernel", 80, "3.6"):
-            assert used.spills <= 12, where  # this pair of versions alone; 3.7 on: none
-        elif (name, capability) == ("prefill_kernel", 80) and launch.constants["DECODE"]:
-            assert used.spills <= 8, where  # e4m3 made of integers, in registers
-        elif (name, capability) == ("quantized_linear_kernel", 80) and launch.constants["SWIGLU"]:
-            assert used.spills <= 64, where  # two accumulators and a weight in registers
-        elif "words" in name and (capability, triton.__version__[:3]) == (90, "3.6"):
-            assert used.spills <= 2, where  # this version alone
-        elif (name, capability) == ("words_linear_kernel", 80):
-            assert used.spills <= 4, where  # int8 with SwiGLU
-        elif name == "replay_update_kernel" and launch.constants["STOCHASTIC"]:
-            assert used.spills <= 8, where  # a whole head of numbers, and their dice
-        else:
-            assert (used.spills, used.stack) == (0, 0), where
-        assert used.registers <= REGISTERS[name], where
-        at_once = 2 if name.startswith("peer") else 1  # they wait for each other: see peers.py
-        taken = used.registers * 32 * launch.warps * at_once
-        assert taken <= REGISTERS_OF_A_MULTIPROCESSOR, where
-        assert used.shared <= SHARED_MEMORY[capability], where
+@cache
+def on_record() -> tuple[Source, ...]:
+    """All of which compiled.json has to tell: see compiled_record.py."""
+    found = [
+        source(launch, capability)
+        for capability in (80, 90)
+        for shape in MODELS
+        for launch in launches(shape, BF16, capability)
+    ]
+    checking = (*products_in_float32(), *words_in_float32())
+    return (*found, *(source(launch, 90) for launch in checking))

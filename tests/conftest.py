@@ -31,7 +31,6 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 _LONGEST_FIRST = (
     "test_lab",
     "test_triton_compile",
-    "test_triton_compile_sm_80",
     "test_triton_kernels",
     "test_editions",
     "test_notebooks",
