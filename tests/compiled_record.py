@@ -13,6 +13,7 @@ comes out of a launch that is on record has to be what the record says.
 
 import json
 import os
+import sys
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -27,6 +28,7 @@ from tqdm import tqdm
 HERE = Path(__file__).parent
 RECORD = HERE / "kernels" / "compiled.json"
 CURE = "python tests/compiled_record.py"
+MADE_WITH = f"Triton {triton.__version__}, Python {sys.version_info.major}.{sys.version_info.minor}"
 DAYS = 20  # until each launch on record has had its day
 NIGHTLY = os.environ.get("HYPOTHESIS_PROFILE") == "nightly"
 
@@ -40,7 +42,7 @@ def key_of(source: Source) -> str:
 
 @dataclass(frozen=True)
 class Record:
-    triton: str
+    made_with: str
     usages: dict[str, Usage]  # by key
 
     @classmethod
@@ -50,7 +52,7 @@ class Record:
         launches = {each.pop("key"): each for each in found["launches"]}
         for each in launches.values():
             del each["kernel"]
-        return cls(found["triton"], {key: Usage(**each) for key, each in launches.items()})
+        return cls(found["made with"], {key: Usage(**each) for key, each in launches.items()})
 
 
 class Compiler:
@@ -80,7 +82,7 @@ def write() -> None:
     keys = {key_of(each): place for place, each in enumerate(on_record())}
     with ProcessPoolExecutor() as pool:
         lines = sorted(tqdm(pool.map(_line, keys.values()), total=len(keys)))
-    head = {"made by": "python tests/compiled_record.py", "triton": triton.__version__}
+    head = {"made by": CURE, "made with": MADE_WITH}
     text = json.dumps(head | {"launches": []})
     RECORD.write_text(
         text.replace("[]", "[\n" + ",\n".join(lines) + "\n]") + "\n", encoding="utf-8"
