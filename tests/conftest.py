@@ -20,6 +20,10 @@ from hypothesis import HealthCheck, settings
 # for a format of addresses that no test of ours checks; without it, it leaves that format out.
 sys.modules.setdefault("rfc3987_syntax", None)  # type: ignore[arg-type]
 
+# torch.compile keeps processes that would compile Triton's kernels, each of which imports torch; on
+# a CPU they have nothing to do.
+os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
+
 # What a shared machine does to a test's time says nothing about the test.
 _PATIENT = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
 

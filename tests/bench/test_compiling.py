@@ -32,27 +32,29 @@ def gate_kernel(x_ptr, out_ptr, n, BLOCK: tl.constexpr):
 """
 
 
-def run(code: str, **environment: str) -> str:
-    """In a process of its own, as a lesson: there functions belong to __main__."""
-    path = os.environ | environment
+# A notebook's cells have source that `inspect` finds, and their functions belong to __main__.
+AS_CELLS = """
+import linecache
+linecache.cache["<lesson>"] = (len(source), None, source.splitlines(True), "<lesson>")
+exec(compile(source, "<lesson>", "exec"), {"__name__": "__main__"})
+"""
+
+
+def run_here(code: str) -> None:
+    exec(AS_CELLS, {"source": KERNEL + code})
+
+
+def run_interpreting(code: str) -> str:
+    """In a process of its own, as a lesson, where kernels are interpreted."""
     done = subprocess.run(
-        [sys.executable, "-c", LINES.format(code=KERNEL + code)],
+        [sys.executable, "-c", f"source = {KERNEL + code!r}\n{AS_CELLS}"],
         capture_output=True,
         text=True,
-        env=path,
+        env=os.environ | {"TRITON_INTERPRET": "1"},
         check=False,
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
-
-
-# A notebook's cells have source that `inspect` finds; `python -c` needs the same help.
-LINES = """
-import linecache
-source = '''{code}'''
-linecache.cache["<lesson>"] = (len(source), None, source.splitlines(True), "<lesson>")
-exec(compile(source, "<lesson>", "exec"))
-"""
 
 
 LAUNCHES = """
@@ -77,19 +79,23 @@ for result in compiled(of_the_package, 80):
 """
 
 
-@pytest.mark.parametrize("interpret", ["0", "1"])
-def test_a_launch_is_compiled_as_the_gpu_would_get_it(interpret):
+@pytest.mark.parametrize("interpret", [False, True])
+def test_a_launch_is_compiled_as_the_gpu_would_get_it(interpret, capsys):
     """The reader's own, and one of the package through its launcher, for an older GPU."""
-    code = LAUNCHES + (THROUGH_A_LAUNCHER if interpret == "1" else "")
-    first, one, second, two, *rest = run(code, TRITON_INTERPRET=interpret).splitlines()
+    if interpret:
+        out = run_interpreting(LAUNCHES + THROUGH_A_LAUNCHER)
+    else:
+        run_here(LAUNCHES)
+        out = capsys.readouterr().out
+    first, one, second, two, *rest = out.splitlines()
     assert first == second == "gate_kernel {'BLOCK': 1024} True 0 0"
     # 4096 is a multiple of 16, and elements are then loaded 16 bytes at a time; 4095 is none.
     assert (one, two) == ("True True True", "False True True")
-    assert rest == (["rms_norm_kernel 1"] if interpret == "1" else [])
+    assert rest == (["rms_norm_kernel 1"] if interpret else [])
 
 
-def test_what_cannot_be_compiled_is_said():
-    out = run(
+def test_what_cannot_be_compiled_is_said(capsys):
+    run_here(
         """
 data = torch.zeros(4)
 
@@ -107,7 +113,7 @@ for launches in (uses_data, wrong_block):
         print(" ".join(str(error).split()))
 """
     )
-    first, second = out.splitlines()
+    first, second = capsys.readouterr().out.splitlines()
     assert first == "data is a Tensor: make it inside the function"
     assert second.startswith("wrong_block does not compile:")
     assert "power of 2" in second

@@ -12,6 +12,7 @@ from dataclasses import replace
 import pytest
 import torch
 from engines import CONFIGS, new_core, pair
+from noise import noise_llm
 
 from plamo_ref import LLM, SamplingParams
 from plamo_ref.engine.config import EngineConfig, EngineError
@@ -101,23 +102,17 @@ def test_compiled_attention_alone_keeps_the_law_and_leaves_mamba_as_it_was():
     run_scenario(scenarios(1, SMALL)[0], Pair(model, pair(SMALL).reference))
 
 
-def test_an_engine_with_compile_writes_the_same_text():
-    prompts = ["吾輩は猫である。", "It was the best of times, it was the worst of"]
+PROMPTS = ["吾輩は猫である。", "It was the best of times, it was the worst of"]
+
+
+@pytest.mark.parametrize("quantization", [None, "fp8"])
+def test_an_engine_with_compile_writes_the_same_text(quantization):
+    """Its layers are those of the law, whose graphs the compiler knows by now."""
     texts = []
     for choice in ("none", "all"):
-        llm = LLM("tiny", dtype="float64", device="cpu", memory_bytes=1 << 26, compile=choice)
-        assert (llm.core.runner.model.compiled is None) == (choice == "none")
-        texts.append([r.outputs[0].token_ids for r in llm.generate(prompts, GREEDY)])
-    assert texts[0] == texts[1]
-
-
-def test_compiled_layers_with_quantized_weights_write_the_same_text():
-    texts, place = [], {"dtype": "float64", "device": "cpu", "memory_bytes": 1 << 26}
-    for choice in ("none", "all"):
-        with LLM("tiny", quantization="fp8", compile=choice, **place) as llm:
+        with noise_llm(quantization=quantization, compile=choice) as llm:
             assert (llm.core.runner.model.compiled is None) == (choice == "none")
-            made = llm.generate(["吾輩は猫である。", "It was the best"], GREEDY)
-            texts.append([r.outputs[0].token_ids for r in made])
+            texts.append([r.outputs[0].token_ids for r in llm.generate(PROMPTS, GREEDY)])
     assert texts[0] == texts[1]
 
 
@@ -149,9 +144,9 @@ def test_each_kind_of_layer_is_one_graph_a_size_and_none_has_a_break(compiled):
     assert layers > 3  # so that sharing is worth something
 
 
-def compiled_core(what="all", sizes=()):
-    """A small engine with all three kinds of layers; nothing is compiled yet."""
-    core = new_core()
+def compiled_core(what="all", sizes=(), name=NAME):
+    """A small engine, by default with all three kinds of layers; nothing is compiled yet."""
+    core = new_core(CONFIGS[name])
     core.runner.model = compile_model(core.runner.model, what, sizes)
     return core
 
@@ -184,10 +179,11 @@ def test_without_the_warm_up_the_first_step_would_compile():
 
 
 def test_a_listed_size_gets_a_graph_in_which_it_is_a_number():
-    core, sizes = compiled_core("attention", (4, 7, 4)), (4, 7, 4)
+    sizes = (4, 7, 4)
+    core = compiled_core("attention", sizes, SMALL)
     before = graphs_and_breaks()[0]
     warm_up(core, sizes)
-    assert graphs_and_breaks()[0] - before == 2 * (1 + 2 + 1)  # two kinds; 1; 4 and 7; any
+    assert graphs_and_breaks()[0] - before == 1 + 2 + 1  # 1; 4 and 7; any
 
 
 # --- operations on the cache ---------------------------------------------------------------------
