@@ -287,13 +287,16 @@ class HybridCache:
         """
         everybody = [*self.holdings.values(), *self.frozen, *self.exposed]
         wrong = [] if self.arena is None else self.arena.differences()
+        listed, frozen = self._listed(everybody), self._listed(self.frozen)
         for pool in self.pools:
-            wrong += pool.differences(
-                self._listed(pool, everybody), self._listed(pool, self.frozen)
-            )
+            wrong += pool.differences(listed[pool], frozen[pool])
         if wrong:
             raise IntegrityError("cache: " + "; ".join(wrong))
 
-    def _listed(self, pool: Pool, holdings: Iterable[Holding]) -> Counter[int]:
-        owned = (each for holding in holdings for each in self._places(holding))
-        return Counter(place for owner, places in owned if owner is pool for place in places)
+    def _listed(self, holdings: Iterable[Holding]) -> dict[Pool, Counter[int]]:
+        """How often they list each place of each pool."""
+        listed: dict[Pool, list[int]] = {pool: [] for pool in self.pools}
+        for holding in holdings:
+            for pool, places in self._places(holding):
+                listed[pool] += places
+        return {pool: Counter(places) for pool, places in listed.items()}
