@@ -285,18 +285,16 @@ class HybridCache:
         Raises:
             IntegrityError: with each place that is wrong, and how.
         """
-        everybody = [*self.holdings.values(), *self.frozen, *self.exposed]
         wrong = [] if self.arena is None else self.arena.differences()
-        listed, frozen = self._listed(everybody), self._listed(self.frozen)
-        for pool in self.pools:
-            wrong += pool.differences(listed[pool], frozen[pool])
+        listed = self._listed([*self.holdings.values(), *self.frozen, *self.exposed])
+        frozen = self._listed(self.frozen)
+        wrong += [e for pool in self.pools for e in pool.differences(listed[pool], frozen[pool])]
         if wrong:
             raise IntegrityError("cache: " + "; ".join(wrong))
 
     def _listed(self, holdings: Iterable[Holding]) -> dict[Pool, Counter[int]]:
-        """How often they list each place of each pool."""
-        listed: dict[Pool, list[int]] = {pool: [] for pool in self.pools}
+        listed = {pool: Counter[int]() for pool in self.pools}
         for holding in holdings:
             for pool, places in self._places(holding):
-                listed[pool] += places
-        return {pool: Counter(places) for pool, places in listed.items()}
+                listed[pool].update(places)
+        return listed
