@@ -93,8 +93,8 @@ def run_scenario(scenario: Scenario, pair: Pair, by: ModelRunner | None = None) 
     poison(core)
     most = _most_steps(scenario, core.max_model_len) * core.config.pipeline_parallel_size
     for step in range(most):
-        _happen(step, scenario, core, result)
-        audit(core)
+        if _happen(step, scenario, core, result):
+            audit(core)
         if core.has_work:
             _one_step(core, result, scenario.interruptions.get(step))
         elif all(request.arrival <= step for request in scenario.requests):
@@ -135,8 +135,8 @@ def _most_steps(scenario: Scenario, max_model_len: int) -> int:
     return last + 2 + sum(lengths) * again + tokens
 
 
-def _happen(step: int, scenario: Scenario, core: EngineCore, result: ScenarioResult) -> None:
-    """Arrivals, preemptions and aborts before a step."""
+def _happen(step: int, scenario: Scenario, core: EngineCore, result: ScenarioResult) -> bool:
+    """Arrivals, preemptions and aborts before a step; whether there were any."""
     for number, request in enumerate(scenario.requests):
         if request.arrival == step:
             guide = request.guide(core.runner.model.config.vocab_size)
@@ -148,6 +148,8 @@ def _happen(step: int, scenario: Scenario, core: EngineCore, result: ScenarioRes
     for number, request in enumerate(scenario.requests):
         if request.abort == step:
             core.finish(f"r{number}", "abort")
+    asked = any(step in (request.arrival, request.abort) for request in scenario.requests)
+    return asked or step in scenario.preemptions
 
 
 def _prompt(request: ScenarioRequest, earlier: Sequence[Request], longest: int) -> tuple[int, ...]:
@@ -203,10 +205,9 @@ def poison(core: EngineCore) -> None:
     for kind, cache in caches_of(core):
         pool = core.cache.slots if kind == "mamba" else core.cache.blocks[kind]
         assert pool is not None
-        free = [0, *pool.free_places()]
-        for tensor in tensors_of(cache):
-            if tensor.is_floating_point():  # int8 has no NaN, but its scale does
-                tensor[free] = math.nan
+        free = torch.tensor([0, *pool.free_places()])
+        for tensor in filter(Tensor.is_floating_point, tensors_of(cache)):  # int8 has no NaN
+            tensor[free] = math.nan
 
 
 # --- law ------------------------------------------------------------------------------------------

@@ -117,7 +117,7 @@ def test_tokens_cause_no_collections(stop):
     """A collection comes when some hundred objects more were made than went."""
     with LLM("tiny", **SMALL) as llm:
         params = replace(LONG, stop=stop)
-        llm.generate(["a", "b"], params, use_tqdm=False)
+        llm.generate(["a", "b"], replace(params, max_tokens=20), use_tqdm=False)
         seen, steps = [], llm.core.num_steps
         gc.callbacks.append(lambda phase, about: seen.append((phase, about["generation"])))
         try:

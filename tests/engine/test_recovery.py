@@ -83,12 +83,20 @@ def fates(requests: Sequence[Request]) -> list[Any]:
     ]
 
 
+@pytest.fixture(scope="module")
+def undisturbed() -> list[Any]:
+    """What becomes of the crowd if nothing happens; found while everything is whole."""
+    core, requests = new_crowd()
+    to_the_end(core)
+    return fates(requests)
+
+
 @pytest.mark.parametrize("overlap", [False, True])
 @pytest.mark.parametrize("scheduler", [{"scheduler": "v1"}, {"scheduler": "v0", "chunk_size": 5}])
-def test_an_interrupt_at_any_point_of_a_step_changes_nobodys_tokens(scheduler, overlap):
-    core, undisturbed = new_crowd(overlap=overlap, **scheduler)
-    to_the_end(core)
-    expected, where = fates(undisturbed), set()
+def test_an_interrupt_at_any_point_of_a_step_changes_nobodys_tokens(
+    undisturbed, scheduler, overlap
+):
+    where = set()
     for point in range(0, 1300, 67):
         core, requests = new_crowd(overlap=overlap, **scheduler)
         steps = 2 + point % 5
@@ -99,14 +107,12 @@ def test_an_interrupt_at_any_point_of_a_step_changes_nobodys_tokens(scheduler, o
             core.step()
         core.cache.check_integrity()
         to_the_end(core)
-        assert fates(requests) == expected, interrupter.where
+        assert fates(requests) == undisturbed, interrupter.where
         where.add(interrupter.where)
     assert len(where) > 9
 
 
-def test_a_recovery_that_is_interrupted_is_done_again():
-    core, undisturbed = new_crowd()
-    to_the_end(core)
+def test_a_recovery_that_is_interrupted_is_done_again(undisturbed):
     for point in range(0, 400, 23):
         core, requests = new_crowd()
         for _ in range(4):
@@ -115,13 +121,11 @@ def test_a_recovery_that_is_interrupted_is_done_again():
         with interrupted(point) as interrupter, suppress(KeyboardInterrupt):
             core.step()
         to_the_end(core)
-        assert fates(requests) == fates(undisturbed), interrupter.where
+        assert fates(requests) == undisturbed, interrupter.where
 
 
-def test_a_second_interrupt_while_the_first_is_mended(monkeypatch):
+def test_a_second_interrupt_while_the_first_is_mended(undisturbed, monkeypatch):
     """As from an impatient thumb: the mark stays, and the next call mends."""
-    core, undisturbed = new_crowd()
-    to_the_end(core)
     core, requests = new_crowd()
     core.step()
     healthy = core_module.rebuild
@@ -138,7 +142,7 @@ def test_a_second_interrupt_while_the_first_is_mended(monkeypatch):
     core.cache.check_integrity()
     assert len(core.queues.waiting) == len(core.requests) == 4
     to_the_end(core)
-    assert fates(requests) == fates(undisturbed)
+    assert fates(requests) == undisturbed
 
 
 def test_who_leaves_before_an_interrupted_token_has_no_log_probability_of_it(monkeypatch):
@@ -177,10 +181,8 @@ MOVES = [
 
 @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
 @pytest.mark.parametrize(("owner", "name"), MOVES, ids=[name for _, name in MOVES])
-def test_an_interrupt_beside_every_move(monkeypatch, owner, name, after):
+def test_an_interrupt_beside_every_move(undisturbed, monkeypatch, owner, name, after):
     """Each third time that it is made; every other neighbour of the first kind is overlapped."""
-    core, undisturbed = new_crowd()
-    to_the_end(core)
     healthy, calls = getattr(owner, name), []
 
     def disturbed(*args: Any) -> Any:
@@ -202,7 +204,7 @@ def test_an_interrupt_beside_every_move(monkeypatch, owner, name, after):
                 hits += 1
             core.cache.check_integrity()
         check_all_free(core)
-        assert fates(requests) == fates(undisturbed)
+        assert fates(requests) == undisturbed
         assert hits
         calls.clear()
 
@@ -210,10 +212,8 @@ def test_an_interrupt_beside_every_move(monkeypatch, owner, name, after):
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError, MemoryError])
 @pytest.mark.parametrize(("owner", "name"), PLACES, ids=[name for _, name in PLACES])
 def test_too_little_memory_is_raised_every_time_and_is_nobodys_fault(
-    monkeypatch, owner, name, error
+    undisturbed, monkeypatch, owner, name, error
 ):
-    core, undisturbed = new_crowd()
-    to_the_end(core)
     core, requests = new_crowd()
     for _ in range(3):
         core.step()
@@ -229,12 +229,10 @@ def test_too_little_memory_is_raised_every_time_and_is_nobodys_fault(
             core.cache.check_integrity()
     assert not any(request.error for request in requests)
     to_the_end(core)
-    assert fates(requests) == fates(undisturbed)
+    assert fates(requests) == undisturbed
 
 
-def test_an_observer_that_fails_is_heard_and_changes_nothing():
-    core, undisturbed = new_crowd(more_blocks=50)
-    to_the_end(core)
+def test_an_observer_that_fails_is_heard_and_changes_nothing(undisturbed):
     core, requests = new_crowd(more_blocks=50)
     told = []
 
@@ -252,7 +250,7 @@ def test_an_observer_that_fails_is_heard_and_changes_nothing():
         except ZeroDivisionError:
             core.cache.check_integrity()
     assert told == list(range(len(told)))
-    assert fates(requests) == fates(undisturbed)
+    assert fates(requests) == undisturbed
     assert not any(request.num_preemptions for request in requests)  # nothing was done again
     assert seen == {request: len(request.output_ids) for request in requests}
 
@@ -260,9 +258,13 @@ def test_an_observer_that_fails_is_heard_and_changes_nothing():
 # --- whose error it is ----------------------------------------------------------------------------
 
 
-def ends_alone(core: EngineCore, requests: Sequence[Request], guilty: int, kind: type) -> None:
-    reference, undisturbed = new_crowd()
-    to_the_end(reference)
+def ends_alone(
+    core: EngineCore,
+    requests: Sequence[Request],
+    undisturbed: Sequence[Any],
+    guilty: int,
+    kind: type,
+) -> None:
     moved = set()
     while core.has_work:
         moved |= {r for r in core.step() if r.error is not None}
@@ -272,13 +274,13 @@ def ends_alone(core: EngineCore, requests: Sequence[Request], guilty: int, kind:
     assert requests[guilty].finish_reason == "error"
     assert isinstance(requests[guilty].error, kind)
     others = [i for i in range(4) if i != guilty]
-    assert [fates(requests)[i] for i in others] == [fates(undisturbed)[i] for i in others]
+    assert [fates(requests)[i] for i in others] == [undisturbed[i] for i in others]
     assert not any(r.num_preemptions for r in requests)  # nothing was done again
 
 
 @pytest.mark.parametrize("method", ["mask", "accept"])
 @pytest.mark.parametrize("overlap", [False, True])
-def test_a_grammar_that_fails_ends_its_own_request(monkeypatch, method, overlap):
+def test_a_grammar_that_fails_ends_its_own_request(undisturbed, monkeypatch, method, overlap):
     core, requests = new_crowd(overlap=overlap, more_blocks=50)
     healthy = getattr(LabGuide, method)
 
@@ -288,7 +290,7 @@ def test_a_grammar_that_fails_ends_its_own_request(monkeypatch, method, overlap)
         return healthy(guide, *args)
 
     monkeypatch.setattr(LabGuide, method, failing)
-    ends_alone(core, requests, 2, GuidedError)
+    ends_alone(core, requests, undisturbed, 2, GuidedError)
 
 
 @pytest.mark.parametrize(
@@ -301,7 +303,7 @@ def test_a_grammar_that_fails_ends_its_own_request(monkeypatch, method, overlap)
         ("logits_processors", [lambda ids, logits: logits / 0]),
     ],
 )
-def test_a_parameter_that_breaks_the_choice_ends_its_own_request(field, value):
+def test_a_parameter_that_breaks_the_choice_ends_its_own_request(undisturbed, field, value):
     """`SamplingParams` refuses it; here it comes nevertheless."""
     core, requests = new_crowd(more_blocks=50)
     core.step()
@@ -310,12 +312,10 @@ def test_a_parameter_that_breaks_the_choice_ends_its_own_request(field, value):
         guilty.seed = value
     else:
         object.__setattr__(guilty.params, field, value)
-    ends_alone(core, requests, 1, Exception)
+    ends_alone(core, requests, undisturbed, 1, Exception)
 
 
-def test_what_nobody_repeats_alone_is_raised(monkeypatch):
-    core, undisturbed = new_crowd()
-    to_the_end(core)
+def test_what_nobody_repeats_alone_is_raised(undisturbed, monkeypatch):
     core, requests = new_crowd()
     core.step()
     healthy, calls = core_module.choose_on_device, []
@@ -330,7 +330,7 @@ def test_what_nobody_repeats_alone_is_raised(monkeypatch):
     with pytest.raises(ValueError, match="once"):
         core.step()
     to_the_end(core)
-    assert fates(requests) == fates(undisturbed)
+    assert fates(requests) == undisturbed
 
 
 @pytest.mark.parametrize(
@@ -344,9 +344,7 @@ def test_what_nobody_repeats_alone_is_raised(monkeypatch):
         ([1, 1 << 70], "prompt token 1 is 1180591620717411303424"),
     ],
 )
-def test_a_prompt_that_is_not_made_of_ids_leaves_nothing(prompt, reason):
-    core, undisturbed = new_crowd()
-    to_the_end(core)
+def test_a_prompt_that_is_not_made_of_ids_leaves_nothing(undisturbed, prompt, reason):
     core, requests = new_crowd()
     core.step()
     with pytest.raises(EngineError, match=reason):
@@ -355,7 +353,7 @@ def test_a_prompt_that_is_not_made_of_ids_leaves_nothing(prompt, reason):
         core.add([1], {"max_tokens": 3})  # type: ignore[arg-type]
     assert len(core.requests) == 4
     to_the_end(core)
-    assert fates(requests) == fates(undisturbed)
+    assert fates(requests) == undisturbed
 
 
 def test_numbers_of_other_libraries_are_ids():
@@ -366,9 +364,7 @@ def test_numbers_of_other_libraries_are_ids():
 
 
 @pytest.mark.parametrize("point", range(0, 60, 3))
-def test_an_interrupt_in_add_or_finish_leaves_all_or_nothing(point):
-    core, undisturbed = new_crowd()
-    to_the_end(core)
+def test_an_interrupt_in_add_or_finish_leaves_all_or_nothing(undisturbed, point):
     core, requests = new_crowd()
     core.step()
     with interrupted(point), suppress(KeyboardInterrupt):
@@ -380,7 +376,7 @@ def test_an_interrupt_in_add_or_finish_leaves_all_or_nothing(point):
     core.finish("late")
     assert "late" not in core.requests
     to_the_end(core)
-    assert fates(requests) == fates(undisturbed)
+    assert fates(requests) == undisturbed
 
 
 # --- texts: an error in one call, and the streams of others ---------------------------------------

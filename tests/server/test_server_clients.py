@@ -2,22 +2,25 @@
 
 Invariant tested: the openai package, LangChain, lm-eval and schemathesis work with the server as
 they come, and what they report is what the offline engine computes.
+
+The clients are imported where they are used: that takes a second and a half in each process that
+collects this file, and one of them runs it.
 """
 
 import asyncio
+import importlib
 import json
 import os
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import httpx
-import openai
 import pytest
 import yaml
-from langchain_core.messages import HumanMessage, SystemMessage
-from langchain_openai import ChatOpenAI
 from servers import RunningServer, running_server
 
 from plamo_ref import LLM, SamplingParams
@@ -37,7 +40,12 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
 
 
 @pytest.fixture(scope="module")
-def client(server: RunningServer) -> Iterator[openai.OpenAI]:
+def openai() -> ModuleType:
+    return importlib.import_module("openai")
+
+
+@pytest.fixture(scope="module")
+def client(openai: ModuleType, server: RunningServer) -> Iterator[Any]:
     with (
         httpx.Client(trust_env=False) as http,
         openai.OpenAI(
@@ -74,7 +82,7 @@ def test_openai_chats_and_streams_the_same(client):
     assert [p.finish_reason for p in parts if p.finish_reason] == [choice.finish_reason]
 
 
-def test_the_newer_limit_of_a_chat_decides_and_the_older_must_be_possible(client):
+def test_the_newer_limit_of_a_chat_decides_and_the_older_must_be_possible(openai, client):
     fields = {"model": "tiny", "messages": MESSAGES, "max_completion_tokens": 3, "seed": 5}
     answer = client.chat.completions.create(**fields, max_tokens=20)
     assert answer.usage.completion_tokens == 3
@@ -110,7 +118,7 @@ def test_openai_gets_an_object_that_follows_its_schema(client):
     assert (pet.keys(), pet["kind"] in ("cat", "dog")) == ({"kind", "old"}, True)
 
 
-def test_openai_raises_its_own_errors(client):
+def test_openai_raises_its_own_errors(openai, client):
     with pytest.raises(openai.NotFoundError) as missing:
         client.completions.create(model="gpt-4", prompt="x")
     assert (missing.value.code, missing.value.param) == ("model_not_found", "model")
@@ -120,7 +128,7 @@ def test_openai_raises_its_own_errors(client):
         client.chat.completions.create(model="tiny", messages=MESSAGES, n=5, stream=True)
 
 
-def test_openai_streams_to_many_at_once_and_hangs_up_cleanly(server):
+def test_openai_streams_to_many_at_once_and_hangs_up_cleanly(openai, server):
     async def crowd() -> list[str]:
         async with (
             httpx.AsyncClient(trust_env=False) as http,
@@ -149,6 +157,9 @@ def test_openai_streams_to_many_at_once_and_hangs_up_cleanly(server):
 
 
 def test_langchain_invokes_streams_and_batches(server):
+    from langchain_core.messages import HumanMessage, SystemMessage
+    from langchain_openai import ChatOpenAI
+
     with httpx.Client(trust_env=False) as http:
         chat = ChatOpenAI(
             model="tiny",

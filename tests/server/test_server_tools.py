@@ -3,24 +3,21 @@
 Invariant tested: a call that was asked for comes, with arguments that fit; a streamed answer is the
 unstreamed one, in the openai package, LangChain and pydantic-ai; what a template or this server
 cannot honour is refused by name.
+
+The clients are imported where they are used, as in test_server_clients.py.
 """
 
 import asyncio
+import importlib
 import json
 from collections.abc import AsyncGenerator, Iterator
 from pathlib import Path
-from typing import Literal
+from types import ModuleType
+from typing import Any, Literal
 
 import httpx
-import openai
 import pytest
-from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
-from langchain_core.tools import tool
-from langchain_openai import ChatOpenAI
 from pydantic import BaseModel, Field
-from pydantic_ai import Agent, UsageLimits
-from pydantic_ai.models.openai import OpenAIChatModel, OpenAIResponsesModel
-from pydantic_ai.providers.openai import OpenAIProvider
 from servers import RunningServer, running_server
 
 from plamo_ref.remote.calls import Delta, EngineDiedError
@@ -74,7 +71,12 @@ def http(server: RunningServer) -> Iterator[httpx.Client]:
 
 
 @pytest.fixture(scope="module")
-def client(server: RunningServer) -> Iterator[openai.OpenAI]:
+def openai() -> ModuleType:
+    return importlib.import_module("openai")
+
+
+@pytest.fixture(scope="module")
+def client(openai: ModuleType, server: RunningServer) -> Iterator[Any]:
     with (
         httpx.Client(trust_env=False) as http,
         openai.OpenAI(
@@ -161,7 +163,7 @@ def test_arguments_are_streamed_in_pieces(client):
     assert len(pieces) > 5
 
 
-def test_openais_own_helpers_parse_calls(client):
+def test_openais_own_helpers_parse_calls(openai, client):
     tools = [openai.pydantic_function_tool(Weather)]
     fields = {**CHAT, "tools": tools, "tool_choice": "required", "parallel_tool_calls": False}
     parsed = client.chat.completions.parse(**fields)
@@ -267,6 +269,10 @@ def test_what_cannot_be_called_is_refused_by_name(http, fields, param, code):
 
 
 def test_langchain_binds_tools_streams_calls_and_gets_structures(server):
+    from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
+    from langchain_core.tools import tool
+    from langchain_openai import ChatOpenAI
+
     @tool
     def weather(city: Literal["Tokyo", "Kyoto"], days: Literal[1, 2, 3]) -> str:
         """What the weather will be."""
@@ -303,8 +309,12 @@ def test_langchain_binds_tools_streams_calls_and_gets_structures(server):
 # --- pydantic-ai, which forces its answers through tools ------------------------------------------
 
 
-@pytest.mark.parametrize("kind", [OpenAIChatModel, OpenAIResponsesModel])
-def test_pydantic_ai_gets_its_typed_answer_and_calls_tools(server, kind):
+@pytest.mark.parametrize("kind", ["OpenAIChatModel", "OpenAIResponsesModel"])
+def test_pydantic_ai_gets_its_typed_answer_and_calls_tools(openai, server, kind):
+    from pydantic_ai import Agent, UsageLimits
+    from pydantic_ai.models import openai as models
+    from pydantic_ai.providers.openai import OpenAIProvider
+
     async def converse() -> None:
         async with (
             httpx.AsyncClient(trust_env=False) as http,
@@ -312,7 +322,7 @@ def test_pydantic_ai_gets_its_typed_answer_and_calls_tools(server, kind):
                 base_url=f"{server.address}/v1", api_key="none", max_retries=0, http_client=http
             ) as client,
         ):
-            model = kind("tiny", provider=OpenAIProvider(openai_client=client))
+            model = getattr(models, kind)("tiny", provider=OpenAIProvider(openai_client=client))
             settings = {"max_tokens": 300, "parallel_tool_calls": False, "extra_body": {"seed": 1}}
             agent = Agent(model, output_type=Weather, model_settings=settings, retries=0)
             answer = await agent.run("The weather?")
@@ -340,7 +350,7 @@ ASK = {"model": "tiny", "max_output_tokens": 12, "extra_body": {"seed": 3}}
 FUNCTIONS = [{"type": "function", **WEATHER, "strict": None}]
 
 
-def streamed(client: openai.OpenAI, **fields: object) -> list:
+def streamed(client: Any, **fields: object) -> list:
     """The events, whose order is checked: each item from its beginning to its end."""
     events = list(client.responses.create(**fields, stream=True))
     assert [event.sequence_number for event in events] == list(range(len(events)))

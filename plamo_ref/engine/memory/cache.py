@@ -285,15 +285,16 @@ class HybridCache:
         Raises:
             IntegrityError: with each place that is wrong, and how.
         """
-        everybody = [*self.holdings.values(), *self.frozen, *self.exposed]
         wrong = [] if self.arena is None else self.arena.differences()
-        for pool in self.pools:
-            wrong += pool.differences(
-                self._listed(pool, everybody), self._listed(pool, self.frozen)
-            )
+        listed = self._listed([*self.holdings.values(), *self.frozen, *self.exposed])
+        frozen = self._listed(self.frozen)
+        wrong += [e for pool in self.pools for e in pool.differences(listed[pool], frozen[pool])]
         if wrong:
             raise IntegrityError("cache: " + "; ".join(wrong))
 
-    def _listed(self, pool: Pool, holdings: Iterable[Holding]) -> Counter[int]:
-        owned = (each for holding in holdings for each in self._places(holding))
-        return Counter(place for owner, places in owned if owner is pool for place in places)
+    def _listed(self, holdings: Iterable[Holding]) -> dict[Pool, Counter[int]]:
+        listed = {pool: Counter[int]() for pool in self.pools}
+        for holding in holdings:
+            for pool, places in self._places(holding):
+                listed[pool].update(places)
+        return listed

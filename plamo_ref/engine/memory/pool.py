@@ -197,16 +197,17 @@ class Pool:
             listed, frozen: how often holdings, and how often frozen ones, list each place.
         """
         free, wrong = Counter(self.free_places()), list[str]()
+        # By `get`, since a Counter takes long to say of a place that it has not seen it.
         for place, owners in islice(enumerate(self.owners()), 1, None):
-            count = f"{self.name} {place} has {owners} owners"
-            if owners != listed[place]:
-                wrong.append(f"{count}, tables list it {listed[place]} times")
-            if free[place] != (owners == 0 and self._exists(place)):
-                wrong.append(f"{count}, the free list has it {free[place]} times")
-            if self._frozen[place] != frozen[place]:
-                said = self._frozen[place]
-                wrong.append(f"{count}, {said} of them frozen, should be {frozen[place]}")
-        if self._num_evictable != sum(map(self.is_evictable, range(1, self.size))):
+            if owners != (times := listed.get(place, 0)):
+                wrong.append(f"{place} has {owners} owners, tables list it {times} times")
+            if (times := free.get(place, 0)) != (owners == 0 and self._exists(place)):
+                wrong.append(f"{place} has {owners} owners, the free list has it {times} times")
+            if (said := self._frozen[place]) != (times := frozen.get(place, 0)):
+                wrong.append(f"{place} has {owners} owners, {said} of them frozen, not {times}")
+        wrong = [f"{self.name} {each}" for each in wrong]
+        cold = [place for place, count in enumerate(self._frozen) if count]
+        if self._num_evictable != sum(map(self.is_evictable, cold)):
             wrong.append(f"{self.name}: {self._num_evictable} are said to be evictable")
         if self._num_held != sum(map(bool, self._held)):
             wrong.append(f"{self.name}: {self._num_held} are said to be held")

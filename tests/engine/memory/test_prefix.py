@@ -487,7 +487,7 @@ def questions_of(draw: random.Random) -> list[tuple[list[int], list[int]]]:
 def test_more_is_found_than_by_plain_lru(draw_work, slots):
     work, found = draw_work(random.Random(1)), Counter()
     for eviction in (LeastRecentlyUsed, SupersededFirst):
-        prefix = new_prefix(blocks=2000, slots=slots, eviction=eviction)
+        prefix = new_prefix(blocks=600, slots=slots, eviction=eviction)  # more than are used
         for number, (prompt, output) in enumerate(work):
             borders = (20,) if len(prompt) == 24 and prompt[0] == prompt[19] else ()
             request = answer(prefix, str(number), prompt, output, *borders)
@@ -515,7 +515,7 @@ class PlainOrder(SupersededFirst):
         return next(iter([*self.superseded, *self.kept]))
 
 
-@pytest.mark.parametrize(("blocks", "slots"), [(2000, 8), (2000, 20), (150, 40), (80, 30)])
+@pytest.mark.parametrize(("blocks", "slots"), [(600, 8), (600, 20), (150, 40), (80, 30)])
 @pytest.mark.parametrize("draw_work", [chats_of, questions_of])
 def test_the_quick_order_is_the_plain_one(draw_work, blocks, slots):
     work, gone = draw_work(random.Random(2)), {}
