@@ -175,7 +175,7 @@ def test_lm_eval_finds_the_log_probabilities_of_the_offline_engine(server, tmp_p
     ]
     results = lm_eval(server, questions, tmp_path)
     assert len(results) == len(questions)
-    llm = LLM("tiny", memory_bytes=64 << 20)
+    llm = LLM(server.model, memory_bytes=64 << 20)
     for question, result in zip(questions, results, strict=True):
         for answer, ((said, greedy),) in zip(question["a"], result["resps"], strict=True):
             logprob, is_greedy = offline_score(llm, question["q"], answer)
