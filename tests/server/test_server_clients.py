@@ -28,7 +28,7 @@ MESSAGES = [{"role": "user", "content": "猫は"}]
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
     # Small limits: a client that is made to try everything shall not wait for long texts.
-    limits = ("--max-model-len", "256", "--max-choices", "4", "--max-prompts", "4")
+    limits = ("--max-model-len", "96", "--max-choices", "4", "--max-prompts", "4")
     template = ("--chat-template", str(Path(__file__).parents[1] / "tools.jinja"))
     with running_server(tmp_path_factory.mktemp("server"), *limits, *template) as running:
         yield running
@@ -100,7 +100,7 @@ def test_openai_gets_an_object_that_follows_its_schema(client):
     answer = client.chat.completions.create(
         model="tiny",
         messages=MESSAGES,
-        max_tokens=100,
+        max_tokens=80,
         seed=1,
         response_format={"type": "json_schema", "json_schema": {"name": "pet", "schema": schema}},
     )
