@@ -15,8 +15,9 @@ from pathlib import Path
 
 import httpx
 import psutil
+from shallow import shallow
 
-MODEL = "tiny"
+MODEL = "tiny"  # as clients name it
 START_SECONDS = 60
 SMALL = (
     # Tests compare texts of different batches, which only float64 promises to be equal.
@@ -37,9 +38,12 @@ class RunningServer:
     address: str
     process: "subprocess.Popen[str]"
     log: Path
+    model: str  # what `LLM` takes for the same answers
 
     def client(self, **settings: object) -> httpx.Client:
-        return httpx.Client(base_url=self.address, timeout=60, trust_env=False, **settings)
+        # Nothing is encrypted; to read all the world's certificates for it takes 20 ms a client.
+        always = {"timeout": 60, "trust_env": False, "verify": False}
+        return httpx.Client(base_url=self.address, **always | settings)
 
     def engine(self) -> psutil.Process:
         """The engine process: the server's only child."""
@@ -71,18 +75,19 @@ class RunningServer:
 
 @contextlib.contextmanager
 def running_server(
-    folder: Path, *options: str, model: str = MODEL, seconds: float = START_SECONDS
+    folder: Path, *options: str, model: str | None = None, seconds: float = START_SECONDS
 ) -> Iterator[RunningServer]:
-    """`plamo-ref serve` with the embedded model and a small cache, ready to answer."""
-    log = folder / "server.log"
+    """`plamo-ref serve` with a small model (see shallow.py) and a small cache, ready to answer."""
+    log, model = folder / "server.log", model or shallow(folder)
     command = [sys.executable, "-m", "plamo_ref", "serve", "--model", model, "--port", "0"]
+    command += ["--served-model-name", MODEL, "--chat-template", "plain"]  # as the embedded one
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
     with log.open("w") as stderr:
         process = subprocess.Popen(
             [*command, *SMALL, *options], stderr=stderr, text=True, env=environment
         )
     try:
-        yield RunningServer(_address(process, log, seconds), process, log)
+        yield RunningServer(_address(process, log, seconds), process, log, model)
     finally:
         family = [process_or_none(process.pid)]
         family += family[0].children(recursive=True) if family[0] else []

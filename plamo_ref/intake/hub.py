@@ -2,7 +2,7 @@
 
 Invariant: a folder that `find` has fetched holds config.json and every weight file that its index
 names. Only JSON, safetensors and chat templates are asked for: neither code nor pickles reach the
-disk.
+disk. The hub's library is imported where something is fetched: a folder does not wait for it.
 """
 
 import re
@@ -10,17 +10,6 @@ from collections.abc import Mapping
 from os import PathLike, fspath
 from pathlib import Path
 from typing import Any
-
-from huggingface_hub import constants, snapshot_download
-from huggingface_hub.errors import (
-    GatedRepoError,
-    HfHubHTTPError,
-    HFValidationError,
-    HTTPError,
-    LocalEntryNotFoundError,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
 
 from plamo_ref.errors import PlamoRefError
 from plamo_ref.intake.checkpoint_files import CONFIG_FILE, CheckpointError, read_index
@@ -107,8 +96,7 @@ def find(
             f'{shown(str(model))}: expected "{EMBEDDED}", a folder, or a hub id "org/name"; '
             f"found {kind}"
         )
-    cache = Path(cache_dir or constants.HF_HUB_CACHE).expanduser()
-    folder = _download(model, revision, cache, offline)
+    folder = _download(model, revision, cache_dir, offline)
     _check_complete(model, folder)
     return folder
 
@@ -121,7 +109,13 @@ def _folder(model: str | Path) -> Path:
         return path
 
 
-def _download(model: str, revision: str | None, cache: Path, offline: bool) -> Path:
+def _download(
+    model: str, revision: str | None, cache_dir: str | Path | None, offline: bool
+) -> Path:
+    from huggingface_hub import constants, snapshot_download
+    from huggingface_hub.errors import HTTPError
+
+    cache = Path(cache_dir or constants.HF_HUB_CACHE).expanduser()
     try:
         return Path(
             snapshot_download(
@@ -140,19 +134,22 @@ def _download(model: str, revision: str | None, cache: Path, offline: bool) -> P
 
 def _advice(error: Exception, model: str, revision: str, cache: Path, offline: bool) -> str:
     """One line: what the hub said, and what to do about it."""
+    from huggingface_hub import constants, errors
+
     hub = constants.ENDPOINT
+    absent, answered = errors.LocalEntryNotFoundError, errors.HfHubHTTPError
     # A refusal is hidden behind "not in the cache either": what the hub said is the real reason.
-    if isinstance(error, LocalEntryNotFoundError) and isinstance(error.__cause__, HfHubHTTPError):
+    if isinstance(error, absent) and isinstance(error.__cause__, answered):
         error = error.__cause__
-    if isinstance(error, HFValidationError):
+    if isinstance(error, errors.HFValidationError):
         return f"{model}: not a hub id: {error}"
-    status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
+    status = error.response.status_code if isinstance(error, answered) else None
     login = "set HF_TOKEN or run `hf auth login`"
-    if isinstance(error, GatedRepoError):
+    if isinstance(error, errors.GatedRepoError):
         return f"{model}: gated: accept its licence on {hub}/{model}, then {login}"
-    if isinstance(error, RevisionNotFoundError):
+    if isinstance(error, errors.RevisionNotFoundError):
         return f"{model}: {hub} has no revision {revision!r} of it: check the branch, tag or commit"
-    if isinstance(error, RepositoryNotFoundError) or status == 404:
+    if isinstance(error, errors.RepositoryNotFoundError) or status == 404:
         return f"{model}: not on {hub}: the id is misspelt, or it is private (then {login})"
     if status in (401, 403):
         return (
@@ -160,7 +157,7 @@ def _advice(error: Exception, model: str, revision: str, cache: Path, offline: b
         )
     if status is not None:
         return f"{model}: {hub} answers with HTTP {status}: try again later"
-    if isinstance(error, LocalEntryNotFoundError):
+    if isinstance(error, absent):
         have = f"revision {revision!r} is not, or not wholly, in the cache {cache}"
         if offline or constants.is_offline_mode():
             return f"{model}: offline, and {have}: run once online, or give cache_dir or a folder"

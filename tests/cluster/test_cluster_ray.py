@@ -38,7 +38,8 @@ STORY = "It was the best of times, it was the worst of times, it was the age of 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
     options = ("--data-parallel-size", "2", "--api-key", "k")
-    with running_server(tmp_path_factory.mktemp("server"), *options, seconds=PATIENCE) as running:
+    folder = tmp_path_factory.mktemp("server")
+    with running_server(folder, *options, model="tiny", seconds=PATIENCE) as running:
         yield running
 
 

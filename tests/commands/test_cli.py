@@ -81,7 +81,7 @@ def test_no_arguments_print_the_help(capsys):
     assert run(capsys) == run(capsys, "--help")
 
 
-def test_help_and_version_import_no_torch():
+def test_help_version_and_the_finding_of_a_folder_import_no_torch_and_no_hub():
     names = cli.cli.list_commands(click.Context(cli.cli))
     asked = [
         [],
@@ -92,6 +92,7 @@ def test_help_and_version_import_no_torch():
     code = (
         "import sys; from plamo_ref.cli import main; "
         f"assert not any([main(args) for args in {asked}]); "
+        "from plamo_ref.intake.hub import find; assert find('tiny') == find(str(find('tiny'))); "
         "print({'torch', 'huggingface_hub', 'uvicorn', 'fastapi'} & set(sys.modules))"
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

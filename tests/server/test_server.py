@@ -93,9 +93,10 @@ def test_the_front_has_no_torch_to_wait_for(server, client):
     assert [name for name in loaded if "torch" in name] == []
 
 
-def test_a_completion_is_the_offline_engines(client):
+def test_a_completion_is_the_offline_engines(server, client):
     params = SamplingParams(temperature=0.9, seed=11, max_tokens=9, top_p=0.95, n=2)
-    offline = LLM("tiny", memory_bytes=64 << 20).generate("To be, or", params, use_tqdm=False)[0]
+    llm = LLM(server.model, memory_bytes=64 << 20)
+    offline = llm.generate("To be, or", params, use_tqdm=False)[0]
     body = complete(
         client, prompt="To be, or", temperature=0.9, seed=11, max_tokens=9, top_p=0.95, n=2
     )

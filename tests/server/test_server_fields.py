@@ -35,7 +35,7 @@ SCHEMA = {"type": "array", "items": {"enum": [1, 2]}, "maxItems": 2}
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
-    names = ("--served-model-name", "tiny", "klein", "--max-model-len", "256")
+    names = ("--served-model-name", "klein", "--max-model-len", "256")
     with running_server(tmp_path_factory.mktemp("server"), *names) as running:
         yield running
 
