@@ -37,6 +37,7 @@ def signature(name: str) -> tuple[str, ...]:
     return (*said, *(seen(n, ill) for n in (7, 8, 14)))
 
 
+@cache
 def name_of(label: str) -> str:
     """The one suspect whose signature is the patient's."""
     ill = patient(label)
