@@ -44,9 +44,10 @@ def _only_shows(tree: ast.Module) -> bool:
     """
     own = _bound(tree)
     for node in ast.walk(tree):
-        if isinstance(node, ast.Attribute | ast.Subscript) and not isinstance(node.ctx, ast.Load):
-            if _root(node) not in own:
-                return False
+        if isinstance(node, ast.Attribute | ast.Subscript) and not (
+            isinstance(node.ctx, ast.Load) or _root(node) in own
+        ):
+            return False
         if isinstance(node, ast.Name) and node.id in ("globals", "locals", "exec", "eval"):
             return False
         if isinstance(node, ast.Expr) and not (_is_plain(node.value) or _root(node.value) in own):
