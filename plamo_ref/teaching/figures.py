@@ -148,8 +148,9 @@ def figures(width: float = 9.0, height: float = 3.0, columns: int = 2) -> tuple[
 
 def _lay_out(fig: Figure) -> None:
     """Fix the layout once: laying out again at every rendering would let it drift."""
-    if fig.get_layout_engine() is not None:
-        fig.draw_without_rendering()
+    engine = fig.get_layout_engine()
+    if engine is not None:
+        engine.execute(fig)
         fig.set_layout_engine("none")
 
 

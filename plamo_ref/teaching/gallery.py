@@ -234,13 +234,13 @@ def diagnosed(ward: str, answer: Mapping[str, Any], pair: Pair) -> int:
 
 
 def _contradiction(label: str, name: str, pair: Pair) -> str:
-    """An experiment in which the patient and the named bug behave differently."""
-    here, there = symptoms(pair, patient(label)), symptoms(pair, fault(name))
-    for experiment, mine in here.items():
-        if str(mine) != str(there[experiment]):
+    """The first experiment in which the patient and the named bug behave differently."""
+    for experiment, scenario in experiments(pair).items():
+        mine, theirs = (complaint(scenario, pair, ill) for ill in (patient(label), fault(name)))
+        if str(mine) != str(theirs):
             return (
                 f"✗ {label} is not {name!r}: experiment {experiment!r}\n"
                 f"  of the patient: {mine or 'no complaint'}\n"
-                f"  of that bug:    {there[experiment] or 'no complaint'}"
+                f"  of that bug:    {theirs or 'no complaint'}"
             )
     return f"✗ {label} is not {name!r}, although the experiments agree: read both stories again"

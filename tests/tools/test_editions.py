@@ -140,6 +140,7 @@ def test_a_rehearsal_tries_wrong_answers_then_the_solution_and_ends_there() -> N
         ("for y in range(3):\n    box.of[0].append(y)", True),
         ("await engine.step()", True),
         ("box[0] = 3", True),
+        ("y = [3]\ny[0] = 4", False),
         ("globals().update(size=3)", True),
         ("%cd ..", True),
     ],

@@ -39,12 +39,14 @@ def _parsed(source: str) -> ast.Module | None:
 def _only_shows(tree: ast.Module) -> bool:
     """Whether it binds names and calls functions by their bare names, `print` or `show`, no more.
 
-    A method called for its effect on what another cell made, an assignment into something, a name
-    that is looked up as a string: all may change what others see.
+    A method called for its effect on what another cell made, an assignment into that, a name that
+    is looked up as a string: all may change what others see.
     """
     own = _bound(tree)
     for node in ast.walk(tree):
-        if isinstance(node, ast.Attribute | ast.Subscript) and not isinstance(node.ctx, ast.Load):
+        if isinstance(node, ast.Attribute | ast.Subscript) and not (
+            isinstance(node.ctx, ast.Load) or _root(node) in own
+        ):
             return False
         if isinstance(node, ast.Name) and node.id in ("globals", "locals", "exec", "eval"):
             return False

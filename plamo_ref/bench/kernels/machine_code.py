@@ -30,6 +30,8 @@ import torch
 
 from plamo_ref.errors import PlamoRefError
 
+_INSTRUCTION = 16  # bytes, since Volta
+
 
 class CompileError(PlamoRefError):
     """Launches that cannot be carried to the compiler, or that it refuses."""
@@ -191,17 +193,20 @@ def _usage(made: Any, name: str, constants: dict[str, Any], warps: int) -> Compi
             command = [str(tools / tool), option, cubin.name]
             return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
-        registers = re.search(r"REG:(\d+)", output("cuobjdump", "-res-usage"))
-        machine = output("nvdisasm", "-c")
-    assert registers is not None, "cuobjdump -res-usage names no registers"
+        used = dict(re.findall(r"(REG|STACK):(\d+)", output("cuobjdump", "-res-usage")))
+        sections = output("cuobjdump", "-elf")  # index, place, size, …, name
+        code = re.search(r"^ +\w+ +\w+ +(\w+) .* PROGBITS .* \.text\.", sections, re.MULTILINE)
+        # What is spilled lies on the stack: without one, nobody need read the instructions.
+        machine = output("nvdisasm", "-c") if int(used["STACK"]) else ""
+    assert code is not None, "cuobjdump -elf lists no code"
     return Compiled(
         kernel=name,
         constants={k: v for k, v in constants.items() if isinstance(v, int | float | str | bool)},
         warps=warps,
-        registers=int(registers[1]),
+        registers=int(used["REG"]),
         spills=len(re.findall(r"\b(?:STL|LDL)\b", machine)),
         shared=made.metadata.shared,
-        instructions=len(re.findall(r"^\s*/\*[0-9a-f]+\*/", machine, re.MULTILINE)),
+        instructions=int(code[1], 16) // _INSTRUCTION,
         ptx=made.asm["ptx"],
     )
 
