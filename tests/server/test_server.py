@@ -37,7 +37,7 @@ GREEDY = {"model": "tiny", "temperature": 0}
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
     options = ("--max-model-len", str(LIMIT), "--max-body-bytes", str(BODY))
-    with running_server(tmp_path_factory.mktemp("server"), *options) as running:
+    with running_server(tmp_path_factory.mktemp("server"), *options, model="tiny") as running:
         yield running
 
 
