@@ -196,16 +196,14 @@ class Pool:
         Args:
             listed, frozen: how often holdings, and how often frozen ones, list each place.
         """
-        free, wrong = Counter(self.free_places()), list[str]()
-        # By `get`, since a Counter takes long to say of a place that it has not seen it.
-        for place, owners in islice(enumerate(self.owners()), 1, None):
-            if owners != (times := listed.get(place, 0)):
-                wrong.append(f"{place} has {owners} owners, tables list it {times} times")
-            if (times := free.get(place, 0)) != (owners == 0 and self._exists(place)):
-                wrong.append(f"{place} has {owners} owners, the free list has it {times} times")
-            if (said := self._frozen[place]) != (times := frozen.get(place, 0)):
-                wrong.append(f"{place} has {owners} owners, {said} of them frozen, not {times}")
-        wrong = [f"{self.name} {each}" for each in wrong]
+        name, free, wrong = self.name, Counter(self.free_places()), list[str]()
+        for place, owners in islice(enumerate(self.owners()), 1, None):  # [] of a Counter is slow
+            if owners != (n := listed.get(place, 0)):
+                wrong.append(f"{name} {place} has {owners} owners, tables list it {n} times")
+            if (n := free.get(place, 0)) != (owners == 0 and self._exists(place)):
+                wrong.append(f"{name} {place} has {owners} owners, the free list has it {n} times")
+            if (said := self._frozen[place]) != (n := frozen.get(place, 0)):
+                wrong.append(f"{name} {place} has {owners} owners, {said} of them frozen, not {n}")
         cold = [place for place, count in enumerate(self._frozen) if count]
         if self._num_evictable != sum(map(self.is_evictable, cold)):
             wrong.append(f"{self.name}: {self._num_evictable} are said to be evictable")

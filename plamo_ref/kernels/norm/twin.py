@@ -20,9 +20,9 @@ from plamo_ref.quantization.weight import Activations
 
 def rms_norm(x: Tensor, gain: Tensor, eps: float) -> Tensor:
     """Over the last dimension of x, which has any shape; gain must broadcast against x."""
-    wide = x if x.dtype.itemsize >= 4 else x.float()
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
     wide = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
-    return wide.type_as(x) * gain
+    return wide.to(x.dtype) * gain
 
 
 def add_norm(
