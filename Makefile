@@ -3,13 +3,13 @@
 #
 #   PYTHON=python3.12   the Python that makes .venv (else the first suitable one is taken)
 #   PIP_ARGS=…          more options for pip; its own settings (pip.conf, PIP_…) hold as well
-#   JOBS=4              processes that share the tests, a file at a time; two more than there are
+#   JOBS=3              processes that share the tests, a file at a time; one more than there are
 #                       cores, since some wait for a browser or a server
 
 VENV := .venv
 LITE := $(VENV)/lite
 RUN := $(VENV)/bin/python -m
-JOBS ?= 4
+JOBS ?= 3
 # What is imported is compiled then, a tenth of all; to compile everything would take a minute.
 INSTALL = $(RUN) pip install --disable-pip-version-check --no-compile $(PIP_ARGS)
 # What --group lite means; a pip that came with Python does not know it.

@@ -28,7 +28,7 @@ TARGETS = {
     "format",
     "clean",
 }
-PYTEST = "pytest -n 4 --dist loadfile --no-loadscope-reorder -m "  # … and the marks
+PYTEST = "pytest -n 3 --dist loadfile --no-loadscope-reorder -m "  # … and the marks
 
 needs_make = pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
 
@@ -67,7 +67,9 @@ def clone(tmp_path):
 
 
 def call(clone: Path, *command: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    base = {k: v for k, v in os.environ.items() if k not in ("PYTHON", "MAKEFLAGS", "MAKELEVEL")}
+    base = {
+        k: v for k, v in os.environ.items() if k not in ("PYTHON", "JOBS", "MAKEFLAGS", "MAKELEVEL")
+    }
     path = f"{clone.parent / 'bin'}:{environment.pop('PATH', os.environ['PATH'])}"
     mine = {"PATH": path, "LOG": str(clone.parent / "log"), "VERSION": "3.12"}
     return subprocess.run(
