@@ -138,3 +138,18 @@ def test_copies_do_not_change_the_pool():
 @given(st.integers(2, 40))
 def test_the_null_place_is_never_handed_out(size):
     assert NULL_PLACE not in Pool("block", size).take(size - 1)
+
+
+def test_the_audit_tells_a_frozen_owner_from_one_at_work():
+    """Each place has as many owners as are listed; they differ in which of them is frozen."""
+    pool = Pool("full block", 4)
+    a, b = pool.take(2)
+    pool.freeze([a])
+    listed = Counter([a, b])
+    assert pool.differences(listed, Counter([a])) == []
+    assert sorted(pool.differences(listed, Counter([b]))) == sorted(
+        [
+            f"full block {a} has 1 owners, 1 of them frozen, not 0",
+            f"full block {b} has 1 owners, 0 of them frozen, not 1",
+        ]
+    )
